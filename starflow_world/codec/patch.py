@@ -1,0 +1,103 @@
+"""Linear codecs on patches of pixels.
+
+`patch`: space-to-depth, exact and weightless; pixels are scaled to [-1, 1], so one grey level is 2 / 255.
+`pca`: the leading components of the distinct patches of a data set, each scaled to the same variance over them. Distinct
+patches, so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft clip of the flow's
+means. The basis is part of the checkpoint: signs of singular vectors depend on the machine.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import CodecConfig
+from ..errors import DataError
+
+LARGEST_LATENT = 2.0
+
+
+class PatchCodec(nn.Module):
+    """frames (B, T, H, W, 3) u8 -> latents (B, T, n, c) and back; sites of merge x merge patches make a token.
+
+    Buffers (kind pca): `mean` (3 p^2,), `analysis` (3 p^2, k) pixels -> components, `synthesis` (k, 3 p^2).
+    """
+
+    mean: Tensor
+    analysis: Tensor
+    synthesis: Tensor
+
+    def __init__(self, config: CodecConfig, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.config, self.size = config, size
+        if config.kind == "pca":
+            pixels, count = 3 * config.patch**2, config.components
+            self.register_buffer("mean", torch.zeros(pixels))
+            self.register_buffer("analysis", torch.zeros(pixels, count))
+            self.register_buffer("synthesis", torch.zeros(count, pixels))
+
+    @property
+    def invertible(self) -> bool:
+        """Whether every pixel survives, up to rounding, by construction."""
+        return self.config.kind == "patch"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens per column and row of a frame."""
+        scale = self.config.patch * self.config.merge
+        return self.size[0] // scale, self.size[1] // scale
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """frames (B, T, H, W, 3) u8 -> latents (B, T, n, c) float."""
+        patches = self._patches(frames)
+        if self.config.kind == "patch":
+            sites = patches.float() / 127.5 - 1
+        else:
+            sites = (patches.to(self.mean.dtype) - self.mean) @ self.analysis
+        (h, w), m = self.grid, self.config.merge
+        sites = sites.unflatten(2, (h, m, w, m)).transpose(3, 4)
+        return sites.reshape(*frames.shape[:2], h * w, -1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (B, T, n, c) -> frames (B, T, H, W, 3) u8."""
+        (h, w), m = self.grid, self.config.merge
+        sites = latents.unflatten(3, (m, m, -1)).unflatten(2, (h, w)).transpose(3, 4).flatten(2, 5)
+        if self.config.kind == "patch":
+            patches = (sites + 1) * 127.5
+        else:
+            patches = sites.to(self.mean.dtype) @ self.synthesis + self.mean
+        patches = patches.round().clamp(0, 255).to(torch.uint8)
+        p = self.config.patch
+        pixels = patches.unflatten(3, (p, p, 3)).unflatten(2, (h * m, w * m)).transpose(3, 4)
+        return pixels.reshape(*latents.shape[:2], *self.size, 3)
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        p, (height, width) = self.config.patch, self.size
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3):
+            raise DataError(
+                f"frames: expected uint8 (rows, frames, {height}, {width}, 3), found {frames.dtype} {tuple(frames.shape)}; "
+                "resize the frames to the world's size"
+            )
+        return frames.unflatten(3, (width // p, p)).unflatten(2, (height // p, p)).transpose(3, 4).flatten(4, 6).flatten(2, 3)
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor, most: int = 4096) -> None:
+        """Fit the basis (kind pca) to the distinct patches of frames (N, H, W, 3) u8, `most` at the most."""
+        if self.config.kind != "pca":
+            return
+        distinct = torch.unique(self._patches(frames[None]).flatten(0, 2), dim=0)
+        if len(distinct) > most:
+            distinct = distinct[torch.linspace(0, len(distinct) - 1, most).long()]
+        if len(distinct) <= self.config.components:
+            raise DataError(
+                f"codec: expected more than {self.config.components} distinct patches, found {len(distinct)}; "
+                "give more data or fewer components"
+            )
+        patches = distinct.double()
+        mean = patches.mean(0)
+        _, singular, basis = torch.linalg.svd(patches - mean, full_matrices=False)
+        count = self.config.components
+        deviation = (singular[:count] / len(patches) ** 0.5).clamp_min(1e-3)
+        largest = ((patches - mean) @ basis[:count].T / deviation).abs().max()
+        deviation = deviation * largest / LARGEST_LATENT
+        self.mean.copy_(mean)
+        self.analysis.copy_(basis[:count].T / deviation)
+        self.synthesis.copy_(basis[:count] * deviation[:, None])

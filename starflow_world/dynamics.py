@@ -1,0 +1,240 @@
+"""How a state moves: imagine or be told a frame, then one common commit; slides; rebuilt caches.
+
+The emitted tokens are exactly those whose keys are in the cache, and the means and scales of the pass that wrote them give
+their exact log-probability. A row's result depends on no other row.
+
+Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .errors import DataError, StateError
+from .flow import Affine, Inverse, KVCache, solve
+from .flow.sample import sample_deep
+from .networks import Networks
+from .noise import normals, uniforms
+from .state import Transition, WorldState
+
+
+class Dynamics:
+    """The moves of one world's states."""
+
+    def __init__(self, networks: Networks, world_id: str) -> None:
+        self.networks, self.config, self.world_id = networks, networks.config, world_id
+        self.tables = networks.flow.tables(self.config.grid, self.config.window)
+        self.tokens = self.config.grid[0] * self.config.grid[1]
+        self.text_length = 0 if networks.text is None else self.config.flow.text_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.networks.flow.deep.start.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of latents, tokens and nats."""
+        return self.networks.flow.deep.start.dtype
+
+    @property
+    def memory(self) -> int:
+        """Noisy latent frames that the denoiser looks back on, W'."""
+        denoiser = self.networks.flow.denoiser
+        return 0 if denoiser is None else min(denoiser.memory, self.config.window - 1)
+
+    def field_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the canonical fields of a state behind the row axis."""
+        n, c, window = self.tokens, self.config.channels, self.config.window
+        flat = self.networks.action.project.in_features
+        shapes: dict[str, tuple[int, ...]] = {"tokens": (window, n, c), "latents": (self.memory, n, c)}
+        return shapes | {"actions": (window, flat), "length": (), "step": (), "key": ()}
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
+        """States (B, L, d) of one string per row; None for a world without text."""
+        if self.networks.text is None and any(texts):
+            raise DataError(f"text: expected none, because world {self.config.name} takes no text; found {texts[0]!r:.60}")
+        return self.networks.encode_text(list(texts))
+
+    def noisy(self, frames: Tensor, keys: Tensor, first: Tensor) -> Tensor:
+        """Noisy latents (B, T, n, c) of frames (B, T, H, W, 3) whose steps are first (B,), first + 1, ..."""
+        count, shape = frames.shape[1], (self.tokens, self.config.channels)
+        noise = torch.stack([normals(keys, first + t, "observation", shape) for t in range(count)], dim=1)
+        latents = self.networks.codec.encode(frames).to(self.dtype)
+        return latents + self.config.noise_level * noise.to(self.device, self.dtype)
+
+    # ---- states --------------------------------------------------------------------------------------------------
+
+    def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
+        """Rows before their first frame."""
+        rows, shapes = len(texts), self.field_shapes()
+        tokens, latents, actions = (
+            torch.zeros(rows, *shapes[name], device=self.device, dtype=self.dtype) for name in ("tokens", "latents", "actions")
+        )
+        text, zeros = self.encode_text(texts), torch.zeros(rows, dtype=torch.int64)
+        return WorldState(
+            tokens, latents, actions, text, tuple(texts), zeros, zeros, torch.tensor(keys, dtype=torch.int64),
+            self.networks.flow.start_cache(text, rows, self.tables), self.world_id,
+        )
+
+    def own(self, state: WorldState, *, reuse: bool) -> WorldState:
+        """The state with a cache that nobody else holds, and room for a frame in every row."""
+        if state.world_id != self.world_id:
+            raise StateError(f"state: expected one of world {self.world_id[:12]}, found one of {state.world_id[:12]}")
+        cache = state.take_cache() if reuse else state.cache
+        state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
+        full = (state.length >= self.config.window).nonzero()[:, 0]
+        return self._slide(state, full) if len(full) else state
+
+    def rebuilt(self, state: WorldState) -> WorldState:
+        """The state with a cache made from its canonical fields, row by row."""
+        caches = []
+        for row in range(len(state)):
+            one, count = slice(row, row + 1), int(state.length[row])
+            text = None if state.text is None else state.text[one]
+            cache = self.networks.flow.start_cache(text, 1, self.tables)
+            if count:
+                cache = self._encode(cache, state.tokens[one, :count], state.actions[one, :count])
+            caches.append(cache)
+        return replace(state, cache=KVCache.stack(caches))
+
+    def _slide(self, state: WorldState, rows: Tensor) -> WorldState:
+        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, each row on its own."""
+        keep, window, cache = self.config.context, self.config.window, state.cache
+        assert cache is not None
+        tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
+        for row in rows.tolist():
+            one = slice(row, row + 1)
+            tokens[row, :keep] = state.tokens[row, window - keep :]
+            actions[row, :keep] = state.actions[row, window - keep :]
+            fresh = cache if len(state) == 1 else cache.select(torch.tensor([row]))
+            fresh = self._encode(fresh.rollback(self.text_length), tokens[one, :keep], actions[one, :keep])
+            cache = fresh if len(state) == 1 else cache.insert(torch.tensor([row]), fresh)
+        length[rows] = keep
+        return replace(state, tokens=tokens, actions=actions, length=length, cache=cache)
+
+    def _encode(self, cache: KVCache, u: Tensor, actions: Tensor) -> KVCache:
+        """Commit whole frames u (B, T, n, c) at the start of a window."""
+        flow = self.networks.flow
+        added = flow.condition(u, None, self.networks.action(actions), self.tables.grid)
+        inputs = flow.deep.shift(u.flatten(1, 2))
+        return flow.extend(cache, inputs, added, self.tables, text=self.text_length)[0]
+
+    # ---- moves ---------------------------------------------------------------------------------------------------
+
+    def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
+        """Imagine one frame behind an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed one."""
+        flow, decode = self.networks.flow, self.config.decode
+        previous, before, present = self._before(state)
+        noise = self._prior(state) if noise is None else noise.to(self.device, self.dtype)
+        guess = torch.where(present, previous, noise)
+        predict = self._predictor(state, previous, flat)
+        solved = solve(predict, before, noise, guess, tolerance=decode.tolerance, max_sweeps=decode.max_sweeps)
+        x, logdet, _ = flow.shallow_inverse(solved.tokens[:, None], self.tables)
+        return self._commit(state, flat[:, None], solved.tokens[:, None], x, logdet, solved.affine, solved)
+
+    def advance_guided(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
+        """Imagine the first frame of empty rows, guided from no text towards their text; nats are the unguided model's."""
+        flow, null = self.networks.flow, self.encode_text([""] * len(state))
+        sampled = sample_deep(
+            flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance,
+            tolerance=self.config.decode.tolerance,
+        )
+        x, _, _ = flow.shallow_inverse(sampled.u, self.tables)
+        flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
+        state, transition = self.told(state, flat[:, None], x, None)
+        return state, replace(
+            transition, sweeps=sampled.sweeps[:, 0], residual=sampled.residual[:, 0], converged=sampled.converged[:, 0]
+        )
+
+    def told(
+        self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
+    ) -> tuple[WorldState, Transition]:
+        """Observe T frames of noisy latents x (B, T, n, c) behind an owned state with room for them.
+
+        More than one frame only behind empty rows. `frames` are returned instead of decoded ones where given.
+        """
+        flow = self.networks.flow
+        u, logdet = flow.shallow_forward(x, self.tables)
+        if x.shape[1] == 1:
+            previous, before, _ = self._before(state)
+            affine = self._predictor(state, previous, flat[:, 0])(torch.cat((before, u[:, 0, :-1]), dim=1))
+        else:
+            assert state.cache is not None
+            added = flow.condition(u, None, self.networks.action(flat), self.tables.grid)
+            inputs = flow.deep.shift(u.flatten(1, 2))
+            _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
+        return self._commit(state, flat, u, x, logdet, affine, None, frames)
+
+    def _prior(self, state: WorldState) -> Tensor:
+        noise = normals(state.key, state.step, "prior", (self.tokens, self.config.channels))
+        return noise.to(self.device, self.dtype)
+
+    def _before(self, state: WorldState) -> tuple[Tensor, Tensor, Tensor]:
+        """The previous frame (B, n, c), zeros where there is none; the token in front (B, 1, c); which rows have one."""
+        row = torch.arange(len(state))
+        present = (state.length > 0).to(self.device)[:, None, None]
+        previous = state.tokens[row, (state.length - 1).clamp_min(0)] * present
+        return previous, torch.where(present, previous[:, -1:], self.networks.flow.deep.start), present
+
+    def _predictor(self, state: WorldState, previous: Tensor, flat: Tensor):  # type: ignore[no-untyped-def]
+        """The deep block at the next frame's positions."""
+        flow = self.networks.flow
+        assert state.cache is not None
+        added = flow.condition(previous[:, None], previous, self.networks.action(flat)[:, None], self.tables.grid)
+        return flow.predictor(state.cache, added, self.tokens, self.tables, text=self.text_length)
+
+    def _commit(
+        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, logdet: Tensor, affine: Affine,
+        solved: Inverse | None, frames: Tensor | None = None,
+    ) -> tuple[WorldState, Transition]:
+        """The one way a state grows: T frames u, x, logdet (B, T, n, c) with what the deep block said about them."""
+        count, rows = u.shape[1], len(state)
+        row = torch.arange(rows)[:, None]
+        place = state.length[:, None] + torch.arange(count)
+        tokens, actions = state.tokens.clone(), state.actions.clone()
+        tokens[row, place], actions[row, place] = u, flat
+        seen = torch.cat((state.latents, x), dim=1)
+        cache = state.cache
+        assert cache is not None
+        grown = replace(
+            state, tokens=tokens, actions=actions, latents=seen[:, seen.shape[1] - self.memory :],
+            length=state.length + count, step=state.step + count, cache=cache.commit(count * self.tokens),
+        )
+        nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3])[:, -1] + logdet[:, -1]
+        z, _ = affine.to_noise(u.flatten(1, 2))
+        reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], u[:, -1])
+        zeros = torch.zeros(rows, device=self.device)
+        return grown, Transition(
+            frames=frames[:, -1:] if frames is not None else self._picture(grown, seen, state.text),
+            latents=x[:, -1], noise=z[:, -self.tokens :], reward=reward, end_probability=probability, end=end,
+            nats=nats.sum((-1, -2)), token_nats=nats.sum(-1),
+            sweeps=solved.sweeps if solved else zeros.long(), residual=solved.residual if solved else zeros,
+            converged=solved.converged if solved else zeros == 0,
+        )
+
+    def _picture(self, state: WorldState, seen: Tensor, text: Tensor | None) -> Tensor:
+        """The last frame, denoised and decoded, (B, 1, H, W, 3) u8; `seen` (B, T, n, c) are noisy latents."""
+        flow, frames = self.networks.flow, self.memory + 1
+        latents = seen[:, -frames:]
+        if flow.denoiser is not None:
+            age = torch.arange(latents.shape[1] - 1, -1, -1)
+            valid = (age < state.step[:, None]).to(self.device)
+            latents = flow.denoise(latents, text, self.tables, valid)
+        return self.networks.codec.decode(latents[:, -1:])
+
+    def _outcome(self, state: WorldState, hidden: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Expected reward, p(end) and the end that is drawn or thresholded, (B,) each."""
+        head = self.networks.outcome
+        if head is None:
+            unknown = torch.full((len(state),), torch.nan, device=self.device)
+            return unknown, unknown, torch.zeros(len(state), dtype=torch.bool, device=self.device)
+        outcome = head(hidden, u)
+        probability = outcome.end_logit.sigmoid()
+        threshold = torch.full((len(state),), 0.5, dtype=torch.float64)
+        if self.config.outcome.end == "sample":
+            threshold = uniforms(state.key, state.step, "end")
+        return head.reward(outcome), probability, probability.double() > threshold.to(self.device)

@@ -1,0 +1,8 @@
+"""The normalizing flow of STARFlow-V: torch tensors in, torch tensors out."""
+
+from .block import Affine, Block
+from .cache import KVCache
+from .inverse import Inverse, solve
+from .model import Flow, Tables
+
+__all__ = ["Affine", "Block", "Flow", "Inverse", "KVCache", "Tables", "solve"]

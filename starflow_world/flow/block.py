@@ -1,0 +1,122 @@
+"""The affine autoregressive block (STARFlow-V, section 3.1; TARFlow, section 3.1), shallow and deep.
+
+Token i of a sequence is shifted and scaled by what a causal transformer makes of a start token and tokens < i:
+
+    o_i = 4 tanh(head(...) / 4);   (a, mu) = split(o_i);   sigma = softplus(a + ln(e - 1))
+    z_i = (x_i - mu) / sigma;      log|dz/dx| = -log sigma
+
+Affine maps and logarithms are float32 at least, whatever the network's dtype.
+Shapes: B rows, S tokens, c channels, d width.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import KVCache
+from .layers import FinalNorm, Layer, Rotary
+
+SOFT_CLIP = 4.0
+UNIT_SCALE = math.log(math.e - 1)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What the block predicts for each token: mean and scale (B, S, c), and the hidden states (B, S, d) behind them."""
+
+    mean: Tensor
+    scale: Tensor
+    hidden: Tensor
+
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
+        return (x - self.mean) / self.scale, -self.scale.log()
+
+    def nats(self, x: Tensor) -> Tensor:
+        """log N(x; mean, scale) per dimension, (B, S, c)."""
+        z, logdet = self.to_noise(x)
+        return logdet - 0.5 * (z * z + math.log(2 * math.pi))
+
+
+class Block(nn.Module):
+    """A transformer with a start token, an input projection and an affine head that starts as the identity.
+
+    With `text_width` > 0 a prefix of text is seen by every token. `reverse`: tokens of a frame are taken last first.
+    """
+
+    def __init__(
+        self, channels: int, width: int, layers: int, head_width: int, *, reverse: bool = False, text_width: int = 0
+    ) -> None:
+        super().__init__()
+        self.reverse = reverse
+        self.heads, self.head_width = width // head_width, head_width
+        self.start = nn.Parameter(torch.randn(channels) * 0.02)
+        self.project_in = nn.Linear(channels, width)
+        self.project_text = nn.Linear(text_width, width) if text_width else None
+        self.layers = nn.ModuleList(Layer(width, head_width) for _ in range(layers))
+        self.norm = FinalNorm(width)
+        self.head = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def shift(self, x: Tensor) -> Tensor:
+        """The network's inputs for the tokens x (B, S, c): the start token, then all tokens but the last."""
+        return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)
+
+    def affine(self, hidden: Tensor) -> Affine:
+        """The head on hidden states (B, S, d), in the dtype of the weights (float32 or float64)."""
+        hidden = self.norm(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            out = F.linear(hidden, self.head.weight, self.head.bias)
+        scale, mean = (SOFT_CLIP * torch.tanh(out / SOFT_CLIP)).chunk(2, dim=-1)
+        return Affine(mean, F.softplus(scale + UNIT_SCALE), hidden)
+
+    def predict(
+        self, inputs: Tensor, rotary: Rotary, cache: KVCache | None = None, mask: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> Affine:
+        """Means and scales for the tokens that follow `inputs` (B, S, c); keys go behind the valid ones of `cache`.
+
+        `added` (B, S, d) is a condition added to the projected inputs. `mask` is `cache.visible(S)`.
+        """
+        hidden = self.project_in(inputs)
+        if added is not None:
+            hidden = hidden + added
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotary, mask, cache, index)
+        return self.affine(hidden)
+
+    def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Rotary, added: Tensor | None = None) -> Affine:
+        """As `predict`, for a whole sequence behind `text` (B, L, text width), without a cache; rotary covers L + S."""
+        assert self.project_text is not None
+        hidden = self.project_in(inputs)
+        if added is not None:
+            hidden = hidden + added
+        hidden = torch.cat((self.project_text(text), hidden), dim=1)
+        for layer in self.layers:
+            hidden = layer(hidden, rotary)
+        return self.affine(hidden[:, text.shape[1] :])
+
+    def write_text(self, text: Tensor, rotary: Rotary, cache: KVCache) -> KVCache:
+        """`cache` (empty rows) with the keys of text (B, L, text width) committed."""
+        assert self.project_text is not None
+        mask = cache.visible(text.shape[1])
+        hidden = self.project_text(text)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotary, mask, cache, index)
+        return cache.commit(text.shape[1])
+
+    def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for this block's layers with nothing valid."""
+        weight = self.project_in.weight
+        dtype = weight.dtype if dtype is None else dtype
+        return KVCache.empty(
+            len(self.layers), rows, capacity, self.heads, self.head_width, dtype=dtype, device=weight.device
+        )
+
+    def in_order(self, x: Tensor) -> Tensor:
+        """x (..., n, c) in the block's own token order; its own inverse."""
+        return x.flip(-2) if self.reverse else x

@@ -1,0 +1,104 @@
+"""Keys and values of committed tokens, as a value with a length per row.
+
+A `KVCache` is storage plus the number of valid positions of each row. `write` puts the keys of the positions that are
+being computed behind the valid ones and changes no length: until `commit` returns a longer value they are scratch.
+Keys are stored rotated, once. Several values may share storage; `clone` ends that.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """keys, values (layers, B, capacity, H, e); length (B,) on the CPU: valid positions of each row."""
+
+    keys: Tensor
+    values: Tensor
+    length: Tensor
+
+    @staticmethod
+    def empty(
+        layers: int, rows: int, capacity: int, heads: int, head_width: int, *, dtype: torch.dtype, device: torch.device
+    ) -> "KVCache":
+        """A cache of `rows` rows with nothing valid; zeros, because masked positions must still be finite numbers."""
+        shape = (layers, rows, capacity, heads, head_width)
+        keys = torch.zeros(shape, dtype=dtype, device=device)
+        return KVCache(keys, torch.zeros_like(keys), torch.zeros(rows, dtype=torch.long))
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, B."""
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that a row can hold."""
+        return self.keys.shape[2]
+
+    @property
+    def uniform(self) -> int | None:
+        """The length that a single row has; None with more rows, which are always treated as of different lengths:
+        then a row's result cannot depend on how long its companions are."""
+        return int(self.length[0]) if self.rows == 1 else None
+
+    def visible(self, count: int) -> Tensor | None:
+        """Mask (B or 1, 1, count, keys) for `count` new positions behind the valid ones; None where all are seen."""
+        length = self.uniform
+        if length is not None:
+            if count == 1:
+                return None
+            new = torch.ones(count, count, dtype=torch.bool, device=self.keys.device).tril()
+            return torch.cat((new.new_ones(count, length), new), dim=1)[None, None]
+        last = self.length[:, None] + torch.arange(count)
+        mask = torch.arange(self.capacity) <= last[:, :, None]
+        return mask[:, None].to(self.keys.device)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, keys, H, e)."""
+        keys, values, count = self.keys[layer], self.values[layer], key.shape[1]
+        if self.uniform is not None:
+            end = self.uniform + count
+            keys[:, self.uniform : end] = key
+            values[:, self.uniform : end] = value
+            return keys[:, :end], values[:, :end]
+        row = torch.arange(self.rows, device=keys.device)[:, None]
+        position = (self.length[:, None] + torch.arange(count)).to(keys.device)
+        keys[row, position] = key.to(keys.dtype)
+        values[row, position] = value.to(values.dtype)
+        return keys, values
+
+    def commit(self, count: int | Tensor) -> "KVCache":
+        """The value in which the `count` positions written last are valid too."""
+        return replace(self, length=self.length + count)
+
+    def rollback(self, length: int | Tensor) -> "KVCache":
+        """The value with only the first `length` positions of each row valid."""
+        return replace(self, length=torch.zeros_like(self.length) + length)
+
+    def select(self, rows: Tensor) -> "KVCache":
+        """The given rows, copied."""
+        where = rows.to(self.keys.device)
+        return KVCache(self.keys[:, where], self.values[:, where], self.length[rows])
+
+    def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
+        """The value in which `rows` are replaced by the rows of `other`; the storage is written."""
+        where = rows.to(self.keys.device)
+        self.keys[:, where] = other.keys
+        self.values[:, where] = other.values
+        return replace(self, length=self.length.index_copy(0, rows, other.length))
+
+    @staticmethod
+    def stack(caches: "list[KVCache]") -> "KVCache":
+        """All rows of several caches of one capacity, copied."""
+        return KVCache(
+            torch.cat([cache.keys for cache in caches], dim=1),
+            torch.cat([cache.values for cache in caches], dim=1),
+            torch.cat([cache.length for cache in caches]),
+        )
+
+    def clone(self) -> "KVCache":
+        """A copy that shares no storage."""
+        return KVCache(self.keys.clone(), self.values.clone(), self.length.clone())

@@ -1,0 +1,75 @@
+"""The denoiser of flow-score matching (STARFlow-V, section 3.2).
+
+A transformer regresses on the gradient of the flow's own negative log-probability; one Tweedie step with it turns noisy
+latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. Frame f attends to the
+frames f + look_ahead - window .. f + look_ahead, layer by layer, so with no look-ahead in any layer it is causal.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FlowConfig
+from .layers import FinalNorm, Layer, Rotary
+
+
+class Denoiser(nn.Module):
+    """noisy latents (B, T, n, c) -> d (B, T, n, c); reads the text where the flow's config says so."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        width = config.denoiser_width
+        self.window = config.denoiser_window
+        self.look_ahead = config.denoiser_look_ahead or (0,) * config.denoiser_layers
+        self.project_in = nn.Linear(config.channels, width)
+        text_width = config.text_width if config.denoiser_text else 0
+        self.project_text = nn.Linear(text_width, width) if text_width else None
+        self.layers = nn.ModuleList(Layer(width, config.head_width) for _ in range(config.denoiser_layers))
+        self.norm = FinalNorm(width)
+        self.head = nn.Linear(width, config.channels)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def memory(self) -> int:
+        """Frames before the present one that its output depends on."""
+        return sum(self.window - ahead for ahead in self.look_ahead)
+
+    def mask(self, look_ahead: int, frames: int, tokens: int, text: int, *, window: int | None) -> Tensor:
+        """(text + frames * tokens) squared, True where a query (row) may attend; text comes first.
+
+        Text sees the text and the first `look_ahead` + 1 frames where there is a look-ahead; only the text where not.
+        """
+        index = torch.arange(frames).repeat_interleave(tokens)
+        ahead = index[None, :] - index[:, None]
+        video = (ahead <= look_ahead) & (ahead >= look_ahead - (frames if window is None else window))
+        seen_by_text = index <= look_ahead if look_ahead else torch.zeros_like(index, dtype=torch.bool)
+        mask = torch.ones(text + len(index), text + len(index), dtype=torch.bool)
+        mask[text:, text:] = video
+        mask[:text, text:] = seen_by_text
+        return mask
+
+    def forward(
+        self, x: Tensor, text: Tensor | None, rotary: Rotary, valid: Tensor | None = None
+    ) -> Tensor:
+        """x (B, T, n, c), text (B, L, text width) or None; rotary covers (L +) T * n positions.
+
+        `valid` (B, T) marks the frames that exist; the others are not looked at.
+        """
+        frames, tokens = x.shape[1:3]
+        hidden = self.project_in(x.flatten(1, 2))
+        length = 0
+        if self.project_text is not None:
+            assert text is not None
+            length = text.shape[1]
+            hidden = torch.cat((self.project_text(text.to(hidden.dtype)), hidden), dim=1)
+        keys = None
+        if valid is not None and not bool(valid.all()):
+            keys = torch.ones(len(x), 1, 1, hidden.shape[1], dtype=torch.bool, device=x.device)
+            keys[:, 0, 0, length:] = valid.repeat_interleave(tokens, dim=1)
+            keys = keys | torch.eye(hidden.shape[1], dtype=torch.bool, device=x.device)
+        for layer, ahead in zip(self.layers, self.look_ahead, strict=True):
+            mask = self.mask(ahead, frames, tokens, length, window=self.window).to(x.device)
+            hidden = layer(hidden, rotary, mask if keys is None else mask & keys)
+        hidden = self.norm(hidden[:, length:])
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden).unflatten(1, (frames, tokens))

@@ -1,0 +1,141 @@
+"""Transformer layers of STARFlow-V: pre-norm attention with rotary positions on three axes, GELU feed-forward.
+
+Shapes: B rows, S sequence, d width, H heads of e = d / H. Rotary tables are pairs (cos, sin), each (1 or B, S, e / 2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import KVCache
+
+Rotary = tuple[Tensor, Tensor]
+TIME_PAIRS = 8
+
+
+def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Rotary:
+    """Cosines and sines for `positions` (..., S, 3) of (row, column, time): tables (..., S, e / 2).
+
+    The e / 2 rotary pairs are split into rows, columns and 8 for time (STARFlow-V, appendix; 12, 12, 8 at e = 64).
+    """
+    spatial = head_width // 2 - TIME_PAIRS
+    if spatial < 2 or spatial % 2:
+        raise ValueError(f"head width: expected 20 + 4k (rotary pairs: rows, columns, 8 for time), found {head_width}")
+    count = torch.arange(spatial // 2, dtype=torch.float64)
+    row_column = 10000.0 ** (-2 * count / spatial)
+    time = 10000.0 ** (-torch.arange(TIME_PAIRS, dtype=torch.float64) / TIME_PAIRS)
+    row, column, frame = positions.double().unbind(-1)
+    angles = torch.cat(
+        (row[..., None] * row_column, column[..., None] * row_column, frame[..., None] * time), dim=-1
+    )
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def grid_positions(frames: int, grid: tuple[int, int], scale: float) -> Tensor:
+    """Positions (frames * h * w, 3) of the tokens of `frames` frames in raster order; rows and columns are in units
+    that make every resolution `scale` wide on (geometric) average."""
+    h, w = grid
+    step = scale / (h * w) ** 0.5
+    time, row, column = torch.meshgrid(
+        torch.arange(frames, dtype=torch.float64),
+        torch.arange(h, dtype=torch.float64) * step,
+        torch.arange(w, dtype=torch.float64) * step,
+        indexing="ij",
+    )
+    return torch.stack((row, column, time), dim=-1).reshape(-1, 3)
+
+
+def text_positions(length: int, scale: float) -> Tensor:
+    """Positions (length, 3) of text tokens: on the time axis, from 0 towards `scale`."""
+    time = torch.arange(length, dtype=torch.float64) * (scale / max(length, 1))
+    return torch.stack((torch.zeros_like(time), torch.zeros_like(time), time), dim=-1)
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`."""
+    cos, sin = (table[:, :, None, None, :] for table in rotary)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+    """Scaled dot-product attention, (B, H, S, e) and (B, H, keys, e) -> (B, H, S, e).
+
+    When gradients are recorded on a CPU two plain products are used: the fused kernel's backward pass is 2 to 8 times
+    slower there (torch 2.13, 16 to 536 keys).
+    """
+    if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    return scores.softmax(-1) @ value
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; with a cache the queries also see what the cache holds."""
+
+    def __init__(self, width: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = width // head_width
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True where a query may look; None without a
+        cache means causal, with a cache that every key may be seen."""
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        query, key = rotate(qkv[:, :, :2], rotary).unbind(2)
+        value = qkv[:, :, 2]
+        if cache is not None:
+            key, value = cache.write(layer, key, value)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        causal = mask is None and cache is None
+        attended = attend(query, key.to(query.dtype), value.to(query.dtype), mask, causal=causal)
+        return self.out(attended.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """LayerNorm, four times wider GELU layer, back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d)."""
+        return self.down(F.gelu(self.up(self.norm(x))))
+
+
+class Layer(nn.Module):
+    """One transformer layer: attention, then feed-forward, each added to its input."""
+
+    def __init__(self, width: int, head_width: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, head_width)
+        self.feed_forward = FeedForward(width)
+
+    def forward(
+        self, x: Tensor, rotary: Rotary, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d)."""
+        x = x + self.attention(x, rotary, mask, cache, layer)
+        return x + self.feed_forward(x)
+
+
+class FinalNorm(nn.Module):
+    """Root-mean-square norm in float32 (at least) with the weight stored minus one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d) in the dtype of the weight."""
+        weight = 1 + self.weight
+        return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, 1e-6)

@@ -1,0 +1,255 @@
+"""The whole flow (STARFlow-V, section 3): shallow blocks inside a frame, one deep block over text and all frames.
+
+    u, _ = shallow(x)     each frame on its own, blocks in alternating token order
+    z, _ = deep(u)        causal over [text, all tokens of all frames]
+
+    log p(x_t | x_<t, text, conditions) = log N(u_t; mean, scale) + sum log|du_t/dx_t|
+
+Shapes: B rows, T frames, n tokens per frame, c channels, d deep width, L text length.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FlowConfig
+from ..errors import ConfigError
+from .block import Affine, Block
+from .cache import KVCache
+from .denoiser import Denoiser
+from .inverse import solve
+from .layers import Rotary, grid_positions, rotary_table, text_positions
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Rotary tables for one grid: `frame` (1, n, e/2) at time 0, `video` (1, W * n, e/2), `text` (1, L, e/2)."""
+
+    grid: tuple[int, int]
+    frame: Rotary
+    video: Rotary
+    text: Rotary
+
+    def whole(self, frames: int, *, text: bool) -> Rotary:
+        """Tables for [text,] `frames` frames in one sequence."""
+        end = frames * self.grid[0] * self.grid[1]
+        parts = [(t[:, :end], s) for t, s in zip(self.video, self.text, strict=True)]
+        cos, sin = (torch.cat((s, t), dim=1) if text else t for t, s in parts)
+        return cos, sin
+
+    def at(self, start: Tensor, count: int) -> Rotary:
+        """Tables (B, count, e/2) of the positions start, start + 1, ... of each row; start (B,) on the CPU."""
+        index = (start[:, None] + torch.arange(count)).to(self.video[0].device)
+        cos, sin = (table[0][index] for table in self.video)
+        return cos, sin
+
+
+class Flow(nn.Module):
+    """Tensors in, tensors out: knows no pixels, files, environments or strings."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, e, count = config.channels, config.head_width, config.shallow_blocks
+        self.shallow = nn.ModuleList(
+            Block(c, config.shallow_width, config.shallow_layers, e, reverse=(count - k) % 2 == 1) for k in range(count)
+        )
+        self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width)
+        self.neighbours = None
+        if config.neighbourhood:
+            k = config.neighbourhood
+            self.neighbours = nn.Conv2d(c, config.deep_width, k, padding=k // 2, bias=False)
+            nn.init.zeros_(self.neighbours.weight)
+        self.denoiser = Denoiser(config) if config.denoiser_layers else None
+
+    def tables(self, grid: tuple[int, int], frames: int) -> Tables:
+        """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""
+        start, scale, e = self.deep.start, self.config.position_scale, self.config.head_width
+        dtype = torch.promote_types(start.dtype, torch.float32)
+
+        def table(positions: Tensor) -> Rotary:
+            cos, sin = rotary_table(positions, e, dtype)
+            return cos[None].to(start.device), sin[None].to(start.device)
+
+        return Tables(
+            grid,
+            table(grid_positions(1, grid, scale)),
+            table(grid_positions(frames, grid, scale)),
+            table(text_positions(self.config.text_length, scale)),
+        )
+
+    # ---- shallow: every frame on its own -------------------------------------------------------------------------
+
+    def shallow_forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        """Noisy latents x (B, T, n, c) -> u and log|du/dx| per dimension, both (B, T, n, c)."""
+        shape = x.shape
+        x, total = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
+        for block in self._shallow_blocks():
+            x = block.in_order(x)
+            z, logdet = block.predict(block.shift(x), tables.frame).to_noise(x)
+            x, total = block.in_order(z), total + block.in_order(logdet)
+        return x.reshape(shape), total.reshape(shape)
+
+    def shallow_inverse(
+        self, u: Tensor, tables: Tables, *, tolerance: float | None = None, chunk: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """u (B, T, n, c) -> noisy latents x, log|du/dx| per dimension, and sweeps over all blocks (B, T).
+
+        Whole-frame Jacobi sweeps, all frames at once, down to rounding (`tolerance` in noise units); the result is one
+        further iterate, so its error is smaller still. `chunk` 1 decodes token by token, as the reference.
+        """
+        shape = u.shape
+        if tolerance is None:
+            tolerance = 1e-12 if u.dtype == torch.float64 else 1e-5
+        x, total = u.flatten(0, 1), torch.zeros_like(u).flatten(0, 1)
+        sweeps = torch.zeros(len(x), dtype=torch.long, device=u.device)
+        for block in reversed(self._shallow_blocks()):
+            z = block.in_order(x)
+            x, logdet, count = _invert_frame(block, z, tables.frame, tolerance, chunk)
+            x, total, sweeps = block.in_order(x), total + block.in_order(logdet), sweeps + count
+        return x.reshape(shape), total.reshape(shape), sweeps.reshape(shape[:2])
+
+    def _shallow_blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.shallow]
+
+    # ---- deep: causal over text and all frames -------------------------------------------------------------------
+
+    def condition(
+        self, u: Tensor, previous: Tensor | None, action: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor | None:
+        """What is added to the deep block's inputs for the frames that follow [previous,] u[:, :-1] ...
+
+        u (B, T, n, c): frame t gets the neighbourhood of frame t - 1, frame 0 that of `previous` (B, n, c) or nothing;
+        action (B, T, d): one vector per frame, added at all its tokens. Returns (B, T, n, d); None without conditions.
+        """
+        added = None
+        if self.neighbours is not None:
+            first = torch.zeros_like(u[:, 0]) if previous is None else previous
+            added = self.look_around(torch.cat((first[:, None], u[:, :-1]), dim=1), grid)
+        if action is not None:
+            per_token = action[:, :, None].expand(-1, -1, u.shape[2], -1)
+            added = per_token if added is None else added + per_token
+        return added
+
+    def look_around(self, u: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The projected neighbourhood of every token of u (B, T, n, c), (B, T, n, d)."""
+        assert self.neighbours is not None
+        image = u.flatten(0, 1).transpose(1, 2).unflatten(-1, grid)
+        return self.neighbours(image).flatten(2).transpose(1, 2).unflatten(0, u.shape[:2])
+
+    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Affine:
+        """Teacher forcing over u (B, T, n, c) in one pass, without a cache: means, scales, hidden (B, T * n, ...)."""
+        frames = u.shape[1]
+        inputs = self.deep.shift(u.flatten(1, 2))
+        added = None if added is None else added.flatten(1, 2)
+        if text is None:
+            return self.deep.predict(inputs, tables.whole(frames, text=False), added=added)
+        return self.deep.predict_with_text(inputs, text, tables.whole(frames, text=True), added)
+
+    def start_cache(
+        self, text: Tensor | None, rows: int, tables: Tables, *, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """An empty cache for a window of frames behind text (B, L, text width), the text committed."""
+        length = 0 if text is None else text.shape[1]
+        cache = self.deep.empty_cache(rows, length + tables.video[0].shape[1], dtype)
+        return cache if text is None else self.deep.write_text(text, tables.text, cache)
+
+    def extend(
+        self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
+    ) -> tuple[KVCache, Affine]:
+        """Commit the positions of `inputs` (B, S, c), the tokens shifted by one; `text` is L. Teacher forcing."""
+        predict, count = self.predictor(cache, added, inputs.shape[1], tables, text=text), inputs.shape[1]
+        affine = predict(inputs)
+        return cache.commit(count), affine
+
+    def predictor(self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int) -> "Predictor":
+        """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c)."""
+        added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
+        return Predictor(self.deep, cache, tables.at(cache.length - text, count), cache.visible(count), added)
+
+    # ---- denoising -----------------------------------------------------------------------------------------------
+
+    def denoise(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
+        """Clean latents for noisy latents x (B, T, n, c): one Tweedie step with the learned denoiser."""
+        return x - self.config.denoiser_step * self.denoiser_output(x, text, tables, valid)
+
+    def denoise_clip(self, x: Tensor, text: Tensor | None, tables: Tables, *, window: int, overlap: int) -> Tensor:
+        """As `denoise` for x (B, T, n, c) of any length, `window` frames at a time. Windows share `overlap` frames and
+        read noisy latents only, as in training (the published program feeds denoised frames to the next window).
+
+        A frame comes from a window that shows its future (up to half the overlap); the rest of the overlap is its past.
+        Equals `denoise` of the whole clip where these cover all that the denoiser sees, if it reads no text: in every
+        window the text is at other distances from the frames.
+        """
+        assert self.denoiser is not None
+        if not 0 <= overlap < window:
+            raise ConfigError(f"overlap: expected 0 <= overlap < window {window}, found {overlap}")
+        frames, later = x.shape[1], min(sum(self.denoiser.look_ahead), overlap // 2)
+        parts: list[Tensor] = []
+        done = 0
+        while done < frames:
+            start = max(min(done - overlap + later, frames - window), 0)
+            end = min(start + window, frames)
+            until = end if end == frames else end - later
+            clean = self.denoise(x[:, start:end], text, tables)
+            parts.append(clean[:, done - start : until - start])
+            done = until
+        return torch.cat(parts, dim=1)
+
+    def denoiser_output(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
+        """d (B, T, n, c), the learned gradient of the negative log-probability in units of sigma**2 / denoiser_step."""
+        assert self.denoiser is not None
+        reads_text = self.denoiser.project_text is not None
+        rotary = tables.whole(x.shape[1], text=reads_text)
+        return self.denoiser(x, text if reads_text else None, rotary, valid)
+
+    # ---- likelihood ----------------------------------------------------------------------------------------------
+
+    def nats(self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables) -> tuple[Tensor, Tensor]:
+        """log p per token of noisy latents x (B, T, n, c) given the past, (B, T, n), and the deep hidden states
+        (B, T, n, d); action (B, T, d) or None."""
+        u, logdet = self.shallow_forward(x, tables)
+        added = self.condition(u, None, action, tables.grid)
+        affine = self.deep_forward(u, text, added, tables)
+        nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
+        return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The deep block at fixed positions behind a cache; called once per sweep, it builds nothing anew."""
+
+    block: Block
+    cache: KVCache
+    rotary: Rotary
+    mask: Tensor | None
+    added: Tensor | None
+
+    def __call__(self, inputs: Tensor) -> Affine:
+        """Means and scales for the tokens that follow inputs (B, S, c)."""
+        return self.block.predict(inputs, self.rotary, self.cache, self.mask, self.added)
+
+
+def _invert_frame(
+    block: Block, z: Tensor, rotary: Rotary, tolerance: float, chunk: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    start = block.start.to(z.dtype).expand(len(z), 1, -1)
+    if chunk != 1:
+        solved = solve(lambda inputs: block.predict(inputs, rotary), start, z, z, tolerance=tolerance)
+        x = solved.affine.mean + solved.affine.scale * z
+        return x, -solved.affine.scale.log(), solved.sweeps
+    cache = block.empty_cache(len(z), z.shape[1])
+    parts: list[tuple[Tensor, Tensor]] = []
+    before = start
+    for position in range(z.shape[1]):
+        here = (rotary[0][:, position : position + 1], rotary[1][:, position : position + 1])
+        affine = block.predict(before, here, cache, cache.visible(1))
+        before = affine.mean + affine.scale * z[:, position : position + 1]
+        cache, parts = cache.commit(1), [*parts, (before, -affine.scale.log())]
+    return (
+        torch.cat([x for x, _ in parts], dim=1),
+        torch.cat([logdet for _, logdet in parts], dim=1),
+        torch.full((len(z),), z.shape[1], device=z.device),
+    )

@@ -1,0 +1,33 @@
+"""All trained parts of a world in one module: its state dict is the checkpoint."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .codec import make_codec
+from .conditioning import ActionEncoder, TextEncoder, space_from_json
+from .config import WorldConfig
+from .flow import Flow
+from .outcome import OutcomeHead
+
+
+class Networks(nn.Module):
+    """codec, flow, action encoder, and text encoder and outcome head where the config has them."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = make_codec(config)
+        self.flow = Flow(config.flow)
+        self.action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width)
+        self.text = TextEncoder(config.text) if config.text.kind != "none" else None
+        self.outcome = None
+        if config.outcome.width:
+            self.outcome = OutcomeHead(config.outcome, config.flow.deep_width, config.flow.channels)
+
+    def encode_text(self, texts: list[str]) -> Tensor | None:
+        """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""
+        if self.text is None:
+            return None
+        distinct, row = np.unique(np.array(texts), return_inverse=True)
+        return self.text([str(text) for text in distinct])[torch.from_numpy(row)]

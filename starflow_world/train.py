@@ -1,0 +1,263 @@
+"""Training: the flow by maximum likelihood, the denoiser by flow-score matching, outcomes by cross-entropy.
+
+Everything drawn in step s follows from (seed, s), so a run that was killed and resumed has the weights of one that was
+not. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .batches import Batch, Sampler
+from .checkpoint import load_training, save_checkpoint, save_training
+from .config import RecipeConfig, TrainConfig, WorldConfig, to_dict
+from .data import EpisodeDataset, Windows
+from .errors import ConfigError, StarflowError
+from .files import write_text
+from .flow import Tables
+from .networks import Networks
+
+MOST_SKIPPED = 10
+DENOISER_EVERY = 4
+FLAT_SHARE = 0.6
+MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.action_space")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Means over a batch: nats per dim; excess nats per frame over the noise floor, (B, T); and the three losses."""
+
+    nats_per_dim: Tensor
+    excess: Tensor
+    flow: Tensor
+    denoiser: Tensor
+    outcome: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised; denoiser and outcome are weighted already."""
+        return self.flow + self.denoiser + self.outcome
+
+
+def losses(
+    networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool
+) -> Losses:
+    """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step."""
+    flow, sigma = networks.flow, networks.config.noise_level
+    latents = networks.codec.encode(batch.frames)
+    x = latents + sigma * noise
+    x.requires_grad_(denoiser)
+    text = networks.encode_text(batch.texts)
+    nats, hidden, u = _likelihood(networks, x, text, batch, tables)
+    floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
+    dims = x.shape[2] * x.shape[3]
+    denoiser_loss = nats.new_zeros(())
+    if denoiser and flow.denoiser is not None:
+        (score,) = torch.autograd.grad(-nats.sum(), x, retain_graph=True)
+        target = score.detach() * sigma**2 / flow.config.denoiser_step
+        guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
+        denoiser_loss = config.denoiser_weight * (guess - target).square().mean()
+    return Losses(
+        nats.detach().sum(-1).mean() / dims,
+        (floor - nats.detach().sum(-1)),
+        -nats.sum(-1).mean() / dims,
+        denoiser_loss,
+        config.outcome_weight * _outcome_loss(networks, hidden, u, batch),
+    )
+
+
+def _likelihood(
+    networks: Networks, x: Tensor, text: Tensor | None, batch: Batch, tables: Tables
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats per token (B, T, n), hidden states (B, T, n, d) and u (B, T, n, c)."""
+    flow = networks.flow
+    u, logdet = flow.shallow_forward(x, tables)
+    added = flow.condition(u, None, networks.action(batch.actions), tables.grid)
+    affine = flow.deep_forward(u, text, added, tables)
+    nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
+    return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3]), u
+
+
+def _outcome_loss(networks: Networks, hidden: Tensor, u: Tensor, batch: Batch) -> Tensor:
+    if networks.outcome is None or hidden.shape[1] < 2:
+        return hidden.new_zeros(())
+    outcome = networks.outcome(hidden[:, 1:], u[:, 1:].detach())
+    reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:], batch.ends[:, 1:])
+    return reward.mean() + end.mean()
+
+
+def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the matrices inside transformer layers, AdamW for all else."""
+    named = [(name, p) for name, p in networks.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and name.startswith("flow.")]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4),
+    ]
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """Share of the full learning rate at a step: linear warm-up, flat, then linear to zero over the last 40 %."""
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    fall = (config.steps - step) / max(1.0, (1 - FLAT_SHARE) * config.steps)
+    return max(0.0, min(rise, fall, 1.0))
+
+
+class Trainer:
+    """Networks, optimizers and the number of the next step: all that a resumed run needs."""
+
+    def __init__(self, world: WorldConfig, config: TrainConfig, windows: Windows) -> None:
+        self.world, self.config = world, config
+        torch.manual_seed(config.seed)
+        self.networks = Networks(world)
+        self.optimizers = make_optimizers(self.networks, config)
+        self.sampler = Sampler(windows, config)
+        self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
+        self.step = self.skipped = self.skipped_in_a_row = 0
+
+    def fit_codec(self, most: int = 4096) -> None:
+        """Fit the codec to frames spread over the dataset."""
+        frames = self.sampler.windows.frames
+        index = torch.linspace(0, len(frames) - 1, min(most, len(frames))).long().numpy()
+        self.networks.codec.fit(torch.from_numpy(frames[index]))
+
+    def advance(self) -> dict[str, float]:
+        """One training step; returns its figures."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * rate(self.step, self.config)
+        denoiser = self.step % DENOISER_EVERY == 0 and self.networks.flow.denoiser is not None
+        found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
+        figures = {
+            "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(), "denoiser": found.denoiser.item(),
+        }
+        if found.excess.shape[1] > 1:
+            figures["excess"] = float(found.excess[:, 1:].mean())
+        if self.config.starts:
+            share = self.config.starts / self.config.frames
+            first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
+            figures["start_excess"] = float(first.excess.mean())
+        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self._update(bool(torch.isfinite(norm)) and math.isfinite(figures["nats_per_dim"]))
+        self.step += 1
+        return {"step": self.step, **figures, "norm": float(norm), "skipped": self.skipped}
+
+    def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool) -> Losses:
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + stream)
+        n, c = self.world.grid[0] * self.world.grid[1], self.world.channels
+        noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+            found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
+        (weight * found.total).backward()
+        return found
+
+    def _update(self, finite: bool) -> None:
+        if finite:
+            self.skipped_in_a_row = 0
+            for optimizer in self.optimizers:
+                optimizer.step()
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise StarflowError(
+                f"training: expected finite losses, found {MOST_SKIPPED} steps in a row that were not, up to step {self.step}; "
+                "lower train.learning_rate or look at the data"
+            )
+
+
+def train(
+    recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
+    init: Path | str | None = None, command: str = "",
+) -> Path:
+    """Train a world on the episodes in `data` into the folder `out`; returns it.
+
+    `resume` goes on where a killed run saved last; `init` starts from the weights of a checkpoint. Learning curves are
+    JSON lines in `out`/metrics.jsonl, figures of held-out episodes (`valid`) among them.
+    """
+    out, dataset = Path(out), EpisodeDataset(data)
+    world = replace(recipe.world, action_space=dataset.action_space_json)
+    trainer = Trainer(world, recipe.train, dataset.memory_map())
+    metrics = out / "metrics.jsonl"
+    if resume:
+        _resume(trainer, out, recipe)
+        _keep_until(metrics, trainer.step)
+    elif (out / "config.json").exists():
+        raise ConfigError(f"{out}: expected an empty folder, found a checkpoint; add --resume or choose another folder")
+    elif init is not None:
+        _initialise(trainer, init)
+    else:
+        trainer.fit_codec()
+    held_out = Sampler(EpisodeDataset(valid).memory_map(), replace(recipe.train, action_dropout=0.0, text_dropout=0.0)) if valid else None
+    card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
+    for figures in _run(trainer, out, recipe, card):
+        if held_out and (trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps):
+            figures |= validate(trainer, held_out)
+        with metrics.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+    return out
+
+
+def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> Iterator[dict[str, float]]:
+    """Advance to the last step, saving now and then; yields the figures of every step."""
+    config, saved = trainer.config, time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=config.steps, initial=trainer.step, desc=f"train {recipe.world.name}", unit="step") as bar:
+        while trainer.step < config.steps:
+            figures = trainer.advance()
+            yield figures
+            bar.update()
+            bar.set_postfix({key: f"{figures[key]:.3f}" for key in ("nats_per_dim", "excess") if key in figures})
+            if time.monotonic() - saved > 60 * config.save_minutes or trainer.step == config.steps:
+                facts = {"step": trainer.step, "skipped": trainer.skipped, "recipe": to_dict(recipe)}
+                save_training(out, trainer.networks, trainer.optimizers, facts)
+                save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step})
+                saved = time.monotonic()
+
+
+def _resume(trainer: Trainer, out: Path, recipe: RecipeConfig) -> None:
+    facts = load_training(out, trainer.networks, trainer.optimizers)
+    before, now = facts["recipe"], to_dict(recipe)
+    changed = [f"{part}.{key}" for part in ("world", "train") for key in now[part] if before[part].get(key) != now[part][key]]
+    changed = [name for name in changed if name not in MAY_CHANGE]
+    if changed:
+        raise ConfigError(f"{out}: expected the config that the run began with, found other values of {', '.join(changed)}")
+    trainer.step, trainer.skipped = facts["step"], facts["skipped"]
+
+
+def _initialise(trainer: Trainer, init: Path | str) -> None:
+    from .checkpoint import load_networks, load_strictly
+
+    networks, _ = load_networks(init)
+    load_strictly(trainer.networks, networks.state_dict(), init)
+
+
+def _keep_until(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that will be done again."""
+    if metrics.exists():
+        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_text(metrics, "".join(line + "\n" for line in lines))
+
+
+@torch.no_grad()
+def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str, float]:
+    """Excess nats per frame on held-out windows: first frames of true starts, and frames after the first."""
+    excess, first = [], []
+    for index in range(batches):
+        generator = torch.Generator().manual_seed(index)
+        for batch, found in ((held_out.batch(index), excess), (held_out.starts(index), first)):
+            n, c = trainer.world.grid[0] * trainer.world.grid[1], trainer.world.channels
+            noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
+            part = losses(trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False)
+            found.append(part.excess[:, 1:].flatten() if part.excess.shape[1] > 1 else part.excess.flatten())
+    return {"valid_excess": float(torch.cat(excess).mean()), "valid_start_excess": float(torch.cat(first).mean())}

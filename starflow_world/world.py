@@ -1,0 +1,228 @@
+"""The world: a pure function over an explicit state, and the only file that sees all parts.
+
+`step` imagines the next frame of every row, `observe` is told it; both end in the same commit and both return the exact
+log-probability of the (noisy) latent frame. What was imagined, when observed, gives the same state and the same nats.
+
+Shapes: B rows, W window, n tokens per frame, c channels. actions[:, t] is the action that led to frames[:, t].
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import load_networks, load_starts
+from .conditioning import flatten_actions, space_from_json
+from .config import to_dict
+from .dynamics import Dynamics
+from .errors import ActionError, CheckpointError, DataError, StateError
+from .networks import Networks
+from .noise import make_key
+from .state import Transition, WorldState
+
+SHIPPED = Path(__file__).parent / "worlds"
+
+
+class World:
+    """A learned world: networks, their digest, and the start set it was shipped with."""
+
+    def __init__(self, networks: Networks, world_id: str | None = None, starts: "Starts | None" = None) -> None:
+        self.networks, self.config, self.starts = networks.eval(), networks.config, starts
+        self.world_id = world_id or _digest(networks)
+        self.dynamics = Dynamics(networks, self.world_id)
+        self.action_space = space_from_json(networks.config.action_space)
+        self.field_shapes, self.encode_text = self.dynamics.field_shapes, self.dynamics.encode_text
+
+    @staticmethod
+    def load(path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None) -> "World":
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype` of all networks; float32 by default."""
+        folder = find_world(path_or_name)
+        networks, digest = load_networks(folder)
+        starts = load_starts(folder)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        networks = networks.to(torch.device(device), dtype or torch.float32)
+        config = json.dumps(to_dict(networks.config), sort_keys=True)
+        world_id = hashlib.sha256((digest + config).encode()).hexdigest()
+        return World(networks, world_id, None if starts is None else Starts(*starts))
+
+    # ---- the verbs -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def start(
+        self, frames: Any = None, actions: Sequence[Any] | None = None, *, text: str | Sequence[str] = "",
+        seed: int | Sequence[int] = 0, guidance: float = 0.0,
+    ) -> tuple[WorldState, Transition]:
+        """Begin B rows, from frames or from text alone.
+
+        frames (B, T, H, W, 3) u8: observed; one is an image, more are a clip, whose `actions` (B rows of T, the first
+        usually None) led to them. None: the first frame is imagined from the text, with `guidance` if above 0. One text
+        and seed for all rows or one each. Returns the state and the last frame's transition.
+        """
+        frames = None if frames is None else self._check_frames(frames)
+        rows = len(frames) if frames is not None else _count(text, seed)
+        texts = [text] * rows if isinstance(text, str) else list(text)
+        seeds = [seed + row for row in range(rows)] if isinstance(seed, int | np.integer) else list(seed)
+        if len(texts) != rows or len(seeds) != rows:
+            raise DataError(f"start: expected one text and seed, or {rows} of each, found {len(texts)} and {len(seeds)}")
+        moves = self.dynamics
+        state = moves.empty(texts, [make_key(int(s)) for s in seeds])
+        if frames is None:
+            if guidance > 0:
+                return moves.advance_guided(state, guidance)
+            return moves.advance(state, self.flatten([None] * rows), None)
+        flat = self._flat_clip(actions, rows, frames.shape[1])
+        x = moves.noisy(frames, state.key, state.step)
+        within = min(frames.shape[1], self.config.window)
+        state, transition = moves.told(state, flat[:, :within], x[:, :within], frames[:, :within])
+        for t in range(within, frames.shape[1]):
+            one = slice(t, t + 1)
+            state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], frames[:, one])
+        return state, transition
+
+    @torch.inference_mode()
+    def step(
+        self, state: WorldState, action: Any, *, noise: Tensor | None = None, reuse: bool = False
+    ) -> tuple[WorldState, Transition]:
+        """Imagine the next frame of every row.
+
+        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c): use
+        this z instead of the keyed one. reuse: the new state may take over the storage of the given state's cache;
+        the given state stays valid and rebuilds its cache when it is used again.
+        """
+        flat = self.flatten(action, len(state))
+        if noise is not None:
+            self._check_latents("noise", noise, len(state))
+        return self.dynamics.advance(self.dynamics.own(state, reuse=reuse), flat, noise)
+
+    @torch.inference_mode()
+    def observe(
+        self, state: WorldState, action: Any, frames: Any = None, *, latents: Tensor | None = None, reuse: bool = False
+    ) -> tuple[WorldState, Transition]:
+        """Be told the next frame of every row: frames (B, H, W, 3) u8, or exactly these noisy latents (B, n, c)."""
+        flat = self.flatten(action, len(state))
+        shown = None
+        if (frames is None) == (latents is None):
+            raise DataError("observe: expected frames or latents, found both or neither")
+        if frames is not None:
+            frames = torch.as_tensor(frames)
+            shown = self._check_frames(frames[:, None] if frames.ndim == 4 else frames)
+            if shown.shape[:2] != (len(state), 1):
+                raise DataError(f"frames: expected one for each of {len(state)} rows, found {tuple(shown.shape[:2])}")
+            latents = self.dynamics.noisy(shown, state.key, state.step)[:, 0]
+        assert latents is not None
+        self._check_latents("latents", latents, len(state))
+        x = latents.to(self.dynamics.device, self.dynamics.dtype)[:, None]
+        return self.dynamics.told(self.dynamics.own(state, reuse=reuse), flat[:, None], x, shown)
+
+    @torch.inference_mode()
+    def with_text(self, state: WorldState, text: str | Sequence[str]) -> WorldState:
+        """The state under another prompt from here on: the window is encoded anew under it."""
+        texts = (text,) * len(state) if isinstance(text, str) else tuple(text)
+        if len(texts) != len(state):
+            raise StateError(f"text: expected one or {len(state)}, found {len(texts)}")
+        return self.dynamics.rebuilt(replace(state, texts=texts, text=self.encode_text(texts), cache=None))
+
+    @torch.inference_mode()
+    def log_prob(
+        self, frames: Any, actions: Sequence[Any] | None = None, *, text: str | Sequence[str] = "", seed: int = 0
+    ) -> Tensor:
+        """Nats per latent frame (B, T) of clips (B, T, H, W, 3), teacher-forced in parallel.
+
+        Equal to what `start` and `observe` return frame by frame: clips longer than the window are cut where it slides.
+        """
+        frames = self._check_frames(frames)
+        rows, count = frames.shape[:2]
+        texts = [text] * rows if isinstance(text, str) else list(text)
+        keys = torch.tensor([make_key(seed + row) for row in range(rows)])
+        flat, states = self._flat_clip(actions, rows, count), self.encode_text(texts)
+        x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
+        window, context = self.config.window, self.config.context
+        parts, begin, known = [], 0, 0
+        while True:
+            end = min(begin + window, count)
+            action = self.networks.action(flat[:, begin:end])
+            nats, _ = self.networks.flow.nats(x[:, begin:end], states, action, self.dynamics.tables)
+            parts.append(nats.sum(-1)[:, known - begin :])
+            if end == count:
+                return torch.cat(parts, dim=1)
+            begin, known = end - context, end
+
+    # ---- inputs --------------------------------------------------------------------------------------------------
+
+    def flatten(self, action: Any, rows: int | None = None) -> Tensor:
+        """Actions as (B, 1 + flat); ActionError for what is not in the action space."""
+        size = self.networks.action.project.in_features
+        if isinstance(action, Tensor) and action.is_floating_point():
+            flat = action
+        elif hasattr(action, "__len__") and not isinstance(action, str | dict):
+            flat = flatten_actions(self.action_space, list(action))
+        else:
+            raise ActionError(f"action: expected one action per row, found {action!r:.80}")
+        if tuple(flat.shape) != (rows or len(flat), size) or not bool(flat.isfinite().all()):
+            raise ActionError(f"action: expected {rows} rows of {size} finite numbers, found shape {tuple(flat.shape)}")
+        return flat.to(self.dynamics.device, self.dynamics.dtype)
+
+    def _flat_clip(self, actions: Sequence[Any] | None, rows: int, count: int) -> Tensor:
+        if isinstance(actions, Tensor) and actions.is_floating_point():
+            return self.flatten(actions.flatten(0, 1), rows * count).unflatten(0, (rows, count))
+        actions = [[None] * count for _ in range(rows)] if actions is None else actions
+        if len(actions) != rows or any(len(row) != count for row in actions):
+            raise ActionError(f"actions: expected {rows} rows of {count}, one per frame (the first may be None), found other lengths")
+        return torch.stack([self.flatten(row) for row in actions])
+
+    def _check_frames(self, frames: Any) -> Tensor:
+        frames = torch.as_tensor(frames)
+        size = (self.config.height, self.config.width, 3)
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != size or 0 in frames.shape:
+            raise DataError(
+                f"frames: expected uint8 (rows, frames, {size[0]}, {size[1]}, 3), found {frames.dtype} {tuple(frames.shape)}; "
+                "convert and resize them to the world's size"
+            )
+        return frames.to(self.dynamics.device)
+
+    def _check_latents(self, name: str, latents: Tensor, rows: int) -> None:
+        expected = (rows, self.dynamics.tokens, self.config.channels)
+        if tuple(latents.shape) != expected or not bool(latents.isfinite().all()):
+            raise DataError(f"{name}: expected finite numbers of shape {expected}, found shape {tuple(latents.shape)}")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """First frames (N, H, W, 3) u8 with their texts, from which episodes begin."""
+
+    frames: Tensor
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def find_world(path_or_name: str | Path) -> Path:
+    """The folder of a world, given that folder or the name of a shipped world."""
+    if Path(path_or_name).is_dir():
+        return Path(path_or_name)
+    shipped = {folder.name: folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir()} if SHIPPED.is_dir() else {}
+    if str(path_or_name) in shipped:
+        return shipped[str(path_or_name)]
+    near = difflib.get_close_matches(str(path_or_name), shipped, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped worlds: {', '.join(shipped) or 'none'}"
+    raise CheckpointError(f"world: expected a folder or the name of a shipped world, found {str(path_or_name)!r:.120}; {hint}")
+
+
+def _count(text: str | Sequence[str], seed: int | Sequence[int]) -> int:
+    return len(text) if not isinstance(text, str) else 1 if isinstance(seed, int | np.integer) else len(seed)
+
+
+def _digest(networks: Networks) -> str:
+    found = hashlib.sha256(json.dumps(to_dict(networks.config), sort_keys=True).encode())
+    for name, tensor in sorted(networks.state_dict().items()):
+        found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

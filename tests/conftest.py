@@ -1,0 +1,24 @@
+"""Shared by all tests: few threads that do not spin, and a header that names the software."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+torch.set_num_threads(2)
+
+
+def pytest_report_header() -> str:
+    """Name what the results depend on: python, packages, threads, accelerator."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("torch", "numpy", "gymnasium", "transformers", "ray"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
+    return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"

@@ -1,0 +1,47 @@
+"""Small worlds with random weights, made on the spot: the fixtures of the state, env and scoring tests."""
+
+from dataclasses import replace
+
+import torch
+from gymnasium import spaces
+
+from starflow_world.conditioning import space_to_json
+from starflow_world.config import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
+from starflow_world.networks import Networks
+from starflow_world.world import World
+
+TINY = WorldConfig(
+    "tiny",
+    FlowConfig(
+        channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
+        text_length=8, text_width=16, position_scale=4.0, neighbourhood=3, denoiser_layers=1, denoiser_width=40,
+        denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
+    ),
+    height=16, width=16, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),
+    outcome=OutcomeConfig(16, bins=5), noise_level=0.3, window=6, context=2,
+)
+
+
+def tiny_config(space: spaces.Space | None = None, **changes: object) -> WorldConfig:
+    """The config of a tiny world with 16x16 frames of 64 tokens and a window of 6 frames."""
+    described = space_to_json(space or spaces.Discrete(4))
+    return replace(TINY, action_space=described, **changes)  # type: ignore[arg-type]
+
+
+def randomise(networks: Networks, gain: float = 0.5, seed: int = 0) -> Networks:
+    """Random weights for every part that starts at zero, small enough that the flow is contractive."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in networks.named_parameters():
+        if name.endswith(("head.weight", "head.bias", "project.weight", "neighbours.weight", "norm.weight")):
+            scale = gain * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1)
+            parameter.data = scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return networks
+
+
+def tiny_world(
+    space: spaces.Space | None = None, *, dtype: torch.dtype = torch.float32, gain: float = 0.5, **changes: object
+) -> World:
+    """A world with random weights; the same arguments give the same world."""
+    torch.manual_seed(0)
+    networks = Networks(tiny_config(space, **changes))
+    return World(randomise(networks, gain).to(dtype))
