@@ -7,20 +7,22 @@ import dataclasses
 import difflib
 import json
 import math
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .plain_yaml import parse_yaml
 
-LARGEST_FILE = 1 << 20
+LARGEST_FILE = 1 << 15
+MOST_LAYERS, LARGEST_SIZE, MOST_TOKENS = 1 << 10, 1 << 20, 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Sizes of the flow (STARFlow-V, sections 3.1 and 3.2). The defaults that are switches (`neighbourhood`) are off."""
+    """Sizes of the flow (STARFlow-V, sections 3.1 and 3.2); defaults that are switches (`neighbourhood`) are off."""
 
     channels: int
     shallow_blocks: int = 5
@@ -33,7 +35,9 @@ class FlowConfig:
     text_width: int = 0
     position_scale: float = 32.0
     neighbourhood: int = 0
-    """Odd size of the neighbourhood in the previous frame whose tokens are added to the deep block's inputs; 0: none."""
+    """Odd size of the neighbourhood in the previous frame that is added to the deep block's inputs; 0: none."""
+    draft_width: int = 0
+    """Width of the network that drafts the next frame, the first guess of decoding; 0: the previous frame is it."""
     denoiser_layers: int = 0
     denoiser_width: int = 3072
     denoiser_window: int = 10
@@ -46,26 +50,27 @@ class FlowConfig:
     """Clean latents are noisy latents minus this times the denoiser's output."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "shallow_width", "deep_layers", "deep_width", "head_width"):
-            _at_least(self, name, 1)
-        for name in ("shallow_blocks", "shallow_layers", "text_length", "text_width", "neighbourhood",
-                     "denoiser_layers", "denoiser_window"):
-            _at_least(self, name, 0)
-        for name in ("shallow_width", "deep_width", "denoiser_width"):
-            if getattr(self, name) % self.head_width:
-                raise ConfigError(f"{name}: expected a multiple of head_width {self.head_width}, found {getattr(self, name)}")
+        _between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width")
+        _between(self, 0, LARGEST_SIZE, "text_length", "text_width", "neighbourhood", "draft_width", "denoiser_window")
+        _between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers")
+        _between(self, 1, MOST_LAYERS, "deep_layers")
+        _positive(self, "position_scale")
+        for width in (self.shallow_width, self.deep_width, self.denoiser_layers and self.denoiser_width):
+            if width % self.head_width:
+                raise ConfigError(f"widths: expected multiples of head_width {self.head_width}, found {width}")
+        if self.head_width < 20 or self.head_width % 4:
+            raise ConfigError(f"head_width: expected 20 + 4k (rotary pairs for three axes), found {self.head_width}")
         if self.neighbourhood and self.neighbourhood % 2 == 0:
             raise ConfigError(f"neighbourhood: expected 0 or an odd number, found {self.neighbourhood}")
-        if self.denoiser_look_ahead and len(self.denoiser_look_ahead) != self.denoiser_layers:
-            raise ConfigError(
-                f"denoiser_look_ahead: expected {self.denoiser_layers} numbers, one per denoiser layer, "
-                f"found {len(self.denoiser_look_ahead)}"
-            )
+        ahead, layers = self.denoiser_look_ahead, self.denoiser_layers
+        if ahead and (len(ahead) != layers or not 0 <= min(ahead) <= max(ahead) <= self.denoiser_window):
+            expected = f"{layers} numbers from 0 to denoiser_window {self.denoiser_window}"
+            raise ConfigError(f"denoiser_look_ahead: expected {expected}, found {ahead}")
 
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """How frames become latents: `kind` names the codec, `patch` x `patch` pixels make one site of `components` numbers."""
+    """How frames become latents: `patch` x `patch` pixels make one site of `components` numbers by the codec `kind`."""
 
     kind: str = "pca"
     patch: int = 8
@@ -75,8 +80,9 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "kind", ("pca", "patch"))
-        for name in ("patch", "components", "merge"):
-            _at_least(self, name, 1)
+        _between(self, 1, 1 << 10, "patch", "components", "merge")
+        if self.kind == "pca":
+            _between(self, 1, 3 * self.patch**2, "components")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,10 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "kind", ("none", "t5"))
-        for name in ("length", "width", "layers", "heads"):
-            _at_least(self, name, 1)
+        _between(self, 1, LARGEST_SIZE, "length", "width")
+        _between(self, 1, MOST_LAYERS, "layers", "heads")
+        if self.width % self.heads:
+            raise ConfigError(f"width: expected a multiple of heads {self.heads}, found {self.width}")
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,15 @@ class OutcomeConfig:
     """How `terminated` follows from p(end): sample (keyed draw) or threshold (p >= 0.5)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "width", 0)
-        _at_least(self, "bins", 2)
+        _between(self, 0, LARGEST_SIZE, "width")
+        _between(self, 2, LARGEST_SIZE, "bins")
+        _positive(self, "largest_reward")
         _one_of(self, "end", ("sample", "threshold"))
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Jacobi decoding: `tolerance` is the RMS residual in noise units, `chunk` the tokens solved at once (0: a frame)."""
+    """Jacobi decoding: `tolerance` is the RMS residual in noise units, `chunk` the tokens solved at once (0: all)."""
 
     tolerance: float = 1e-3
     chunk: int = 0
@@ -121,10 +130,7 @@ class DecodeConfig:
     """Largest number of sweeps per chunk; 0: as many as certainly suffice (tokens + 1)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "chunk", 0)
-        _at_least(self, "max_sweeps", 0)
-        if not self.tolerance >= 0:
-            raise ConfigError(f"tolerance: expected a number >= 0, found {self.tolerance}")
+        _between(self, 0, math.inf, "chunk", "max_sweeps", "tolerance")
 
 
 @dataclass(frozen=True)
@@ -148,18 +154,23 @@ class WorldConfig:
     """What the reward means: event (1 at success, 0 elsewhere) or raw (as the source env gave it)."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "window", 2)
-        _at_least(self, "context", 1)
+        _between(self, 1, 1 << 14, "height", "width")
+        _between(self, 2, 1 << 14, "window")
+        _between(self, 1, 1 << 14, "context")
+        _between(self, 1, math.inf, "max_episode_steps")
         _one_of(self, "reward", ("event", "raw"))
         if self.context >= self.window:
             raise ConfigError(f"context: expected less than window {self.window}, found {self.context}")
-        if not 0 < self.noise_level < math.inf:
-            raise ConfigError(f"noise_level: expected a positive number, found {self.noise_level}")
+        _positive(self, "noise_level")
         scale = self.codec.patch * self.codec.merge
-        if self.height % scale or self.width % scale:
-            raise ConfigError(f"height, width: expected multiples of patch * merge = {scale}, found {self.height} x {self.width}")
-        if self.flow.channels != self.channels:
-            raise ConfigError(f"flow.channels: expected {self.channels} (what the codec makes), found {self.flow.channels}")
+        if self.height % scale or self.width % scale or self.grid[0] * self.grid[1] * self.window > MOST_TOKENS:
+            expected = f"multiples of patch * merge = {scale}, and at most {MOST_TOKENS} tokens in a window"
+            raise ConfigError(f"height, width: expected {expected}, found {self.height} x {self.width}")
+        text = (0, 0) if self.text.kind == "none" else (self.text.length, self.text.width)
+        found = (self.flow.channels, self.flow.text_length, self.flow.text_width)
+        if found != (self.channels, *text):
+            expected = f"{(self.channels, *text)}, as codec and text have"
+            raise ConfigError(f"flow.channels, text_length, text_width: expected {expected}, found {found}")
 
     @property
     def channels(self) -> int:
@@ -184,13 +195,19 @@ class DataConfig:
     seed: int = 0
     max_steps: int = 64
 
+    def __post_init__(self) -> None:
+        _between(self, 1, math.inf, "episodes", "max_steps")
+        _between(self, 0, math.inf, "seed")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a world is trained; every batch holds `frames` frames in windows of one of `lengths`, plus `starts` first frames."""
+    """How a world is trained; a batch: `frames` frames in windows of one of `lengths`, and `starts` first frames."""
 
     steps: int = 1000
     frames: int = 256
+    parts: str = "all"
+    """What is trained: all, or the draft alone behind frozen weights (--init)."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
     start_rate: float = 0.3
@@ -210,11 +227,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "precision", ("bf16", "f32"))
-        for name in ("steps", "frames"):
-            _at_least(self, name, 1)
-        for name in ("start_rate", "end_rate", "action_dropout", "text_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: expected a share between 0 and 1, found {getattr(self, name)}")
+        _one_of(self, "parts", ("all", "draft"))
+        _between(self, 1, math.inf, "steps", "frames", "valid_every")
+        _between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes", "outcome_weight", "denoiser_weight")
+        _between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
+        _positive(self, "learning_rate")
+        if self.start_rate + self.end_rate > 1:
+            raise ConfigError(f"start_rate + end_rate: expected at most 1, found {self.start_rate + self.end_rate}")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError(f"lengths: expected window lengths >= 1, found {self.lengths}")
 
@@ -228,9 +247,16 @@ class RecipeConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def _at_least(config: Any, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise ConfigError(f"{name}: expected a number >= {least}, found {getattr(config, name)}")
+def _between(config: Any, least: float, most: float, *names: str) -> None:
+    for name in names:
+        if not least <= getattr(config, name) <= most:
+            limit = f">= {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"{name}: expected a number {limit}, found {getattr(config, name)}")
+
+
+def _positive(config: Any, name: str) -> None:
+    if not 0 < getattr(config, name) < math.inf:
+        raise ConfigError(f"{name}: expected a positive number, found {getattr(config, name)}")
 
 
 def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
@@ -238,23 +264,18 @@ def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(config, name)!r}")
 
 
-T = TypeVar("T")
-
-
 def from_dict(kind: type[T], values: Any, where: str = "") -> T:
     """Build the dataclass `kind` from plain data, checking names and types."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where or kind.__name__}: expected a mapping, found {type(values).__name__}")
-    hints = typing.get_type_hints(kind)
-    names = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints, names = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
+            near = difflib.get_close_matches(str(key)[:80], names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(names)}"
             raise ConfigError(f"unknown key {where}{key!s:.80}{hint}")
-    required = (dataclasses.MISSING, dataclasses.MISSING)
     for name, spec in names.items():
-        if name not in values and (spec.default, spec.default_factory) == required:
+        if name not in values and spec.default is spec.default_factory:  # both are MISSING
             raise ConfigError(f"{where}{name}: expected a value, found none")
     return kind(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
 
@@ -266,9 +287,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, found {value!r:.80}")
         return tuple(_convert(typing.get_args(kind)[0], item, where) for item in value)
-    if isinstance(kind, types.UnionType):
-        raise TypeError(f"{where}: unions are not configuration")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r:.80}")
@@ -282,54 +301,29 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConfig:
     """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`."""
-    values = _read_yaml(Path(path))
+    path, size, text = Path(path), -1, ""
+    try:
+        if path.is_file() and (size := path.stat().st_size) <= LARGEST_FILE:
+            text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        size = -1
+    if not 0 <= size <= LARGEST_FILE:
+        found = f"{size} bytes" if size >= 0 else "none"
+        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {found}")
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
     for override in overrides:
         _override(values, override)
     return from_dict(RecipeConfig, values)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: expected a YAML file, found none")
-    if path.stat().st_size > LARGEST_FILE:
-        raise ConfigError(f"{path}: expected at most {LARGEST_FILE} bytes, found {path.stat().st_size}")
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
-        if any(isinstance(token, yaml.AliasToken) for token in tokens):
-            raise ConfigError(f"{path}: expected plain YAML, found an alias; write the values out")
-        _refuse_duplicates(yaml.compose(text, Loader=yaml.SafeLoader), path)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: expected YAML, found an error: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
-    return values
-
-
-def _refuse_duplicates(node: Any, path: Path) -> None:
-    if not hasattr(node, "value") or not isinstance(node.value, list):
-        return
-    keys = [key.value for key, _ in node.value if isinstance(key.value, str)] if node.id == "mapping" else []
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigError(f"{path}: expected each key once, found {key!r} twice")
-    for child in node.value:
-        for part in child if isinstance(child, tuple) else (child,):
-            _refuse_duplicates(part, path)
-
-
 def _override(values: dict[str, Any], override: str) -> None:
-    import yaml
-
     path, separator, text = override.partition("=")
     if not separator:
         raise ConfigError(f"override: expected key.sub=value, found {override!r}")
     *parents, last = path.split(".")
     for name in parents:
-        values = values.setdefault(name, {})
-        if not isinstance(values, dict):
+        if not isinstance(values := values.setdefault(name, {}), dict):
             raise ConfigError(f"override {override!r}: {name} has no keys below it")
-    values[last] = yaml.safe_load(text)
+    values[last] = parse_yaml(text, f"override {override!r}")

@@ -23,7 +23,7 @@ from torch import Tensor
 from .checkpoint import FORMAT, digest, read_json
 from .config import FlowConfig, from_dict, to_dict
 from .errors import CheckpointError, ConfigError
-from .files import read_tensors, write_tensors, write_text
+from .files import is_file, read_tensors, write_tensors, write_text
 from .flow import Flow
 
 WEIGHTS, CONFIG = "flow.safetensors", "flow.json"
@@ -112,7 +112,7 @@ def reference_name(name: str, shallow_blocks: int) -> str:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, without the prefix `model.` and without what nothing reads."""
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path}: expected a reference checkpoint (.pth or .safetensors), found none")
     state = read_tensors(path)[0] if path.suffix == ".safetensors" else _unpickle(path)
     if not isinstance(state, Mapping) or not state:
@@ -152,24 +152,21 @@ def _infer(
         tensor = state.get(name)
         return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else otherwise
 
-    def count(prefix: str) -> int:
-        found = [re.match(rf"{re.escape(prefix)}\.(\d{{1,3}})\.", name) for name in state]
-        return max((int(match[1]) + 1 for match in found if match), default=0)
-
-    shallow = count("blocks") - 1
+    shallow = _count(state, r"blocks\.(\d{1,3})\.attn_blocks\.") - 1
     deep = f"blocks.{shallow}"
-    if shallow < 0 or not count(f"{deep}.attn_blocks"):
-        raise CheckpointError("expected a STARFlow state dict, found no tensors named blocks.0.attn_blocks.0 ...")
-    layers = count(f"{DENOISER}.attn_blocks")
-    shallow_layers, deep_layers = count("blocks.0.attn_blocks") if shallow else 0, count(f"{deep}.attn_blocks")
+    if shallow < 0:
+        raise ConfigError("expected a STARFlow state dict, found no tensors named blocks.0.attn_blocks.0 ...")
+    layers, deep_layers, shallow_layers = (
+        _count(state, rf"{room}\.attn_blocks\.(\d{{1,3}})\.") for room in (DENOISER, deep, "blocks.0")
+    )
     if shallow * shallow_layers + deep_layers + layers > len(state):
-        raise CheckpointError(f"expected several tensors per layer, found {len(state)} in all")
+        raise ConfigError(f"expected several tensors per layer, found {len(state)} in all")
     text_width = size(f"{deep}.proj_txt.weight", 1, 0)
     shallow_width = size("blocks.0.proj_in.weight", 0, head_width)
     return FlowConfig(
         channels=size(f"{deep}.proj_in.weight", 1, 1),
         shallow_blocks=shallow,
-        shallow_layers=shallow_layers,
+        shallow_layers=shallow_layers if shallow else 0,
         shallow_width=shallow_width,
         deep_layers=deep_layers,
         deep_width=size(f"{deep}.proj_in.weight", 0, head_width),
@@ -183,6 +180,12 @@ def _infer(
         denoiser_look_ahead=(look_ahead,) * layers,
         denoiser_text=f"{DENOISER}.proj_txt.weight" in state,
     )
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds in the names."""
+    found = [re.match(pattern, name) for name in state]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _misfits(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:

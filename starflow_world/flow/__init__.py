@@ -4,5 +4,6 @@ from .block import Affine, Block
 from .cache import KVCache
 from .inverse import Inverse, solve
 from .model import Flow, Tables
+from .sample import Sample, guide, sample_deep
 
-__all__ = ["Affine", "Block", "Flow", "Inverse", "KVCache", "Tables", "solve"]
+__all__ = ["Affine", "Block", "Flow", "Inverse", "KVCache", "Sample", "Tables", "guide", "sample_deep", "solve"]

@@ -82,7 +82,7 @@ class Block(nn.Module):
 
         `added` (B, S, d) is a condition added to the projected inputs. `mask` is `cache.visible(S)`.
         """
-        hidden = self.project_in(inputs)
+        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
         if added is not None:
             hidden = hidden + added
         for index, layer in enumerate(self.layers):
@@ -92,7 +92,7 @@ class Block(nn.Module):
     def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Rotary, added: Tensor | None = None) -> Affine:
         """As `predict`, for a whole sequence behind `text` (B, L, text width), without a cache; rotary covers L + S."""
         assert self.project_text is not None
-        hidden = self.project_in(inputs)
+        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
         if added is not None:
             hidden = hidden + added
         hidden = torch.cat((self.project_text(text), hidden), dim=1)

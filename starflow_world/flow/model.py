@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from .block import Affine, Block
 from .cache import KVCache
 from .denoiser import Denoiser
+from .draft import Draft
 from .inverse import solve
 from .layers import Rotary, grid_positions, rotary_table, text_positions
 
@@ -63,6 +64,7 @@ class Flow(nn.Module):
             self.neighbours = nn.Conv2d(c, config.deep_width, k, padding=k // 2, bias=False)
             nn.init.zeros_(self.neighbours.weight)
         self.denoiser = Denoiser(config) if config.denoiser_layers else None
+        self.draft = Draft(c, config.deep_width, config.draft_width) if config.draft_width else None
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
         """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""

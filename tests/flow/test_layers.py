@@ -1,0 +1,97 @@
+"""Positions, attention and norms."""
+
+import pytest
+import torch
+
+from starflow_world.flow.layers import (
+    Attention,
+    FinalNorm,
+    Layer,
+    attend,
+    grid_positions,
+    rotary_table,
+    rotate,
+    text_positions,
+)
+
+
+def normals(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def test_rotated_queries_and_keys_meet_at_their_distance_only():
+    x = normals(1, 1, 2, 3, 32)
+    score = []
+    for shift in (0.0, 5.0):
+        places = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.5, 7.0]], dtype=torch.float64) + shift
+        tables = [rotary_table(place[None], 32, torch.float64) for place in places]
+        query, key = (rotate(x[:, :, [k]], (cos[None], sin[None])) for k, (cos, sin) in enumerate(tables))
+        score.append((query * key).sum(-1))
+    assert torch.allclose(score[0], score[1], rtol=0, atol=1e-12)
+
+
+def test_rotation_keeps_lengths():
+    x, (cos, sin) = normals(2, 12, 3, 2, 20), rotary_table(grid_positions(2, (2, 3), 4.0), 20, torch.float64)
+    rotated = rotate(x, (cos[None], sin[None]))
+    assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-14)
+
+
+@pytest.mark.parametrize("width", [16, 18, 22, 30])
+def test_a_head_that_cannot_be_shared_by_three_axes_is_refused(width):
+    with pytest.raises(ValueError, match="head width"):
+        rotary_table(torch.zeros(1, 3), width)
+
+
+def test_every_grid_is_as_wide_as_the_scale_on_average_and_frames_count_from_zero():
+    for grid in ((4, 4), (2, 8), (30, 53)):
+        positions = grid_positions(3, grid, 32.0)
+        step = positions[1, 1] - positions[0, 1]
+        assert float(step) * (grid[0] * grid[1]) ** 0.5 == pytest.approx(32.0)
+        assert positions[:, 2].unique().tolist() == [0, 1, 2]
+    assert text_positions(4, 32.0).tolist() == [[0, 0, 0], [0, 0, 8], [0, 0, 16], [0, 0, 24]]
+
+
+@pytest.mark.parametrize("masked", ["causal", "mask", "all"])
+def test_attention_is_the_same_with_and_without_gradients(masked):
+    query, key, value = (normals(2, 3, 5, 8) + k for k in range(3))
+    mask = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask = mask | torch.eye(5, dtype=torch.bool)
+    arguments = {"mask": mask if masked == "mask" else None, "causal": masked == "causal"}
+    fused = attend(query, key, value, **arguments)
+    plain = attend(query.clone().requires_grad_(), key, value, **arguments)
+    assert torch.allclose(fused, plain, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("masked", ["causal", "mask"])
+def test_a_layer_gives_nothing_of_a_token_to_those_that_may_not_see_it(masked):
+    layer = Layer(40, 20).double()
+    cos, sin = rotary_table(grid_positions(1, (2, 3), 4.0), 20, torch.float64)
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril() if masked == "causal" else torch.arange(6)[:, None] % 2 == 0
+    allowed = allowed.expand(6, 6) | torch.eye(6, dtype=torch.bool)
+    mask = None if masked == "causal" else allowed
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: layer(x[None], (cos[None], sin[None]), mask)[0].sum(-1), normals(6, 40)
+    )
+    seen = (jacobian != 0).any(-1)
+    assert torch.equal(seen, allowed)
+
+
+def test_attention_scores_are_divided_by_the_root_of_the_head_width():
+    attention, x = Attention(40, 20).double(), normals(1, 2, 40)
+    cos, sin = rotary_table(grid_positions(1, (1, 2), 4.0), 20, torch.float64)
+    query, key, value = attention.qkv(attention.norm(x)).reshape(1, 2, 3, 2, 20).unbind(2)
+    query, key = (rotate(t[:, :, None], (cos[None], sin[None]))[:, :, 0] for t in (query, key))
+    weight = (torch.einsum("bqhe,bkhe->bhqk", query, key) / 20**0.5)[:, :, 1].softmax(-1)
+    last = attention.out(torch.einsum("bhk,bkhe->bhe", weight, value).flatten(1))
+    found = attention(x, (cos[None], sin[None]), None, None, 0)
+    assert torch.allclose(found[:, 1], last, rtol=0, atol=1e-13)
+
+
+def test_the_final_norm_is_a_root_mean_square_norm_in_the_dtype_of_its_weight():
+    norm, x = FinalNorm(6), normals(4, 6)
+    norm.weight.data = torch.arange(6.0) / 10
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + norm.weight.double())
+    found = norm(x.float())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), expected, rtol=0, atol=1e-6)
+    assert norm(x.bfloat16()).dtype == torch.float32
