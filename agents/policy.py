@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from starflow_world.errors import ActionError, DataError
+from starflow_world.errors import ActionError, ConfigError, DataError
 
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
 STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -289,3 +289,13 @@ def _walkable(world: Any, place: tuple[int, int]) -> bool:
 def _turn(direction: int, heading: int) -> int:
     """The action that brings an agent looking in `direction` on its way in `heading`."""
     return {0: FORWARD, 1: RIGHT, 2: RIGHT, 3: LEFT}[(heading - direction) % 4]
+
+
+POLICIES = {"random": RandomPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy}
+
+
+def make_policy(name: str) -> Policy:
+    """A policy with its default settings, by name."""
+    if name not in POLICIES:
+        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
+    return POLICIES[name]()

@@ -1,0 +1,69 @@
+"""A learned video world model with exact likelihoods, behind Gymnasium.
+
+The public names are imported when they are first asked for, so that `import starflow_world` stays quick; it registers
+the shipped worlds with Gymnasium, as StarflowWorld/<Name>-v0, and StarflowWorld/Custom-v0, which takes path=<folder>.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register, registry
+
+if TYPE_CHECKING:
+    from .agents.rollout import collect
+    from .data import EpisodeDataset
+    from .envs.rows import EnvState
+    from .envs.vector_env import WorldVectorEnv
+    from .envs.world_env import WorldEnv
+    from .errors import ActionError, CheckpointError, ConfigError, DataError, StarflowError, StateError, WorkerError
+    from .state import Transition, WorldState
+    from .training import train
+    from .world import Starts, World
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActionError", "CheckpointError", "ConfigError", "DataError", "EnvState", "EpisodeDataset", "StarflowError",
+    "Starts", "StateError", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv", "collect",
+    "train",
+]
+
+_ERRORS = ("ActionError", "CheckpointError", "ConfigError", "DataError", "StarflowError", "StateError", "WorkerError")
+_HOMES = dict.fromkeys(_ERRORS, "errors") | {
+    "EnvState": "envs.rows", "EpisodeDataset": "data", "Starts": "world", "Transition": "state", "World": "world",
+    "WorldEnv": "envs.world_env", "WorldState": "state", "WorldVectorEnv": "envs.vector_env",
+    "collect": "agents.rollout", "train": "training",
+}
+
+_ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal"}
+"""What Gymnasium calls a shipped world, where that is not the name of its folder."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # also where a module of that name has just been set
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register(name: str, entry: str, limit: int | None, kwargs: dict[str, Any]) -> None:
+    if (id := f"StarflowWorld/{name}-v0") not in registry:
+        single, vector = f"{__name__}.envs.world_env:{entry}", f"{__name__}.envs.vector_env:WorldVectorEnv"
+        register(id, single, vector_entry_point=vector, max_episode_steps=limit, kwargs=kwargs)
+
+
+def _register_all() -> None:
+    _register("Custom", "WorldEnv", None, {})
+    for config in sorted(Path(__file__).parent.glob("worlds/*/config.json")):
+        name, limit = config.parent.name, json.loads(config.read_text(encoding="utf-8"))["world"]["max_episode_steps"]
+        _register(_ENV_NAMES.get(name, name), "ShippedWorldEnv", limit, {"world": name})
+
+
+_register_all()

@@ -1,4 +1,4 @@
-"""Training batches: windows of episodes, drawn by (seed, step) alone, so that a resumed run sees what it would have seen.
+"""Training batches: windows of episodes, drawn by (seed, step) alone, so a resumed run sees what it would have seen.
 
 A window starts at a true episode start at the promised rate, ends with its episode's last frame at another, and lies
 anywhere else. All windows of a batch have one length and lie inside one episode: there is no padding.
@@ -36,19 +36,20 @@ class Sampler:
         self.windows, self.config = windows, config
         self.lengths = tuple(length for length in config.lengths if (windows.lengths >= length).any())
         if not self.lengths:
-            longest = int(windows.lengths.max())
-            raise DataError(f"dataset: expected episodes of at least {min(config.lengths)} frames, the longest has {longest}")
+            found = f"the longest has {windows.lengths.max()}"
+            raise DataError(f"dataset: expected episodes of at least {min(config.lengths)} frames, {found}")
         self.shares = {}
         for length in self.lengths:
             weight = np.where(windows.lengths >= length, windows.lengths, 0).astype(float)
-            self.shares[length] = np.cumsum(weight / weight.sum())
+            share = np.cumsum(weight / weight.sum())
+            self.shares[length] = share / share[-1]
 
     def batch(self, step: int) -> Batch:
         """The windows of training step `step`."""
         rng = np.random.default_rng((self.config.seed, step, 0))
         length = int(rng.choice(self.lengths))
         rows = max(1, self.config.frames // length)
-        episodes = np.searchsorted(self.shares[length], rng.random(rows), side="right").clip(max=len(self.windows.lengths) - 1)
+        episodes = np.searchsorted(self.shares[length], rng.random(rows), side="right")
         room = self.windows.lengths[episodes] - length
         place = rng.random(rows)
         start = np.floor(rng.random(rows) * (room + 1)).astype(int)

@@ -1,7 +1,8 @@
 """Conditions: actions of any Gymnasium space as vectors, text as T5 states.
 
-An action is stored as (1 + flat,) numbers: 1, then `gymnasium.spaces.flatten`. All zeros mean that there is no action,
-so that a Box action of zeros is not none. The projection has no bias and starts at zero: a fresh encoder changes nothing.
+An action is stored as (1 + flat,) numbers: 1, then `gymnasium.spaces.flatten`. All zeros mean that there is no
+action, so that a Box action of zeros is not none. The projection has no bias and starts at zero: a fresh encoder
+changes nothing.
 """
 
 import json
@@ -24,30 +25,32 @@ def space_to_json(space: spaces.Space) -> str:
 
 
 def _describe(space: spaces.Space) -> dict[str, Any]:
-    kind = type(space).__name__
     match space:
         case spaces.Discrete():
-            return {"type": kind, "n": int(space.n), "start": int(space.start)}
+            return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.Box():
-            bounds = {"low": space.low.astype(float).tolist(), "high": space.high.astype(float).tolist()}
-            return {"type": kind, **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
+            bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
+            return {"type": "Box", **bounds, "shape": list(space.shape), "dtype": str(space.dtype)}
         case spaces.MultiDiscrete():
-            return {"type": kind, "nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
+            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
         case spaces.MultiBinary():
-            return {"type": kind, "n": list(space.shape) if len(space.shape) > 1 else int(space.shape[0])}
-        case spaces.Dict():
-            return {"type": kind, "spaces": {key: _describe(part) for key, part in space.spaces.items()}}
+            return {"type": "MultiBinary", "n": list(space.shape) if len(space.shape) > 1 else int(space.shape[0])}
+        case spaces.Dict() if all(isinstance(key, str) for key in space.spaces):
+            return {"type": "Dict", "spaces": [[key, _describe(part)] for key, part in space.spaces.items()]}
         case spaces.Tuple():
-            return {"type": kind, "spaces": [_describe(part) for part in space.spaces]}
-    raise ConfigError(f"action space: expected Discrete, Box, MultiDiscrete, MultiBinary, Dict or Tuple, found {space}")
+            return {"type": "Tuple", "spaces": [_describe(part) for part in space.spaces]}
+    raise ConfigError(
+        f"action space: expected Discrete, Box, MultiDiscrete, MultiBinary, Dict (of strings) or Tuple, found {space}"
+    )
 
 
 def space_from_json(text: str) -> spaces.Space:
     """The space that `space_to_json` described."""
     try:
         return _build(json.loads(text))
-    except (KeyError, TypeError, ValueError, AssertionError, RecursionError) as error:
-        raise ConfigError(f"action space: expected the JSON of a Gymnasium space, found {text:.200} ({error!r})") from None
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError) as error:
+        found = f"{text:.200} ({error!r})"
+        raise ConfigError(f"action space: expected the JSON of a Gymnasium space, found {found}") from None
 
 
 def _build(values: dict[str, Any]) -> spaces.Space:
@@ -57,16 +60,16 @@ def _build(values: dict[str, Any]) -> spaces.Space:
         case "Box":
             dtype = np.dtype(values["dtype"])
             low, high = np.array(values["low"], dtype), np.array(values["high"], dtype)
-            return spaces.Box(low, high, tuple(values["shape"]), dtype.type)  # type: ignore[arg-type]
+            return spaces.Box(low, high, tuple(values["shape"]), dtype.type)
         case "MultiDiscrete":
             return spaces.MultiDiscrete(np.array(values["nvec"]), start=np.array(values["start"]))
         case "MultiBinary":
             return spaces.MultiBinary(values["n"])
         case "Dict":
-            return spaces.Dict({key: _build(part) for key, part in values["spaces"].items()})
+            return spaces.Dict([(str(key), _build(part)) for key, part in values["spaces"]])  # flattened in this order
         case "Tuple":
             return spaces.Tuple([_build(part) for part in values["spaces"]])
-    raise ValueError(f"unknown type {values['kind']!r}")
+    raise ValueError(f"unknown type {values['type']!r}")
 
 
 def flatten_action(space: spaces.Space, action: Any) -> np.ndarray:
@@ -80,8 +83,12 @@ def flatten_action(space: spaces.Space, action: Any) -> np.ndarray:
         valid = False
     if not valid:
         found = f"{action!r:.120} of type {type(action).__name__}"
-        raise ActionError(f"action: expected an element of {space}, found {found}; sample one with action_space.sample()")
-    return np.concatenate(([1.0], np.asarray(spaces.flatten(space, action), np.float32))).astype(np.float32)
+        raise ActionError(f"action: expected an element of {space}, found {found}; try action_space.sample()")
+    with np.errstate(over="ignore"):
+        flat = np.concatenate(([1.0], np.asarray(spaces.flatten(space, action), np.float64))).astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise ActionError(f"action: expected numbers that float32 can hold, found {action!r:.120}; use smaller ones")
+    return flat
 
 
 def flatten_actions(space: spaces.Space, actions: Sequence[Any]) -> Tensor:
@@ -102,6 +109,17 @@ class ActionEncoder(nn.Module):
         return self.project(actions)
 
 
+def text_tokens(text: str, length: int) -> list[int]:
+    """ByT5's tokens: the UTF-8 bytes plus 3, then the end token 1. DataError for more than `length` of them."""
+    try:
+        tokens = [byte + 3 for byte in text.encode()] + [1]
+    except (AttributeError, UnicodeEncodeError):
+        raise DataError(f"text: expected a string that UTF-8 can hold, found {text!r:.60}") from None
+    if len(tokens) > length:
+        raise DataError(f"text: expected at most {length - 1} bytes, found {len(tokens) - 1} in {text:.60}; shorten it")
+    return tokens
+
+
 class TextEncoder(nn.Module):
     """Strings -> (B, L, width) by a T5 encoder over bytes (ByT5's tokens), trained with the world.
 
@@ -110,12 +128,11 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+        from transformers import T5Config, T5EncoderModel
 
         self.config = config
-        self.tokenizer = ByT5Tokenizer(extra_ids=0)
         sizes = T5Config(
-            vocab_size=len(self.tokenizer), d_model=config.width, d_kv=config.width // config.heads,
+            vocab_size=3 + 256, d_model=config.width, d_kv=config.width // config.heads,
             d_ff=4 * config.width, num_layers=config.layers, num_heads=config.heads, dropout_rate=0.0,
             feed_forward_proj="gated-gelu",
         )
@@ -124,10 +141,7 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Texts (B) -> states (B, L, width)."""
         length = self.config.length
-        tokens = [self.tokenizer(text)["input_ids"] for text in texts]
-        for text, ids in zip(texts, tokens, strict=True):
-            if len(ids) > length:
-                raise DataError(f"text: expected at most {length - 1} bytes, found {len(ids) - 1} in {text:.60!r}; shorten it")
+        tokens = [text_tokens(text, length) for text in texts]
         device = self.model.device
         ids = torch.tensor([row + [0] * (length - len(row)) for row in tokens], device=device)
         present = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in tokens], device=device)

@@ -210,6 +210,8 @@ class TrainConfig:
     """What is trained: all, or the draft alone behind frozen weights (--init)."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
+    start_weight: float = 0.1
+    """Weight of true first frames in the flow's loss, against 1 for the frames that follow."""
     start_rate: float = 0.3
     """Share of windows that begin at a true episode start."""
     end_rate: float = 0.3
@@ -229,7 +231,8 @@ class TrainConfig:
         _one_of(self, "precision", ("bf16", "f32"))
         _one_of(self, "parts", ("all", "draft"))
         _between(self, 1, math.inf, "steps", "frames", "valid_every")
-        _between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes", "outcome_weight", "denoiser_weight")
+        _between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
+        _between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
         _between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
         _positive(self, "learning_rate")
         if self.start_rate + self.end_rate > 1:

@@ -269,7 +269,7 @@ class EpisodeDataset:
         """All episode paths from index 0 to the highest, missing ones included."""
         try:
             names = sorted(os.listdir(self.folder))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{self.folder}: expected a folder of episodes, found {error}; collect one") from error
         found: dict[int, str] = {}
         for name in names:

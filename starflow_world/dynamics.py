@@ -1,7 +1,7 @@
 """How a state moves: imagine or be told a frame, then one common commit; slides; rebuilt caches.
 
-The emitted tokens are exactly those whose keys are in the cache, and the means and scales of the pass that wrote them give
-their exact log-probability. A row's result depends on no other row.
+The emitted tokens are exactly those whose keys are in the cache, and the means and scales of the pass that wrote them
+give their exact log-probability. A row's result depends on no other row.
 
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
@@ -25,6 +25,7 @@ class Dynamics:
 
     def __init__(self, networks: Networks, world_id: str) -> None:
         self.networks, self.config, self.world_id = networks, networks.config, world_id
+        self.decode = networks.config.decode
         self.tables = networks.flow.tables(self.config.grid, self.config.window)
         self.tokens = self.config.grid[0] * self.config.grid[1]
         self.text_length = 0 if networks.text is None else self.config.flow.text_length
@@ -54,10 +55,17 @@ class Dynamics:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
-        """States (B, L, d) of one string per row; None for a world without text."""
-        if self.networks.text is None and any(texts):
-            raise DataError(f"text: expected none, because world {self.config.name} takes no text; found {texts[0]!r:.60}")
-        return self.networks.encode_text(list(texts))
+        """States (B, L, d) of one string per row, each string on its own: a row's bits depend on no other row's text.
+        None for a world without text."""
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"text: expected one string or more, found {texts!r:.60}")
+        if self.networks.text is None:
+            if any(texts):
+                found = next(filter(None, texts))
+                raise DataError(f"text: expected none, as world {self.config.name} takes no text, found {found!r:.60}")
+            return None
+        states = {text: self.networks.text([text]) for text in set(texts)}
+        return torch.cat([states[text] for text in texts])
 
     def noisy(self, frames: Tensor, keys: Tensor, first: Tensor) -> Tensor:
         """Noisy latents (B, T, n, c) of frames (B, T, H, W, 3) whose steps are first (B,), first + 1, ..."""
@@ -68,15 +76,15 @@ class Dynamics:
 
     # ---- states --------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
         """Rows before their first frame."""
         rows, shapes = len(texts), self.field_shapes()
-        tokens, latents, actions = (
-            torch.zeros(rows, *shapes[name], device=self.device, dtype=self.dtype) for name in ("tokens", "latents", "actions")
-        )
-        text, zeros = self.encode_text(texts), torch.zeros(rows, dtype=torch.int64)
+        names, like = ("tokens", "latents", "actions"), self.networks.flow.deep.start
+        tokens, latents, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
+        text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
-            tokens, latents, actions, text, tuple(texts), zeros, zeros, torch.tensor(keys, dtype=torch.int64),
+            tokens, latents, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
             self.networks.flow.start_cache(text, rows, self.tables), self.world_id,
         )
 
@@ -84,6 +92,9 @@ class Dynamics:
         """The state with a cache that nobody else holds, and room for a frame in every row."""
         if state.world_id != self.world_id:
             raise StateError(f"state: expected one of world {self.world_id[:12]}, found one of {state.world_id[:12]}")
+        if (state.tokens.dtype, state.tokens.device) != (self.dtype, self.device):
+            found = f"{state.tokens.dtype} on {state.tokens.device}; save it and load it with this world"
+            raise StateError(f"state: expected {self.dtype} on {self.device}, found {found}")
         cache = state.take_cache() if reuse else state.cache
         state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
         full = (state.length >= self.config.window).nonzero()[:, 0]
@@ -102,14 +113,14 @@ class Dynamics:
         return replace(state, cache=KVCache.stack(caches))
 
     def _slide(self, state: WorldState, rows: Tensor) -> WorldState:
-        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, each row on its own."""
+        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, row by row."""
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         for row in rows.tolist():
             one = slice(row, row + 1)
-            tokens[row, :keep] = state.tokens[row, window - keep :]
-            actions[row, :keep] = state.actions[row, window - keep :]
+            for field, old in ((tokens, state.tokens), (actions, state.actions)):
+                field[row, :keep], field[row, keep:] = old[row, window - keep :], 0
             fresh = cache if len(state) == 1 else cache.select(torch.tensor([row]))
             fresh = self._encode(fresh.rollback(self.text_length), tokens[one, :keep], actions[one, :keep])
             cache = fresh if len(state) == 1 else cache.insert(torch.tensor([row]), fresh)
@@ -127,17 +138,16 @@ class Dynamics:
 
     def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         """Imagine one frame behind an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed one."""
-        flow, decode = self.networks.flow, self.config.decode
         previous, before, present = self._before(state)
         noise = self._prior(state) if noise is None else noise.to(self.device, self.dtype)
-        guess = torch.where(present, previous, noise)
-        predict = self._predictor(state, previous, flat)
-        solved = solve(predict, before, noise, guess, tolerance=decode.tolerance, max_sweeps=decode.max_sweeps)
-        x, logdet, _ = flow.shallow_inverse(solved.tokens[:, None], self.tables)
+        guess = torch.where(present, self._draft(previous, flat, noise), noise)
+        solved = self._solve(state, self._added(previous, flat), before, noise, guess)
+        chunk = min(self.decode.chunk, 1)
+        x, logdet, _ = self.networks.flow.shallow_inverse(solved.tokens[:, None], self.tables, chunk=chunk)
         return self._commit(state, flat[:, None], solved.tokens[:, None], x, logdet, solved.affine, solved)
 
     def advance_guided(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
-        """Imagine the first frame of empty rows, guided from no text towards their text; nats are the unguided model's."""
+        """Imagine the first frame of empty rows, guided from no text to their text; nats are the unguided model's."""
         flow, null = self.networks.flow, self.encode_text([""] * len(state))
         sampled = sample_deep(
             flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance,
@@ -158,15 +168,16 @@ class Dynamics:
         More than one frame only behind empty rows. `frames` are returned instead of decoded ones where given.
         """
         flow = self.networks.flow
+        assert state.cache is not None
         u, logdet = flow.shallow_forward(x, self.tables)
         if x.shape[1] == 1:
             previous, before, _ = self._before(state)
-            affine = self._predictor(state, previous, flat[:, 0])(torch.cat((before, u[:, 0, :-1]), dim=1))
+            added: Tensor | None = self._added(previous, flat[:, 0])
+            inputs = torch.cat((before, u[:, 0, :-1]), dim=1)
         else:
-            assert state.cache is not None
             added = flow.condition(u, None, self.networks.action(flat), self.tables.grid)
             inputs = flow.deep.shift(u.flatten(1, 2))
-            _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
+        _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
         return self._commit(state, flat, u, x, logdet, affine, None, frames)
 
     def _prior(self, state: WorldState) -> Tensor:
@@ -174,18 +185,42 @@ class Dynamics:
         return noise.to(self.device, self.dtype)
 
     def _before(self, state: WorldState) -> tuple[Tensor, Tensor, Tensor]:
-        """The previous frame (B, n, c), zeros where there is none; the token in front (B, 1, c); which rows have one."""
+        """The previous frame (B, n, c), zeros where there is none; the token before (B, 1, c); which rows have one."""
         row = torch.arange(len(state))
         present = (state.length > 0).to(self.device)[:, None, None]
         previous = state.tokens[row, (state.length - 1).clamp_min(0)] * present
         return previous, torch.where(present, previous[:, -1:], self.networks.flow.deep.start), present
 
-    def _predictor(self, state: WorldState, previous: Tensor, flat: Tensor):  # type: ignore[no-untyped-def]
-        """The deep block at the next frame's positions."""
-        flow = self.networks.flow
-        assert state.cache is not None
-        added = flow.condition(previous[:, None], previous, self.networks.action(flat)[:, None], self.tables.grid)
-        return flow.predictor(state.cache, added, self.tokens, self.tables, text=self.text_length)
+    def _added(self, previous: Tensor, flat: Tensor) -> Tensor:
+        """Conditions (B, n, d) of the next frame: what was around its tokens, and the action."""
+        action = self.networks.action(flat)[:, None]
+        added = self.networks.flow.condition(previous[:, None], previous, action, self.tables.grid)
+        assert added is not None
+        return added[:, 0]
+
+    def _draft(self, previous: Tensor, flat: Tensor, noise: Tensor) -> Tensor:
+        """The first guess (B, n, c) for the frame behind `previous`."""
+        draft = self.networks.flow.draft
+        if draft is None:
+            return previous
+        affine = draft(previous, self.networks.action(flat), self.tables.grid)
+        return affine.mean + affine.scale * noise
+
+    def _solve(self, state: WorldState, added: Tensor, before: Tensor, noise: Tensor, guess: Tensor) -> Inverse:
+        """Jacobi over the chunks of a frame, each committed before the next."""
+        cache, parts, size = state.cache, [], self.decode.chunk or self.tokens
+        assert cache is not None
+        for first in range(0, self.tokens, size):
+            part = slice(first, first + size)
+            count = noise[:, part].shape[1]
+            predict = self.networks.flow.predictor(cache, added[:, part], count, self.tables, text=self.text_length)
+            solved = solve(
+                predict, before, noise[:, part], guess[:, part],
+                tolerance=self.decode.tolerance, max_sweeps=self.decode.max_sweeps,
+            )
+            cache, before = cache.commit(count), solved.tokens[:, -1:]
+            parts.append(solved)
+        return Inverse.join(parts)
 
     def _commit(
         self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, logdet: Tensor, affine: Affine,
@@ -234,7 +269,8 @@ class Dynamics:
             return unknown, unknown, torch.zeros(len(state), dtype=torch.bool, device=self.device)
         outcome = head(hidden, u)
         probability = outcome.end_logit.sigmoid()
-        threshold = torch.full((len(state),), 0.5, dtype=torch.float64)
         if self.config.outcome.end == "sample":
-            threshold = uniforms(state.key, state.step, "end")
-        return head.reward(outcome), probability, probability.double() > threshold.to(self.device)
+            end = uniforms(state.key, state.step, "end").to(self.device) < probability
+        else:
+            end = probability >= 0.5
+        return head.reward(outcome), probability, end

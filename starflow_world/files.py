@@ -1,5 +1,10 @@
-"""Files: atomic writes (whoever reads a path sees the old content or the new, never a part) and tensor files."""
+"""Files: atomic writes (whoever reads a path sees the old content or the new, never a part) and tensor files.
 
+A sealed tensor file carries a digest of its own content: safetensors recognises a wrong length, not a wrong number.
+"""
+
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +19,11 @@ from torch import Tensor
 from .errors import CheckpointError, StarflowError
 
 TEMPORARY = ".writing-"
+SEAL, FACTS = "digest", "starflow_world"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DAMAGE = (  # what is raised on a file that is not what it says; RecursionError is a RuntimeError
+    SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError, KeyError, TypeError, AttributeError,
+)
 
 
 @contextmanager
@@ -49,26 +59,70 @@ def remove_leftovers(folder: Path | str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, atomically."""
-    with atomic(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, dict(metadata or {}))
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *,
+    sealed: bool = False, error: type[StarflowError] = CheckpointError,
+) -> None:
+    """Write tensors to a safetensors file, atomically; `sealed` adds a digest to the metadata. Raises `error`."""
+    found = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    facts = dict(metadata or {})
+    if sealed:
+        facts[SEAL] = _seal(found, facts)
+    try:
+        with atomic(path) as temporary:
+            save_file(found, temporary, {FACTS: json.dumps(facts, sort_keys=True)})
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path}: expected to write a file, found {problem}; make room for it") from None
 
 
 def read_tensors(
-    path: Path | str, error: type[StarflowError] = CheckpointError
+    path: Path | str, error: type[StarflowError] = CheckpointError, *, sealed: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; every float tensor is checked to be finite. Raises `error`."""
+    """Tensors and metadata of a safetensors file; every float is checked to be finite. Raises `error`.
+
+    A digest must fit where there is one; `sealed`: there must be one.
+    """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise error(f"{path}: expected a safetensors file, found none")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError) as damage:
+            metadata = _unpacked(dict(file.metadata() or {}))
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
+        bad = [name for name, t in floats.items() if t.dtype not in FLOATS or not bool(torch.isfinite(t).all())]
+    except DAMAGE as damage:
         raise error(f"{path}: expected a whole safetensors file, found damage: {damage}; fetch it again") from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise error(f"{path}: {name}: expected finite numbers, found NaN or infinity")
+    if bad:
+        raise error(f"{path}: {bad[0]}: expected finite numbers of 16 to 64 bits, found others")
+    if (sealed or SEAL in metadata) and metadata.get(SEAL) != _seal(tensors, metadata):
+        raise error(f"{path}: expected content that fits the file's own digest, found other: damaged; fetch it again")
     return tensors, metadata
+
+
+def _unpacked(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata from its one entry (the library writes several in random order); older files have several."""
+    if FACTS not in metadata:
+        return metadata
+    facts = json.loads(metadata[FACTS])
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise ValueError("metadata that is no dictionary of strings")
+    return facts
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is a plain file at `path`; False too for a path that no file can have."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, dtypes, shapes, numbers and metadata."""
+    facts = {key: value for key, value in metadata.items() if key != SEAL}
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,7 +1,5 @@
 """All trained parts of a world in one module: its state dict is the checkpoint."""
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .codec import make_codec
@@ -29,5 +27,5 @@ class Networks(nn.Module):
         """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""
         if self.text is None:
             return None
-        distinct, row = np.unique(np.array(texts), return_inverse=True)
-        return self.text([str(text) for text in distinct])[torch.from_numpy(row)]
+        distinct = sorted(set(texts))
+        return self.text(distinct)[[distinct.index(text) for text in texts]]

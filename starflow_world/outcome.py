@@ -1,9 +1,11 @@
 """Reward and end of a frame, from what the deep block knows and the frame itself.
 
-A stateless head: each token's hidden state (it has seen text, history and action) and value go through a small network,
-are summed over the frame, and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
+A stateless head: each token's hidden state (it has seen text, history and action) and value go through a small
+network, are summed over the frame, and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023)
+and p(end).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +43,9 @@ class OutcomeHead(nn.Module):
         self.project = nn.Linear(hidden + channels, config.width)
         self.mix = nn.Linear(config.width, config.width)
         self.read = nn.Linear(config.width, config.bins + 1)
-        largest = float(symlog(torch.tensor(config.largest_reward)))
-        self.register_buffer("bins", torch.linspace(-largest, largest, config.bins), persistent=False)
+        largest = math.log1p(config.largest_reward)
+        bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
+        self.register_buffer("bins", bins, persistent=False)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Outcome:
         """(..., n, d), (..., n, c) -> Outcome (...)."""
@@ -62,9 +65,9 @@ class OutcomeHead(nn.Module):
         step = self.bins[1] - self.bins[0]
         position = (place - self.bins[0]) / step
         low = position.floor().long().clamp(max=len(self.bins) - 2)
-        share = position - low
+        share = (position - low).clamp(0, 1)
         logs = outcome.reward_logits.log_softmax(-1)
         below, above = logs.gather(-1, low[..., None])[..., 0], logs.gather(-1, low[..., None] + 1)[..., 0]
         reward_loss = -((1 - share) * below + share * above)
-        end_loss = F.binary_cross_entropy_with_logits(outcome.end_logit, end.to(outcome.end_logit.dtype), reduction="none")
-        return reward_loss, end_loss
+        target = end.to(outcome.end_logit.dtype)
+        return reward_loss, F.binary_cross_entropy_with_logits(outcome.end_logit, target, reduction="none")

@@ -4,7 +4,6 @@
 from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,26 +14,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import StateError
+from .errors import StarflowError, StateError
 from .files import read_tensors, write_tensors
 from .flow import KVCache
 
 FORMAT = "1"
+CACHE = ("keys", "values", "length")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 TENSORS = ("tokens", "latents", "actions", "length", "step", "key")
 
 
-class Shapes(Protocol):
+class Home(Protocol):
     """What a snapshot is checked against: a World."""
 
     @property
     def world_id(self) -> str:
         """Digest of the checkpoint."""
 
-    def field_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each canonical tensor field behind the row axis."""
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor | None:
-        """States (B, L, d) of one string per row."""
+    def empty(self, texts: Sequence[str], keys: Sequence[int]) -> "WorldState":
+        """Rows before their first frame."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,16 @@ class WorldState:
 
     def __getitem__(self, rows: int | Sequence[int] | Tensor) -> "WorldState":
         """The given rows, copied: state[2], state[[0, 0, 0]] (three branches), state[mask]."""
-        index = torch.as_tensor([rows] if isinstance(rows, int) else rows)
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+        try:
+            index = torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError):
+            index = torch.empty(0)
+        if index.dtype == torch.bool and index.shape == self.length.shape:
+            index = index.nonzero()[:, 0]
+        index = index.cpu().reshape(-1) if index.ndim < 2 and index.dtype in INTEGERS else torch.empty(0)
         if len(index) == 0 or int(index.min()) < -len(self) or int(index.max()) >= len(self):
-            raise StateError(f"rows: expected at least one index below {len(self)}, found {rows!r:.80}")
-        index = index % len(self)
+            raise StateError(f"rows: expected at least one index below {len(self)} or a mask, found {rows!r:.80}")
+        index = index.long() % len(self)
         fields = {name: getattr(self, name)[index.to(getattr(self, name).device)] for name in TENSORS}
         return replace(
             self, **fields, texts=tuple(self.texts[i] for i in index.tolist()),
@@ -99,14 +102,16 @@ class WorldState:
 
     def with_keys(self, keys: Sequence[int] | Tensor) -> "WorldState":
         """The same rows with other noise keys, (B,): other futures from here on."""
-        key = torch.as_tensor(keys, dtype=torch.int64)
-        if key.shape != self.key.shape:
-            raise StateError(f"keys: expected {len(self)} integers, found shape {tuple(key.shape)}")
-        return replace(self, key=key)
+        key = torch.tensor([int(key) for key in keys], dtype=torch.int64)
+        if key.shape != self.key.shape or bool((key < 0).any()):
+            raise StateError(f"keys: expected {len(self)} integers >= 0, found {keys!r:.80}")
+        return replace(self.clone(), key=key)
 
     def replace_rows(self, rows: Tensor, other: "WorldState") -> "WorldState":
         """The state in which `rows` are replaced by the rows of `other`."""
         index = torch.arange(len(self))
+        if len(index[rows]) != len(other):
+            raise StateError(f"rows: expected one row for each of {len(index[rows])}, found {len(other)}")
         index[rows] = len(self) + torch.arange(len(other))
         return WorldState.stack([self, other])[index]
 
@@ -119,13 +124,12 @@ class WorldState:
     def digest(self) -> str:
         """SHA-256 over all fields, valid cache positions included."""
         found = hashlib.sha256(repr((self.texts, self.world_id)).encode())
-        for name in (*TENSORS, "text"):
-            value = getattr(self, name)
-            found.update(b"-" if value is None else value.cpu().contiguous().numpy().tobytes())
+        parts = [getattr(self, name) for name in (*TENSORS, "text")]
         if self.cache is not None:
             for row, length in enumerate(self.cache.length.tolist()):
-                for part in (self.cache.keys, self.cache.values):
-                    found.update(part[:, row, :length].float().cpu().contiguous().numpy().tobytes())
+                parts += [self.cache.keys[:, row, :length], self.cache.values[:, row, :length]]
+        for part in parts:
+            found.update(b"-" if part is None else part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
     # ---- snapshots -----------------------------------------------------------------------------------------------
@@ -133,35 +137,40 @@ class WorldState:
     def save(self, path: Path | str, *, exact: bool = True) -> None:
         """Write a snapshot. Exact: with the cache, resumes bit-identically on the same software, device and width.
 
-        Compact (exact=False): canonical fields only, some hundred times smaller; the cache is rebuilt when needed.
+        Compact (exact=False, and a state that gave its cache away): canonical fields only, some hundred times smaller;
+        the cache is rebuilt when needed.
         """
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        if exact and self.cache is not None:
-            tensors |= {f"cache.{f.name}": getattr(self.cache, f.name) for f in dataclasses.fields(self.cache)}
-        if exact and self.text is not None:
-            tensors["text"] = self.text
+        found = _tensors(self)
+        kept = {name: tensor for name, tensor in found.items() if exact or name in TENSORS}
         metadata = {"format": FORMAT, "world_id": self.world_id, "texts": json.dumps(self.texts)}
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, kept, metadata, sealed=True, error=StateError)
 
     @staticmethod
-    def load(path: Path | str, world: Shapes) -> "WorldState":
+    def load(path: Path | str, world: Home) -> "WorldState":
         """Read a snapshot of `world`; StateError names what does not fit."""
-        tensors, metadata = read_tensors(path, StateError)
+        tensors, metadata = read_tensors(path, StateError, sealed=True)
         texts = _check_metadata(path, metadata, world.world_id)
-        rows = len(texts)
-        for name, shape in world.field_shapes().items():
-            expected = (rows, *shape)
-            if name not in tensors or tuple(tensors[name].shape) != expected:
-                found = tuple(tensors[name].shape) if name in tensors else "nothing"
-                raise StateError(f"{path}: {name}: expected shape {expected}, found {found}")
-        _check_numbers(path, tensors, world)
-        caches = {name.removeprefix("cache."): t for name, t in tensors.items() if name.startswith("cache.")}
-        cache = KVCache(**caches) if set(caches) == {"keys", "values", "length"} else None
-        text = tensors.get("text")
-        return WorldState(
-            **{name: tensors[name] for name in TENSORS}, text=world.encode_text(texts) if text is None else text,
-            texts=texts, cache=cache, world_id=world.world_id,
-        )
+        if "length" not in tensors or tensors["length"].shape != (len(texts),):
+            raise StateError(f"{path}: length: expected one for each of {len(texts)} rows, found other: damaged")
+        try:
+            empty = world.empty(texts, [0] * len(texts))
+        except StarflowError as error:
+            raise StateError(f"{path}: {error}") from None
+        like = _tensors(empty)
+        _check_tensors(path, tensors, like)
+        fitting: dict[str, Any] = {name: t.to(like[name].device, like[name].dtype) for name, t in tensors.items()}
+        cache = {name: fitting.pop(f"cache.{name}") for name in CACHE if f"cache.{name}" in fitting}
+        state = replace(empty, **fitting, cache=KVCache(**cache) if cache else None)
+        _check_numbers(path, state, empty)
+        return state
+
+
+def _tensors(state: WorldState) -> dict[str, Tensor]:
+    """All that a state holds."""
+    tensors = {name: getattr(state, name) for name in (*TENSORS, "text")}
+    if state.cache is not None:
+        tensors |= {f"cache.{name}": getattr(state.cache, name) for name in CACHE}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
 @dataclass(frozen=True)
@@ -190,29 +199,37 @@ def _check_metadata(path: Path | str, metadata: dict[str, str], world_id: str) -
     if metadata.get("format") != FORMAT:
         raise StateError(f"{path}: expected a snapshot of format {FORMAT}, found {metadata.get('format')!r}")
     if metadata.get("world_id") != world_id:
-        raise StateError(f"{path}: expected a state of world {world_id[:12]}, found one of {metadata.get('world_id', '')[:12]}")
+        found = metadata.get("world_id", "")[:12]
+        raise StateError(f"{path}: expected a state of world {world_id[:12]}, found one of {found}")
     try:
         texts = json.loads(metadata.get("texts", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         texts = None
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise StateError(f"{path}: texts: expected a list of strings, found damage")
     return tuple(texts)
 
 
-def _check_numbers(path: Path | str, tensors: dict[str, Tensor], world: Shapes) -> None:
-    window = world.field_shapes()["tokens"][0]
-    length, step, key = tensors["length"], tensors["step"], tensors["key"]
-    sane = all(t.dtype == torch.int64 for t in (length, step, key)) and tensors["tokens"].dtype == torch.float32
-    if not sane or bool(((length < 0) | (length > window) | (step < length) | (key < 0)).any()):
-        raise StateError(f"{path}: expected 0 <= length <= {window} <= step and keys >= 0, found other numbers: damaged")
-    rows = len(length)
-    expected = {"cache.keys", "cache.values", "cache.length"}
-    found = {name for name in tensors if name.startswith("cache.")}
-    if found and (
-        found != expected or tensors["cache.keys"].ndim != 5 or tensors["cache.keys"].shape != tensors["cache.values"].shape
-        or tensors["cache.keys"].shape[1] != rows or tensors["cache.length"].shape != (rows,)
-        or tensors["cache.length"].dtype != torch.int64
-        or bool((tensors["cache.length"] > tensors["cache.keys"].shape[2]).any())
-    ):
-        raise StateError(f"{path}: cache: expected keys, values and lengths of {rows} rows, found other shapes: damaged")
+def _check_tensors(path: Path | str, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names, shapes and kinds; the cache is whole or not there."""
+    cached = {f"cache.{name}" for name in CACHE}
+    needed = set(TENSORS) | (cached if cached & set(tensors) else set())
+    for name in sorted(needed | set(tensors)):
+        if name not in tensors or name not in expected:
+            problem = "expected it, found nothing" if name in needed else "unknown"
+            raise StateError(f"{path}: {name}: {problem}: damaged")
+        found, fits = tensors[name], expected[name]
+        same = found.is_floating_point() if fits.is_floating_point() else found.dtype == fits.dtype
+        if not same or found.shape != fits.shape:
+            form = f"{tuple(found.shape)} {found.dtype}"
+            raise StateError(f"{path}: {name}: expected {tuple(fits.shape)} {fits.dtype}, found {form}: damaged")
+
+
+def _check_numbers(path: Path | str, state: WorldState, empty: WorldState) -> None:
+    length, window, count = state.length, state.tokens.shape[1], state.tokens.shape[2]
+    if bool(((length < 0) | (length > window) | (state.step < length) | (state.key < 0)).any()):
+        raise StateError(f"{path}: expected 0 <= length <= {window}, length <= step, keys >= 0, found others: damaged")
+    if state.cache is None or empty.cache is None:
+        return
+    if bool((state.cache.length != empty.cache.length + length * count).any()):
+        raise StateError(f"{path}: cache: expected the tokens of {length.tolist()} frames, found others: damaged")

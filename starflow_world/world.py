@@ -20,14 +20,15 @@ from torch import Tensor
 
 from .checkpoint import load_networks, load_starts
 from .conditioning import flatten_actions, space_from_json
-from .config import to_dict
+from .config import DecodeConfig, to_dict
 from .dynamics import Dynamics
-from .errors import ActionError, CheckpointError, DataError, StateError
+from .errors import ActionError, CheckpointError, ConfigError, DataError
 from .networks import Networks
 from .noise import make_key
 from .state import Transition, WorldState
 
 SHIPPED = Path(__file__).parent / "worlds"
+Clip = Sequence[Any] | Tensor | None
 
 
 class World:
@@ -38,26 +39,37 @@ class World:
         self.world_id = world_id or _digest(networks)
         self.dynamics = Dynamics(networks, self.world_id)
         self.action_space = space_from_json(networks.config.action_space)
-        self.field_shapes, self.encode_text = self.dynamics.field_shapes, self.dynamics.encode_text
+        self.empty, self.encode_text = self.dynamics.empty, self.dynamics.encode_text
 
     @staticmethod
     def load(path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None) -> "World":
-        """A world from a checkpoint folder, or a shipped one by its name. `dtype` of all networks; float32 by default."""
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: of all networks (none: float32)."""
         folder = find_world(path_or_name)
         networks, digest = load_networks(folder)
-        starts = load_starts(folder)
+        starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
+        if starts is not None and tuple(starts[0].shape[1:]) != size:
+            raise CheckpointError(f"{folder}: expected starts of the world's size {size}, found {starts[0].shape[1:]}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        networks = networks.to(torch.device(device), dtype or torch.float32)
+        try:
+            networks = networks.to(torch.device(device), dtype or torch.float32)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
         config = json.dumps(to_dict(networks.config), sort_keys=True)
         world_id = hashlib.sha256((digest + config).encode()).hexdigest()
         return World(networks, world_id, None if starts is None else Starts(*starts))
+
+    def decoded(self, decode: DecodeConfig) -> "World":
+        """The same world, decoded otherwise: another tolerance, sequentially (chunk 1), fewer sweeps."""
+        other = World(self.networks, self.world_id, self.starts)
+        other.dynamics.decode = decode
+        return other
 
     # ---- the verbs -----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def start(
-        self, frames: Any = None, actions: Sequence[Any] | None = None, *, text: str | Sequence[str] = "",
+        self, frames: Any = None, actions: Clip = None, *, text: str | Sequence[str] = "",
         seed: int | Sequence[int] = 0, guidance: float = 0.0,
     ) -> tuple[WorldState, Transition]:
         """Begin B rows, from frames or from text alone.
@@ -68,17 +80,15 @@ class World:
         """
         frames = None if frames is None else self._check_frames(frames)
         rows = len(frames) if frames is not None else _count(text, seed)
-        texts = [text] * rows if isinstance(text, str) else list(text)
-        seeds = [seed + row for row in range(rows)] if isinstance(seed, int | np.integer) else list(seed)
-        if len(texts) != rows or len(seeds) != rows:
-            raise DataError(f"start: expected one text and seed, or {rows} of each, found {len(texts)} and {len(seeds)}")
+        flat = None if frames is None else self._flat_clip(actions, rows, frames.shape[1])
         moves = self.dynamics
-        state = moves.empty(texts, [make_key(int(s)) for s in seeds])
-        if frames is None:
+        state = moves.empty(_texts(text, rows), _keys(seed, rows))
+        if frames is None or flat is None:
+            if not guidance >= 0:
+                raise ConfigError(f"guidance: expected a number >= 0, found {guidance}")
             if guidance > 0:
                 return moves.advance_guided(state, guidance)
             return moves.advance(state, self.flatten([None] * rows), None)
-        flat = self._flat_clip(actions, rows, frames.shape[1])
         x = moves.noisy(frames, state.key, state.step)
         within = min(frames.shape[1], self.config.window)
         state, transition = moves.told(state, flat[:, :within], x[:, :within], frames[:, :within])
@@ -112,7 +122,7 @@ class World:
         if (frames is None) == (latents is None):
             raise DataError("observe: expected frames or latents, found both or neither")
         if frames is not None:
-            frames = torch.as_tensor(frames)
+            frames = _tensor(frames)
             shown = self._check_frames(frames[:, None] if frames.ndim == 4 else frames)
             if shown.shape[:2] != (len(state), 1):
                 raise DataError(f"frames: expected one for each of {len(state)} rows, found {tuple(shown.shape[:2])}")
@@ -125,14 +135,12 @@ class World:
     @torch.inference_mode()
     def with_text(self, state: WorldState, text: str | Sequence[str]) -> WorldState:
         """The state under another prompt from here on: the window is encoded anew under it."""
-        texts = (text,) * len(state) if isinstance(text, str) else tuple(text)
-        if len(texts) != len(state):
-            raise StateError(f"text: expected one or {len(state)}, found {len(texts)}")
+        texts = tuple(_texts(text, len(state)))
         return self.dynamics.rebuilt(replace(state, texts=texts, text=self.encode_text(texts), cache=None))
 
     @torch.inference_mode()
     def log_prob(
-        self, frames: Any, actions: Sequence[Any] | None = None, *, text: str | Sequence[str] = "", seed: int = 0
+        self, frames: Any, actions: Clip = None, *, text: str | Sequence[str] = "", seed: int = 0
     ) -> Tensor:
         """Nats per latent frame (B, T) of clips (B, T, H, W, 3), teacher-forced in parallel.
 
@@ -140,9 +148,8 @@ class World:
         """
         frames = self._check_frames(frames)
         rows, count = frames.shape[:2]
-        texts = [text] * rows if isinstance(text, str) else list(text)
-        keys = torch.tensor([make_key(seed + row) for row in range(rows)])
-        flat, states = self._flat_clip(actions, rows, count), self.encode_text(texts)
+        keys = torch.tensor(_keys(seed, rows))
+        flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
         x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
         window, context = self.config.window, self.config.context
         parts, begin, known = [], 0, 0
@@ -162,34 +169,39 @@ class World:
         size = self.networks.action.project.in_features
         if isinstance(action, Tensor) and action.is_floating_point():
             flat = action
-        elif hasattr(action, "__len__") and not isinstance(action, str | dict):
-            flat = flatten_actions(self.action_space, list(action))
-        else:
+        elif not _items(action):
             raise ActionError(f"action: expected one action per row, found {action!r:.80}")
-        if tuple(flat.shape) != (rows or len(flat), size) or not bool(flat.isfinite().all()):
+        else:
+            flat = flatten_actions(self.action_space, _items(action))
+        if flat.ndim != 2 or flat.shape != (rows or len(flat), size) or not bool(flat.isfinite().all()):
             raise ActionError(f"action: expected {rows} rows of {size} finite numbers, found shape {tuple(flat.shape)}")
         return flat.to(self.dynamics.device, self.dynamics.dtype)
 
-    def _flat_clip(self, actions: Sequence[Any] | None, rows: int, count: int) -> Tensor:
-        if isinstance(actions, Tensor) and actions.is_floating_point():
-            return self.flatten(actions.flatten(0, 1), rows * count).unflatten(0, (rows, count))
+    def _flat_clip(self, actions: Clip, rows: int, count: int) -> Tensor:
         actions = [[None] * count for _ in range(rows)] if actions is None else actions
-        if len(actions) != rows or any(len(row) != count for row in actions):
-            raise ActionError(f"actions: expected {rows} rows of {count}, one per frame (the first may be None), found other lengths")
+        if isinstance(actions, Tensor) and actions.is_floating_point():
+            lengths = [actions.shape[1]] * len(actions) if actions.ndim == 3 else []
+        else:
+            lengths = [len(_items(row)) for row in _items(actions)]
+        if lengths != [count] * rows:
+            expected = f"{rows} rows of {count}, one per frame (the first may be None)"
+            raise ActionError(f"actions: expected {expected}, found lengths {lengths!s:.80}")
         return torch.stack([self.flatten(row) for row in actions])
 
     def _check_frames(self, frames: Any) -> Tensor:
-        frames = torch.as_tensor(frames)
+        frames = _tensor(frames)
         size = (self.config.height, self.config.width, 3)
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != size or 0 in frames.shape:
             raise DataError(
-                f"frames: expected uint8 (rows, frames, {size[0]}, {size[1]}, 3), found {frames.dtype} {tuple(frames.shape)}; "
-                "convert and resize them to the world's size"
+                f"frames: expected uint8 (rows, frames, {size[0]}, {size[1]}, 3), found {frames.dtype} "
+                f"{tuple(frames.shape)}; convert and resize them to the world's size"
             )
         return frames.to(self.dynamics.device)
 
     def _check_latents(self, name: str, latents: Tensor, rows: int) -> None:
         expected = (rows, self.dynamics.tokens, self.config.channels)
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            raise DataError(f"{name}: expected a Tensor of floats, found {type(latents).__name__}")
         if tuple(latents.shape) != expected or not bool(latents.isfinite().all()):
             raise DataError(f"{name}: expected finite numbers of shape {expected}, found shape {tuple(latents.shape)}")
 
@@ -207,18 +219,52 @@ class Starts:
 
 def find_world(path_or_name: str | Path) -> Path:
     """The folder of a world, given that folder or the name of a shipped world."""
-    if Path(path_or_name).is_dir():
-        return Path(path_or_name)
-    shipped = {folder.name: folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir()} if SHIPPED.is_dir() else {}
+    try:
+        if Path(path_or_name).is_dir():
+            return Path(path_or_name)
+    except (OSError, ValueError):  # no folder can have this name
+        pass
+    folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    shipped = {folder.name: folder for folder in folders if folder.is_dir()}
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
-    near = difflib.get_close_matches(str(path_or_name), shipped, 1)
+    near = difflib.get_close_matches(str(path_or_name)[:80], shipped, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped worlds: {', '.join(shipped) or 'none'}"
-    raise CheckpointError(f"world: expected a folder or the name of a shipped world, found {str(path_or_name)!r:.120}; {hint}")
+    found = f"{str(path_or_name)!r:.120}; {hint}"
+    raise CheckpointError(f"world: expected a folder or the name of a shipped world, found {found}")
 
 
-def _count(text: str | Sequence[str], seed: int | Sequence[int]) -> int:
-    return len(text) if not isinstance(text, str) else 1 if isinstance(seed, int | np.integer) else len(seed)
+def _tensor(frames: Any) -> Tensor:
+    """A copy as a tensor: what is returned must not change with what was given."""
+    try:
+        return frames.clone() if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
+    except (TypeError, ValueError):
+        raise DataError(f"frames: expected an array, found {type(frames).__name__}") from None
+
+
+def _items(many: Any) -> list[Any]:
+    """The elements of a list, tuple or array; none of anything else."""
+    plural = hasattr(many, "__len__") and not isinstance(many, str | bytes | dict) and getattr(many, "ndim", 1) > 0
+    return list(many) if plural else []
+
+
+def _count(text: Any, seed: Any) -> int:
+    return len(_items(seed)) or 1 if isinstance(text, str) else len(_items(text))
+
+
+def _texts(text: str | Sequence[str], rows: int) -> list[str]:
+    texts = [text] * rows if isinstance(text, str) else _items(text)
+    if len(texts) != rows:
+        raise DataError(f"text: expected one, or one for each of {rows} rows, found {text!r:.80}")
+    return texts
+
+
+def _keys(seed: int | Sequence[int], rows: int) -> list[int]:
+    """Noise keys of rows: of seed, seed + 1, ... or of one seed each."""
+    seeds = [seed + row for row in range(rows)] if isinstance(seed, int | np.integer) else _items(seed)
+    if len(seeds) != rows or not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
+        raise DataError(f"seed: expected a number >= 0, or one for each of {rows} rows, found {seed!r:.80}")
+    return [make_key(int(s)) for s in seeds]
 
 
 def _digest(networks: Networks) -> str:

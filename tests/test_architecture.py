@@ -24,13 +24,14 @@ PACKAGE = "starflow_world"
 FOLDERS = {"starflow_world": PACKAGE, "envs": f"{PACKAGE}.envs", "agents": f"{PACKAGE}.agents"}
 
 LAYERS = (  # each may import its own layer and the ones before it
-    {"errors", "files", "config"},
+    {"errors", "files", "plain_yaml", "config"},
     {"noise"},
     {"flow"},
     {"codec", "conditioning", "outcome"},
-    {"state"},
-    {"checkpoint", "world"},
-    {"score", "data", "train", "check", "convert", "evaluate"},
+    {"networks", "state"},
+    {"checkpoint", "dynamics"},
+    {"world"},
+    {"score", "data", "batches", "plots", "training", "check", "convert", "evaluate"},
     {"envs"},
     {"agents"},
 )
@@ -41,9 +42,9 @@ ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
     "gymnasium": {"", "conditioning", "envs", "agents", "<verb>"},
     "ray": {"agents.pool", "envs.ray_vector_env"},
-    "safetensors": {"checkpoint", "convert", "data", "score", "state"},
+    "safetensors": {"files"},
     "transformers": {"conditioning"},
-    "yaml": {"config"},
+    "yaml": {"plain_yaml"},
 }
 NOWHERE = {"agents", "cloudpickle", "dill", "envs", "joblib", "marshal", "pickle", "shelve", "torchvision"}
 FLOW_MAY_IMPORT = {"torch", f"{PACKAGE}.config", f"{PACKAGE}.errors", f"{PACKAGE}.flow"}
@@ -159,7 +160,7 @@ def room_faults(source: Source, known: frozenset[str] = frozenset()) -> Iterator
             if not allowed and name != PACKAGE:
                 yield f"{here}: flow may import torch, config and errors"
         if (inside(source.room, "flow") or source.room == "world") and inside(name, "torch.distributed"):
-            yield f"{here}: only train.py may wrap a model for several processes"
+            yield f"{here}: only training.py may wrap a model for several processes"
 
 
 def code_faults(source: Source) -> Iterator[str]:
@@ -185,7 +186,7 @@ def code_faults(source: Source) -> Iterator[str]:
             if name in {"os.environ", "os.getenv"} and source.room != "cli":
                 yield f"{here} uses {name}: only cli.py reads the environment"
             if inside(name, "torch.distributed") and (inside(source.room, "flow") or source.room == "world"):
-                yield f"{here} uses torch.distributed: only train.py may wrap a model for several processes"
+                yield f"{here} uses torch.distributed: only training.py may wrap a model for several processes"
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names}
             if node.module == "yaml" and names & UNSAFE_YAML:
@@ -282,6 +283,8 @@ PLANTED = [
     ("flow.block", "def f():\n    from ..world import World", layer_faults),
     ("world", "import starflow_world.envs.world_env", layer_faults),
     ("state", "import starflow_world.unheard_of", layer_faults),
+    ("networks", "from starflow_world.dynamics import Dynamics", layer_faults),
+    ("files", "from starflow_world.noise import normals", layer_faults),
     ("envs.monitor", "from starflow_world.agents import policy", layer_faults),
     ("flow.block", "import numpy", room_faults),
     ("flow.block", "from starflow_world.noise import normals", room_faults),
@@ -292,7 +295,8 @@ PLANTED = [
     ("agents.rollout", "import ray", room_faults),
     ("agents.rollout", "import importlib\nimportlib.import_module('ray.util')", room_faults),
     ("envs.sources", "import envs.world_env", room_faults),
-    ("train", "import yaml", room_faults),
+    ("training", "import yaml", room_faults),
+    ("checkpoint", "from safetensors.torch import save_file", room_faults),
     ("data", "import pickle", room_faults),
     ("codec.conv", "from torchvision import models", room_faults),
     ("codec.conv", "from diffusers import AutoencoderKLWan", room_faults),
@@ -320,7 +324,7 @@ SOUND = [
     ("flow.model", "import math\nimport torch\nfrom torch import nn\nfrom starflow_world.flow.block import Block"),
     ("flow.model", "from starflow_world import errors"),
     ("world", "from starflow_world.checkpoint import read\nmodel.eval()"),
-    ("config", "import yaml\nyaml.safe_load(text)\nyaml.compose(text, yaml.SafeLoader)"),
+    ("plain_yaml", "import yaml\nyaml.safe_load(text)\nyaml.compose(text, yaml.SafeLoader)"),
     ("convert", "import torch\ntorch.load(path, weights_only=True)"),
     ("envs.world_env", "import gymnasium as gym\nfrom starflow_world.world import World"),
     ("agents.pool", "import ray\nfrom starflow_world.envs.world_env import WorldEnv"),
@@ -362,7 +366,7 @@ def test_importing_the_package_is_quick_and_lazy(record_property):
     heavy = {"ray", "transformers", "diffusers", "stable_baselines3", "fastapi"} & set(loaded)
     assert not heavy
     ours = [name for name in loaded if name.startswith(f"{PACKAGE}.")]
-    eager = [name for name in ours if inside(name, f"{PACKAGE}.train") or layer(name) == TOP]
+    eager = [name for name in ours if inside(name, f"{PACKAGE}.training") or layer(name) == TOP]
     assert not eager, "import them when they are asked for"
     record_property("import_seconds_beyond_torch", seconds)
     print(f"import starflow_world: {seconds:.2f} s beyond torch (the promise is 1 s)")

@@ -1,14 +1,16 @@
 """Small worlds with random weights, made on the spot: the fixtures of the state, env and scoring tests."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from gymnasium import spaces
 
+from starflow_world.checkpoint import save_checkpoint, save_starts
 from starflow_world.conditioning import space_to_json
 from starflow_world.config import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
 from starflow_world.networks import Networks
-from starflow_world.world import World
+from starflow_world.world import Starts, World
 
 TINY = WorldConfig(
     "tiny",
@@ -45,3 +47,32 @@ def tiny_world(
     torch.manual_seed(0)
     networks = Networks(tiny_config(space, **changes))
     return World(randomise(networks, gain).to(dtype))
+
+
+def no_text() -> dict[str, object]:
+    """Changes that make a tiny world without text."""
+    return {"text": TextConfig(), "flow": replace(TINY.flow, shallow_blocks=2, text_length=0, text_width=0)}
+
+
+def env_world(
+    space: spaces.Space | None = None, *, dtype: torch.dtype = torch.float32, size: int = 8, **changes: object
+) -> World:
+    """A tiny world of 16 tokens with a start set, whose episodes seldom end by themselves: what the env tests step."""
+    torch.manual_seed(0)
+    small: dict[str, object] = {"height": size, "width": size, "flow": replace(TINY.flow, shallow_blocks=2)}
+    networks = randomise(Networks(tiny_config(space, **small | changes)))
+    if networks.outcome is not None:
+        networks.outcome.read.bias.data[-1] -= 9.0
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (8, size, size, 3), dtype=torch.uint8, generator=generator)
+    networks.codec.fit(frames.repeat(8, 1, 1, 1))
+    texts = tuple("abcdefgh") if networks.text is not None else ("",) * 8
+    return World(networks.to(dtype), starts=Starts(frames, texts))
+
+
+def save_world(world: World, folder: Path) -> Path:
+    """Write a world and its start set as a checkpoint folder."""
+    save_checkpoint(folder, world.networks, {"name": world.config.name})
+    if world.starts is not None:
+        save_starts(folder, world.starts.frames, world.starts.texts)
+    return folder

@@ -1,9 +1,9 @@
 """Linear codecs on patches of pixels.
 
 `patch`: space-to-depth, exact and weightless; pixels are scaled to [-1, 1], so one grey level is 2 / 255.
-`pca`: the leading components of the distinct patches of a data set, each scaled to the same variance over them. Distinct
-patches, so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft clip of the flow's
-means. The basis is part of the checkpoint: signs of singular vectors depend on the machine.
+`pca`: the leading components of the distinct patches of a data set, each scaled to the same variance over them.
+Distinct patches, so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft clip of
+the flow's means. The basis is part of the checkpoint: signs of singular vectors depend on the machine.
 """
 
 import torch
@@ -73,10 +73,11 @@ class PatchCodec(nn.Module):
         p, (height, width) = self.config.patch, self.size
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3):
             raise DataError(
-                f"frames: expected uint8 (rows, frames, {height}, {width}, 3), found {frames.dtype} {tuple(frames.shape)}; "
-                "resize the frames to the world's size"
+                f"frames: expected uint8 (rows, frames, {height}, {width}, 3), found {frames.dtype} "
+                f"{tuple(frames.shape)}; resize the frames to the world's size"
             )
-        return frames.unflatten(3, (width // p, p)).unflatten(2, (height // p, p)).transpose(3, 4).flatten(4, 6).flatten(2, 3)
+        cells = frames.unflatten(3, (width // p, p)).unflatten(2, (height // p, p)).transpose(3, 4)
+        return cells.flatten(4, 6).flatten(2, 3)
 
     @torch.no_grad()
     def fit(self, frames: Tensor, most: int = 4096) -> None:

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import Batch, Sampler
-from .checkpoint import load_training, save_checkpoint, save_training
-from .config import RecipeConfig, TrainConfig, WorldConfig, to_dict
+from .checkpoint import load_training, save_checkpoint, save_starts, save_training, training_facts
+from .config import RecipeConfig, TrainConfig, WorldConfig, from_dict, to_dict
 from .data import EpisodeDataset, Windows
 from .errors import ConfigError, StarflowError
-from .files import write_text
+from .files import remove_leftovers, write_text
 from .flow import Tables
 from .networks import Networks
+from .plots import write_curves
 
 MOST_SKIPPED = 10
 DENOISER_EVERY = 4
-FLAT_SHARE = 0.6
+MOST_STARTS = 1000
 MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.action_space")
 
 
@@ -39,11 +40,12 @@ class Losses:
     flow: Tensor
     denoiser: Tensor
     outcome: Tensor
+    draft: Tensor
 
     @property
     def total(self) -> Tensor:
         """What is minimised; denoiser and outcome are weighted already."""
-        return self.flow + self.denoiser + self.outcome
+        return self.flow + self.denoiser + self.outcome + self.draft
 
 
 def losses(
@@ -57,20 +59,42 @@ def losses(
     text = networks.encode_text(batch.texts)
     nats, hidden, u = _likelihood(networks, x, text, batch, tables)
     floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
-    dims = x.shape[2] * x.shape[3]
+    dims, weight = x.shape[2] * x.shape[3], frame_weights(batch, config)
     denoiser_loss = nats.new_zeros(())
     if denoiser and flow.denoiser is not None:
         (score,) = torch.autograd.grad(-nats.sum(), x, retain_graph=True)
         target = score.detach() * sigma**2 / flow.config.denoiser_step
         guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
-        denoiser_loss = config.denoiser_weight * (guess - target).square().mean()
+        denoiser_loss = config.denoiser_weight * (guess - target).square()[:, -max(1, x.shape[1] - 1) :].mean()
     return Losses(
         nats.detach().sum(-1).mean() / dims,
         (floor - nats.detach().sum(-1)),
-        -nats.sum(-1).mean() / dims,
+        -(nats.sum(-1) * weight).sum() / weight.sum().clamp_min(1e-6) / dims,  # a batch may weigh nothing
         denoiser_loss,
         config.outcome_weight * _outcome_loss(networks, hidden, u, batch),
+        _draft_loss(networks, u, batch),
     )
+
+
+def draft_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables) -> Losses:
+    """The draft's loss alone; nothing is said of nats."""
+    with torch.no_grad():
+        x = networks.codec.encode(batch.frames) + networks.config.noise_level * noise
+        u, _ = networks.flow.shallow_forward(x, tables)
+    loss, zero = _draft_loss(networks, u, batch), u.new_zeros(())
+    return Losses(zero, u.new_zeros(u.shape[:2]), zero, zero, zero, loss)
+
+
+def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
+    """Weights (B, T) of frames in the flow's loss.
+
+    The first frame of a window in mid-episode has no past to follow from, and no step ever imagines one: weight 0. True
+    starts are imagined from text alone: `start_weight`, small, because their many nats would teach the shallow blocks
+    to mix the tokens of a frame before the deep block has learned how frames follow each other.
+    """
+    weight = torch.ones(batch.frames.shape[:2])
+    weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
+    return weight
 
 
 def _likelihood(
@@ -93,23 +117,34 @@ def _outcome_loss(networks: Networks, hidden: Tensor, u: Tensor, batch: Batch) -
     return reward.mean() + end.mean()
 
 
+def _draft_loss(networks: Networks, u: Tensor, batch: Batch) -> Tensor:
+    """Negative nats per dim of each frame after the first under the draft."""
+    draft = networks.flow.draft
+    if draft is None or u.shape[1] < 2:
+        return u.new_zeros(())
+    action = networks.action(batch.actions[:, 1:]).detach().flatten(0, 1)
+    guess = draft(u[:, :-1].detach().flatten(0, 1), action, networks.codec.grid)
+    return -guess.nats(u[:, 1:].detach().flatten(0, 1)).mean()
+
+
 def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside transformer layers, AdamW for all else."""
     named = [(name, p) for name, p in networks.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and name.startswith("flow.")]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4),
-    ]
+    adam = torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    if not matrices:
+        return [adam]
+    muon = torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, adam]
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """Share of the full learning rate at a step: linear warm-up, flat, then linear to zero over the last 40 %."""
+    """Share of the full learning rate at a step: linear warm-up, then linear to zero (what is left of the excess nats
+    is mostly the jitter of the last steps)."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
-    fall = (config.steps - step) / max(1.0, (1 - FLAT_SHARE) * config.steps)
-    return max(0.0, min(rise, fall, 1.0))
+    return min(rise, (config.steps - step) / config.steps)
 
 
 class Trainer:
@@ -117,8 +152,14 @@ class Trainer:
 
     def __init__(self, world: WorldConfig, config: TrainConfig, windows: Windows) -> None:
         self.world, self.config = world, config
-        torch.manual_seed(config.seed)
-        self.networks = Networks(world)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.networks = Networks(world)
+        if config.parts == "draft":
+            self.networks.requires_grad_(False)
+            if self.networks.flow.draft is None:
+                raise ConfigError("train.parts: expected all, because world.flow.draft_width is 0: there is no draft")
+            self.networks.flow.draft.requires_grad_()
         self.optimizers = make_optimizers(self.networks, config)
         self.sampler = Sampler(windows, config)
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
@@ -139,15 +180,18 @@ class Trainer:
         denoiser = self.step % DENOISER_EVERY == 0 and self.networks.flow.denoiser is not None
         found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
         figures = {
-            "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(), "denoiser": found.denoiser.item(),
+            "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(),
+            "denoiser": found.denoiser.item(),
         }
+        if self.networks.flow.draft is not None:
+            figures["draft"] = found.draft.item()
         if found.excess.shape[1] > 1:
             figures["excess"] = float(found.excess[:, 1:].mean())
-        if self.config.starts:
-            share = self.config.starts / self.config.frames
+        if self.config.starts and self.config.parts == "all":
+            share = self.config.start_weight * self.config.starts / self.config.frames
             first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
             figures["start_excess"] = float(first.excess.mean())
-        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        norm = self._clip()
         self._update(bool(torch.isfinite(norm)) and math.isfinite(figures["nats_per_dim"]))
         self.step += 1
         return {"step": self.step, **figures, "norm": float(norm), "skipped": self.skipped}
@@ -157,9 +201,22 @@ class Trainer:
         n, c = self.world.grid[0] * self.world.grid[1], self.world.channels
         noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
-        (weight * found.total).backward()
+            if self.config.parts == "draft":
+                found = draft_losses(self.networks, batch, noise, self.tables)
+            else:
+                found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
+        if found.total.requires_grad:
+            (weight * found.total).backward()
         return found
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients of the denoiser and of all else to norm 1, each on its own: their scales differ by far and
+        change in their own ways. Returns the larger norm."""
+        denoiser = self.networks.flow.denoiser
+        own = [] if denoiser is None else list(denoiser.parameters())
+        apart = {id(p) for p in own}
+        rest = [p for p in self.networks.parameters() if id(p) not in apart]
+        return torch.stack([nn.utils.clip_grad_norm_(group, 1.0) for group in (rest, own) if group]).amax()
 
     def _update(self, finite: bool) -> None:
         if finite:
@@ -171,7 +228,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MOST_SKIPPED:
             raise StarflowError(
-                f"training: expected finite losses, found {MOST_SKIPPED} steps in a row that were not, up to step {self.step}; "
+                f"training: expected finite losses, found {MOST_SKIPPED} steps in a row without, up to {self.step}; "
                 "lower train.learning_rate or look at the data"
             )
 
@@ -189,23 +246,37 @@ def train(
     world = replace(recipe.world, action_space=dataset.action_space_json)
     trainer = Trainer(world, recipe.train, dataset.memory_map())
     metrics = out / "metrics.jsonl"
+    card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
+    remove_leftovers(out)
     if resume:
         _resume(trainer, out, recipe)
-        _keep_until(metrics, trainer.step)
-    elif (out / "config.json").exists():
+        save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step})  # the run may have died just before
+    elif any((out / name).exists() for name in ("config.json", "training.safetensors")):
         raise ConfigError(f"{out}: expected an empty folder, found a checkpoint; add --resume or choose another folder")
     elif init is not None:
         _initialise(trainer, init)
     else:
         trainer.fit_codec()
-    held_out = Sampler(EpisodeDataset(valid).memory_map(), replace(recipe.train, action_dropout=0.0, text_dropout=0.0)) if valid else None
-    card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
+    _keep_until(metrics, trainer.step)
+    _write_starts(out, trainer.sampler.windows)
+    held_out = None
+    if valid is not None:
+        undropped = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
+        held_out = Sampler(EpisodeDataset(valid).memory_map(), undropped)
     for figures in _run(trainer, out, recipe, card):
         if held_out and (trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps):
             figures |= validate(trainer, held_out)
         with metrics.open("a") as file:
             file.write(json.dumps(figures) + "\n")
+    write_curves(metrics, out / "curves.png")
     return out
+
+
+def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
+    """The start set: first frames and texts of episodes spread over the dataset."""
+    chosen = sorted(set(torch.linspace(0, len(windows.lengths) - 1, min(most, len(windows.lengths))).long().tolist()))
+    frames = torch.from_numpy(windows.frames[windows.offsets[chosen]])
+    save_starts(out, frames, [windows.texts[index] for index in chosen])
 
 
 def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> Iterator[dict[str, float]]:
@@ -219,40 +290,53 @@ def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, obje
             bar.update()
             bar.set_postfix({key: f"{figures[key]:.3f}" for key in ("nats_per_dim", "excess") if key in figures})
             if time.monotonic() - saved > 60 * config.save_minutes or trainer.step == config.steps:
-                facts = {"step": trainer.step, "skipped": trainer.skipped, "recipe": to_dict(recipe)}
+                skips = {"skipped": trainer.skipped, "in_a_row": trainer.skipped_in_a_row}
+                facts = {"step": trainer.step, **skips, "recipe": to_dict(recipe)}
                 save_training(out, trainer.networks, trainer.optimizers, facts)
                 save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step})
                 saved = time.monotonic()
 
 
 def _resume(trainer: Trainer, out: Path, recipe: RecipeConfig) -> None:
-    facts = load_training(out, trainer.networks, trainer.optimizers)
-    before, now = facts["recipe"], to_dict(recipe)
-    changed = [f"{part}.{key}" for part in ("world", "train") for key in now[part] if before[part].get(key) != now[part][key]]
-    changed = [name for name in changed if name not in MAY_CHANGE]
+    facts = training_facts(out)
+    before, now = (_flat(to_dict(r)) for r in (from_dict(RecipeConfig, facts.get("recipe")), recipe))
+    changed = [key for key in now if not key.startswith("data.") and before[key] != now[key] and key not in MAY_CHANGE]
     if changed:
-        raise ConfigError(f"{out}: expected the config that the run began with, found other values of {', '.join(changed)}")
-    trainer.step, trainer.skipped = facts["step"], facts["skipped"]
+        raise ConfigError(f"{out}: expected the config that the run began with, found other {', '.join(changed)}")
+    load_training(out, trainer.networks, trainer.optimizers)
+    trainer.step, trainer.skipped, trainer.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
+
+
+def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
+    """Nested dictionaries as one, with dotted keys."""
+    found: dict[str, object] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
 
 
 def _initialise(trainer: Trainer, init: Path | str) -> None:
     from .checkpoint import load_networks, load_strictly
 
     networks, _ = load_networks(init)
-    load_strictly(trainer.networks, networks.state_dict(), init)
+    tensors = networks.state_dict()
+    if networks.flow.draft is None:  # a draft may be added to a world that has none
+        tensors |= {name: t for name, t in trainer.networks.state_dict().items() if name.startswith("flow.draft.")}
+    load_strictly(trainer.networks, tensors, init)
 
 
 def _keep_until(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again."""
+    """Drop the lines of steps that will be done again, and a line that a killed run did not finish."""
     if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-        write_text(metrics, "".join(line + "\n" for line in lines))
+        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+        write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 @torch.no_grad()
 def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str, float]:
     """Excess nats per frame on held-out windows: first frames of true starts, and frames after the first."""
-    excess, first = [], []
+    excess: list[Tensor] = []
+    first: list[Tensor] = []
     for index in range(batches):
         generator = torch.Generator().manual_seed(index)
         for batch, found in ((held_out.batch(index), excess), (held_out.starts(index), first)):

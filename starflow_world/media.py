@@ -1,0 +1,93 @@
+"""Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import av
+import cv2
+import numpy as np
+
+from .errors import DataError
+from .files import atomic
+
+INK, PAPER = (235, 235, 235), (24, 24, 24)
+
+
+class VideoWriter:
+    """Writes frames (H, W, 3) u8 to an H.264 MP4; the file takes its name when the block ends without an error."""
+
+    def __init__(self, path: Path | str, fps: int) -> None:
+        self._atomic = atomic(Path(path).with_suffix(".mp4"))
+        self._fps = fps
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> "VideoWriter":
+        self._container = av.open(str(self._atomic.__enter__()), "w", format="mp4")
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one frame; all have one size, cut to even numbers of pixels."""
+        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._fps)
+            self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        size = self._stream.height, self._stream.width
+        if (height, width) != size:
+            raise DataError(f"video: expected {size[0]} x {size[1]} pixels, found {height} x {width}")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+        self._atomic.__exit__(kind, error, trace)
+
+
+def write_png(path: Path | str, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) u8 as PNG, atomically."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise DataError(f"{path}: expected a picture (H, W, 3) uint8, found {picture.dtype} {picture.shape}")
+    with atomic(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel of (H, W, 3) as a square of factor x factor."""
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def caption(picture: np.ndarray, lines: Sequence[str], size: float = 0.45) -> np.ndarray:
+    """The picture with lines of text on a strip below it."""
+    height = int(46 * size)
+    strip = np.full((height * len(lines) + 6, picture.shape[1], 3), PAPER, np.uint8)
+    for number, line in enumerate(lines):
+        place = (8, height * (number + 1) - 3)
+        cv2.putText(strip, line, place, cv2.FONT_HERSHEY_SIMPLEX, size, INK, 1, cv2.LINE_AA)
+    return np.concatenate((picture, strip))
+
+
+def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], gap: int = 8) -> np.ndarray:
+    """Pictures of one height next to each other, each under its title."""
+    parts: list[np.ndarray] = []
+    for picture, title in zip(pictures, titles, strict=True):
+        bar = np.full((24, picture.shape[1], 3), PAPER, np.uint8)
+        cv2.putText(bar, title, (8, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+        column = np.concatenate((bar, picture))
+        parts += [column, np.full((len(column), gap, 3), PAPER, np.uint8)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 6) -> np.ndarray:
+    """Pictures of one size as a sheet with `columns` columns."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = picture
+    return sheet
