@@ -1,6 +1,5 @@
 """The command line: dispatches, and turns errors into one line. Exit 0: done, 1: a StarflowError, 2: wrong usage."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,8 +135,6 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    # Threads that spin while another process holds a core make each other many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         tyro.extras.subcommand_cli_from_dict(VERBS, prog="starflow-world", args=words)
     except StarflowError as error:

@@ -207,7 +207,7 @@ class TrainConfig:
     steps: int = 1000
     frames: int = 256
     parts: str = "all"
-    """What is trained: all, or the draft alone behind frozen weights (--init)."""
+    """What is trained: all, or the draft or the denoiser alone behind frozen weights (--init)."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
     start_weight: float = 0.1
@@ -229,7 +229,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _one_of(self, "precision", ("bf16", "f32"))
-        _one_of(self, "parts", ("all", "draft"))
+        _one_of(self, "parts", ("all", "draft", "denoiser"))
         _between(self, 1, math.inf, "steps", "frames", "valid_every")
         _between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
         _between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")

@@ -149,6 +149,8 @@ def open_loop(
     found = {f"exact_frames_{h}{kind}": Share(0, 0) for h in horizons for kind in ("", "_copy", "_memory")}
     for begin in begins:
         some = [e for e in episodes if len(e) > begin + longest]
+        if not some:
+            continue
         flat = flat_actions(some, begin + longest + 1)[:, begin:]
         real = np.stack([e.frames[begin : begin + longest + 1] for e in some])
         apart = np.stack([needs_memory(_from(e, begin), world.config.context)[: longest + 1] for e in some])

@@ -33,7 +33,8 @@ def report(
     figures |= excess_nats(world, some)
     figures |= one_step(world, some)
     horizons = [h for h in (16, 64) if min(len(e) for e in some) > h]
-    figures |= open_loop(world, some, horizons, BEGINS)
+    if horizons:
+        figures |= open_loop(world, some, horizons, BEGINS)
     if ending is not None and world.networks.outcome is not None:
         figures |= outcomes(world, _episodes(ending, 4 * episodes))
     if str(some[0].info.get("env", "")).startswith("BabyAI") or "carrying" in some[0].info:

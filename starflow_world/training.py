@@ -155,11 +155,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.networks = Networks(world)
-        if config.parts == "draft":
+        if config.parts != "all":
             self.networks.requires_grad_(False)
-            if self.networks.flow.draft is None:
-                raise ConfigError("train.parts: expected all, because world.flow.draft_width is 0: there is no draft")
-            self.networks.flow.draft.requires_grad_()
+            part = self.networks.flow.draft if config.parts == "draft" else self.networks.flow.denoiser
+            if part is None:
+                raise ConfigError(f"train.parts: expected all, because this world has no {config.parts}")
+            part.requires_grad_()
         self.optimizers = make_optimizers(self.networks, config)
         self.sampler = Sampler(windows, config)
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
@@ -177,7 +178,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * rate(self.step, self.config)
-        denoiser = self.step % DENOISER_EVERY == 0 and self.networks.flow.denoiser is not None
+        often = 1 if self.config.parts == "denoiser" else DENOISER_EVERY
+        denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
         found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
         figures = {
             "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(),
@@ -205,6 +207,9 @@ class Trainer:
                 found = draft_losses(self.networks, batch, noise, self.tables)
             else:
                 found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
+            if self.config.parts == "denoiser":
+                zero = found.flow.new_zeros(())
+                found = replace(found, flow=zero, outcome=zero, draft=zero)
         if found.total.requires_grad:
             (weight * found.total).backward()
         return found
