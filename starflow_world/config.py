@@ -210,6 +210,9 @@ class TrainConfig:
     """What is trained: all, or the draft or the denoiser alone behind frozen weights (--init)."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
+    denoiser_target: str = "score"
+    """score: the flow's gradient (flow-score matching); noise, with parts denoiser: the noise itself (Vincent 2011),
+    which costs no pass through the flow."""
     start_weight: float = 0.1
     """Weight of true first frames in the flow's loss, against 1 for the frames that follow."""
     start_rate: float = 0.3
@@ -230,6 +233,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of(self, "precision", ("bf16", "f32"))
         _one_of(self, "parts", ("all", "draft", "denoiser"))
+        _one_of(self, "denoiser_target", ("score", "noise") if self.parts == "denoiser" else ("score",))
         _between(self, 1, math.inf, "steps", "frames", "valid_every")
         _between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
         _between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")

@@ -31,7 +31,7 @@ LAYERS = (  # each may import its own layer and the ones before it
     {"networks", "state"},
     {"checkpoint", "dynamics"},
     {"world"},
-    {"score", "data", "batches", "plots", "training", "check", "convert", "evaluate"},
+    {"score", "data", "batches", "losses", "plots", "training", "check", "convert", "evaluate"},
     {"envs"},
     {"agents"},
 )

@@ -20,8 +20,9 @@ from starflow_world.conditioning import space_to_json
 from starflow_world.config import DataConfig, RecipeConfig, TrainConfig, WorldConfig
 from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
 from starflow_world.errors import ConfigError, StarflowError
+from starflow_world.losses import losses
 from starflow_world.networks import Networks
-from starflow_world.training import Trainer, losses, rate
+from starflow_world.training import Trainer, rate
 from tests.worlds import TINY, randomise
 
 SIDE = 8
@@ -129,7 +130,7 @@ def test_only_the_draft_learns_when_only_it_is_asked_for(data):
     made.advance()
     changed = {name for name, value in before.items() if not torch.equal(value, made.networks.state_dict()[name])}
     assert changed == {name for name in before if name.startswith("flow.draft.")}
-    with pytest.raises(ConfigError, match="there is no draft"):
+    with pytest.raises(ConfigError, match="has no draft"):
         trainer(data, world_config(flow=TINY.flow), parts="draft")
 
 
