@@ -3,7 +3,6 @@
 One episode is one HDF5 file, `episode-000123.h5`. Its first 512 bytes (an HDF5 user block, which every HDF5 reader
 skips) carry a SHA-256 of the rest, so a damaged file is recognised before the HDF5 library parses any of it.
 Damage, not forgery: on a file made with intent to harm, checksum included, the HDF5 library may hang.
-
 Alignment, everywhere: `actions[t]` is the action that LED TO `frames[t]`; `actions[0]` is zeros and means none.
 """
 

@@ -239,7 +239,7 @@ def test_good_input_of_every_form_is_taken(world):
 # ---- paths -----------------------------------------------------------------------------------------------------------
 
 PATHS = [
-    "..", "../..", "/", "/root/none", "~", "~root/x", "a\0b", "a\nb", "a\\b", "C:\\x", "\\\\host\\share", "x.",
+    "..", "../..", "/", "/nowhere/none", "~", "~root/x", "a\0b", "a\nb", "a\\b", "C:\\x", "\\\\host\\share", "x.",
     "x" * 300, "x" * 5000, "a/" * 2000, "\u2215etc\u2215passwd", "file:///etc/passwd", "http://127.0.0.1:1/x", "",
     " ", "\ud800",
 ]
