@@ -193,15 +193,17 @@ def has_start(world: World, text: str | None) -> bool:
 
 
 def begin(world: World, given: Given, generator: np.random.Generator) -> tuple[WorldState, Transition]:
-    """A row at its start. The generator gives the seed of its noise, and the place in the start set where that is used.
+    """A row at its start. The generator gives the seed of its noise, and the place in the start set where that is used:
+    where no frames are given and the set has a start, with the wished text if there is one. Else the text is imagined.
 
     Each row is begun in a computation of its own, so that it has the same bits whichever rows begin with it.
     """
     seed, text, frames = int(generator.integers(2**63)), given.text, given.frames
-    if text is None and frames is None:
-        if world.starts is None or not len(world.starts):
-            raise DataError(f"reset: world {world.config.name} has no start set; pass options: text, frames or state")
-        index = int(generator.integers(len(world.starts)))
+    places = [] if frames is not None or world.starts is None else world.starts.places(text)
+    if text is None and frames is None and not places:
+        raise DataError(f"reset: world {world.config.name} has no start set; pass options: text, frames or state")
+    if places and world.starts is not None:
+        index = places[int(generator.integers(len(places)))]
         frames, text = world.starts.frames[index : index + 1].numpy(), world.starts.texts[index]
     actions = None if given.actions is None else [given.actions]
     return world.start(None if frames is None else frames[None], actions, text=text or "", seed=[seed])
@@ -240,17 +242,9 @@ def restored(world: World, state: Any, rows: int, begun: np.ndarray | None = Non
     return EnvState(inner.clone(), picture(world, inner), step if begun is None else begun.copy(), np.zeros(rows, bool))
 
 
-@torch.inference_mode()
 def picture(world: World, state: WorldState) -> np.ndarray:
-    """The newest frame of each row, (B, H, W, 3) u8, denoised and decoded from its tokens."""
-    networks, tables = world.networks, world.dynamics.tables
-    u = state.tokens[torch.arange(len(state)), state.length - 1]
-    x, _, _ = networks.flow.shallow_inverse(u[:, None], tables)
-    latents = torch.cat((state.latents[:, :-1], x), dim=1)
-    if networks.flow.denoiser is not None:
-        age = torch.arange(latents.shape[1] - 1, -1, -1)
-        latents = networks.flow.denoise(latents, state.text, tables, (age < state.step[:, None]).to(latents.device))
-    return _array(networks.codec.decode(latents[:, -1:]))[:, -1]
+    """The newest frame of each row, (B, H, W, 3) u8, denoised and decoded anew."""
+    return _array(world.dynamics.picture(state))[:, -1]
 
 
 # ---- describing ------------------------------------------------------------------------------------------------------

@@ -70,9 +70,10 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin an episode; returns the first observation and its info.
 
-        options: `text` alone imagines the first frame from it; `frames` (H, W, 3) or (T, H, W, 3) u8, with or without
-        `text` and the T `actions` that led to them, are observed; `state` is a snapshot or WorldState to go on from
-        (info then has the text only). Without options: the env's text, else a start drawn from the world's start set.
+        options: `text` alone draws a start with that text from the world's start set, and where that has none imagines
+        the first frame from it; `frames` (H, W, 3) or (T, H, W, 3) u8, with or without `text` and the T `actions` that
+        led to them, are observed; `state` is a snapshot or WorldState to go on from (info then has the text only).
+        Without options: the env's text, else any start of the set.
         """
         found = check_keys(options, OPTIONS)
         generator = copy.deepcopy(self.np_random) if seed is None else seeding.np_random(seed)[0]

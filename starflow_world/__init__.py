@@ -13,6 +13,7 @@ from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
     from .agents.rollout import collect
+    from .check import check_world
     from .data import EpisodeDataset
     from .envs.rows import EnvState
     from .envs.vector_env import WorldVectorEnv
@@ -26,15 +27,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActionError", "CheckpointError", "ConfigError", "DataError", "EnvState", "EpisodeDataset", "StarflowError",
-    "Starts", "StateError", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv", "collect",
-    "train",
+    "Starts", "StateError", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv",
+    "check_world", "collect", "train",
 ]
 
 _ERRORS = ("ActionError", "CheckpointError", "ConfigError", "DataError", "StarflowError", "StateError", "WorkerError")
 _HOMES = dict.fromkeys(_ERRORS, "errors") | {
     "EnvState": "envs.rows", "EpisodeDataset": "data", "Starts": "world", "Transition": "state", "World": "world",
     "WorldEnv": "envs.world_env", "WorldState": "state", "WorldVectorEnv": "envs.vector_env",
-    "collect": "agents.rollout", "train": "training",
+    "check_world": "check", "collect": "agents.rollout", "train": "training",
 }
 
 _ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal"}

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import TrainConfig
 from .data import Windows
 from .errors import DataError
+from .recipe import TrainConfig
 
 
 @dataclass(frozen=True)

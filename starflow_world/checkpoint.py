@@ -46,12 +46,16 @@ def digest(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_checkpoint(folder: Path | str, networks: Networks, card: Mapping[str, Any]) -> None:
-    """Write a checkpoint. config.json names the digest of its weights, which lie beside the old ones until it is
-    written: whenever the writer dies, the old checkpoint can be loaded or the new one."""
+def save_checkpoint(
+    folder: Path | str, networks: Networks, card: Mapping[str, Any], half: tuple[str, ...] = ()
+) -> None:
+    """Write a checkpoint; parameters whose names begin with one of `half` are stored as float16. config.json names the
+    digest of its weights, which lie beside the old ones until it is written: whenever the writer dies, the old
+    checkpoint can be loaded or the new one."""
     folder = Path(folder)
     _finish(folder)
-    write_tensors(folder / NEXT, networks.state_dict(), {"format": str(FORMAT)})
+    tensors = {name: t.half() if half and name.startswith(half) else t for name, t in networks.state_dict().items()}
+    write_tensors(folder / NEXT, tensors, {"format": str(FORMAT)})
     values = {"format": FORMAT, "weights": digest(folder / NEXT), "world": to_dict(networks.config)}
     try:
         write_text(folder / CARD, json.dumps(dict(card), indent=1) + "\n")

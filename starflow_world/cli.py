@@ -62,7 +62,7 @@ def train(
         resume: go on with an interrupted run in `out`.
         init: checkpoint folder or name of a shipped world to start from.
     """
-    from .config import load_recipe
+    from .recipe import load_recipe
     from .training import train as run
     from .world import find_world
 
@@ -89,6 +89,43 @@ def evaluate(
     from .report import report
 
     report(world, data, outcomes, out, episodes=episodes, card=card)
+
+
+def check(world: tyro.conf.Positional[str] = "babyai-gotolocal", /, *, seed: int = 0) -> None:
+    """Examine whether a world keeps what it promises; takes about a minute, and exits with 1 if a promise is broken.
+
+    Args:
+        world: folder or name of a shipped world.
+        seed: of the actions and the noise that it is examined with.
+    """
+    from .check import check_world
+    from .world import World
+
+    report = check_world(World.load(world), seed=seed, said=lambda result: print(result, flush=True))
+    print(report.summary)
+    report.raise_if_broken()
+
+
+def bench(
+    world: tyro.conf.Positional[str] = "babyai-gotolocal", *, out: Path = Path("out/bench"),
+    envs: tuple[int, ...] = (1, 4, 16, 64, 256), repeats: int = 3, steps: int = 2000, full: bool = False,
+    profile: bool = False,
+) -> None:
+    """Measure how fast a world is, beside decoding as STARFlow-V was published, in minutes; keep the machine quiet.
+
+    Args:
+        world: folder or name of a shipped world.
+        out: folder for bench.json, bench.md and bench.png.
+        envs: numbers of envs.
+        repeats: how often each decoder has its turn; medians are taken.
+        steps: steps of the long run that watches memory.
+        full: make that 10,000 steps.
+        profile: only print where a step's time goes.
+    """
+    from .bench import Plan
+    from .bench import bench as run
+
+    run(world, out, Plan(envs, repeats, 10_000 if full else steps), profile=profile)
 
 
 def convert(checkpoint: tyro.conf.Positional[Path], *, out: Path, head_width: int = 64, text_length: int = 256,
@@ -126,7 +163,8 @@ def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "collect": collect, "train": train, "evaluate": evaluate, "convert": convert, "info": info,
+    "demo": demo, "collect": collect, "train": train, "evaluate": evaluate, "check": check, "bench": bench,
+    "convert": convert, "info": info,
 }
 
 

@@ -6,8 +6,8 @@ give their exact log-probability. A row's result depends on no other row.
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,23 @@ from .flow.sample import sample_deep
 from .networks import Networks
 from .noise import normals, uniforms
 from .state import Transition, WorldState
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """What is known of every row's next frame before it is there.
+
+    present (B, 1, 1): rows that have a frame before it, `alone` the indices of those that have not; previous (B, n, c):
+    u of the frame before; before (B, 1, c): the deep block's token before; motion (B, 1, n, ...): how it follows the
+    frame before, None where no row has one; added (B, n, d): the deep block's conditions.
+    """
+
+    present: Tensor
+    alone: Tensor
+    previous: Tensor
+    before: Tensor
+    motion: Affine | None
+    added: Tensor
 
 
 class Dynamics:
@@ -41,10 +58,16 @@ class Dynamics:
         return self.networks.flow.deep.start.dtype
 
     @property
-    def memory(self) -> int:
-        """Noisy latent frames that the denoiser looks back on, W'."""
+    def look_back(self) -> int:
+        """Noisy latent frames before the present one that the denoiser sees."""
         denoiser = self.networks.flow.denoiser
         return 0 if denoiser is None else min(denoiser.memory, self.config.window - 1)
+
+    @property
+    def memory(self) -> int:
+        """Noisy latent frames that a state keeps, W': those that the denoiser looks back on, or, where frames follow
+        each other by a motion, all that a window holds."""
+        return self.look_back if self.networks.flow.motion is None else self.config.window
 
     def field_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the canonical fields of a state behind the row axis."""
@@ -108,7 +131,8 @@ class Dynamics:
             text = None if state.text is None else state.text[one]
             cache = self.networks.flow.start_cache(text, 1, self.tables)
             if count:
-                cache = self._encode(cache, state.tokens[one, :count], state.actions[one, :count])
+                u, actions = state.tokens[one, :count], state.actions[one, :count]
+                cache = self._encode(cache, u, self._past(state, row, count), actions)
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
@@ -118,19 +142,26 @@ class Dynamics:
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         for row in rows.tolist():
-            one = slice(row, row + 1)
+            one, past = slice(row, row + 1), self._past(state, row, keep)
             for field, old in ((tokens, state.tokens), (actions, state.actions)):
                 field[row, :keep], field[row, keep:] = old[row, window - keep :], 0
-            fresh = cache if len(state) == 1 else cache.select(torch.tensor([row]))
-            fresh = self._encode(fresh.rollback(self.text_length), tokens[one, :keep], actions[one, :keep])
-            cache = fresh if len(state) == 1 else cache.insert(torch.tensor([row]), fresh)
+            if past is not None:  # the first frame of a window follows none
+                tokens[one, :1], _ = self.networks.flow.shallow_forward(past[:, :1], self.tables)
+            fresh = cache.row(row).rollback(self.text_length)
+            filled = self._encode(fresh, tokens[one, :keep], past, actions[one, :keep]).length
         length[rows] = keep
+        cache = cache.rollback(cache.length.index_copy(0, rows, filled.expand(len(rows))))
         return replace(state, tokens=tokens, actions=actions, length=length, cache=cache)
 
-    def _encode(self, cache: KVCache, u: Tensor, actions: Tensor) -> KVCache:
-        """Commit whole frames u (B, T, n, c) at the start of a window."""
+    def _past(self, state: WorldState, row: int, count: int) -> Tensor | None:
+        """The last `count` frames of noisy latents (1, count, n, c) of a row, where the flow has a motion."""
+        kept = state.latents[row : row + 1]
+        return None if self.networks.flow.motion is None else kept[:, kept.shape[1] - count :]
+
+    def _encode(self, cache: KVCache, u: Tensor, x: Tensor | None, actions: Tensor) -> KVCache:
+        """Commit whole frames u (B, T, n, c) at the start of a window; x: their noisy latents, for the motion."""
         flow = self.networks.flow
-        added = flow.condition(u, None, self.networks.action(actions), self.tables.grid)
+        _, added = flow.condition(u if x is None else x, None, self.networks.action(actions), self.tables.grid)
         inputs = flow.deep.shift(u.flatten(1, 2))
         return flow.extend(cache, inputs, added, self.tables, text=self.text_length)[0]
 
@@ -138,23 +169,32 @@ class Dynamics:
 
     def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         """Imagine one frame behind an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed one."""
-        previous, before, present = self._before(state)
+        flow = self.networks.flow
         noise = self._prior(state) if noise is None else noise.to(self.device, self.dtype)
-        guess = torch.where(present, self._draft(previous, flat, noise), noise)
-        solved = self._solve(state, self._added(previous, flat), before, noise, guess)
-        chunk = min(self.decode.chunk, 1)
-        x, logdet, _ = self.networks.flow.shallow_inverse(solved.tokens[:, None], self.tables, chunk=chunk)
+        ahead = self._ahead(state, flat)
+        guess = noise if flow.motion is not None else torch.where(ahead.present, ahead.previous, noise)
+        solved = self._solve(state, ahead, noise, guess)
+        x, logdet = self._back(solved.tokens[:, None], ahead)
         return self._commit(state, flat[:, None], solved.tokens[:, None], x, logdet, solved.affine, solved)
 
-    def advance_guided(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
-        """Imagine the first frame of empty rows, guided from no text to their text; nats are the unguided model's."""
-        flow, null = self.networks.flow, self.encode_text([""] * len(state))
+    def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
+        """Imagine the first frame of empty rows otherwise than as a step: by diffusion, or guided from no text to their
+        text; nats are the unguided flow's."""
+        networks, flow = self.networks, self.networks.flow
+        null = self.encode_text([""] * len(state)) if guidance else None
+        flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
+        if networks.start is not None:
+            x = networks.start.sample(
+                lambda k: self._prior(state, k, "start"), self.config.noise_level, state.text, self.tables.grid,
+                null_text=null, guidance=guidance,
+            )
+            state, transition = self.told(state, flat[:, None], x[:, None], None)
+            return state, replace(transition, sweeps=torch.full_like(transition.sweeps, self.config.start.steps))
         sampled = sample_deep(
             flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance,
             tolerance=self.config.decode.tolerance,
         )
         x, _, _ = flow.shallow_inverse(sampled.u, self.tables)
-        flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
         state, transition = self.told(state, flat[:, None], x, None)
         return state, replace(
             transition, sweeps=sampled.sweeps[:, 0], residual=sampled.residual[:, 0], converged=sampled.converged[:, 0]
@@ -169,51 +209,67 @@ class Dynamics:
         """
         flow = self.networks.flow
         assert state.cache is not None
-        u, logdet = flow.shallow_forward(x, self.tables)
         if x.shape[1] == 1:
-            previous, before, _ = self._before(state)
-            added: Tensor | None = self._added(previous, flat[:, 0])
-            inputs = torch.cat((before, u[:, 0, :-1]), dim=1)
+            ahead = self._ahead(state, flat[:, 0])
+            u, logdet = self._forth(x, ahead)
+            added: Tensor | None = ahead.added
+            inputs = torch.cat((ahead.before, u[:, 0, :-1]), dim=1)
         else:
-            added = flow.condition(u, None, self.networks.action(flat), self.tables.grid)
+            u, logdet, added = flow.front(x, None, self.networks.action(flat), self.tables)
             inputs = flow.deep.shift(u.flatten(1, 2))
         _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
         return self._commit(state, flat, u, x, logdet, affine, None, frames)
 
-    def _prior(self, state: WorldState) -> Tensor:
-        noise = normals(state.key, state.step, "prior", (self.tokens, self.config.channels))
+    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+        noise = normals(state.key, state.step + ahead, purpose, (self.tokens, self.config.channels))
         return noise.to(self.device, self.dtype)
 
-    def _before(self, state: WorldState) -> tuple[Tensor, Tensor, Tensor]:
-        """The previous frame (B, n, c), zeros where there is none; the token before (B, 1, c); which rows have one."""
-        row = torch.arange(len(state))
-        present = (state.length > 0).to(self.device)[:, None, None]
-        previous = state.tokens[row, (state.length - 1).clamp_min(0)] * present
-        return previous, torch.where(present, previous[:, -1:], self.networks.flow.deep.start), present
-
-    def _added(self, previous: Tensor, flat: Tensor) -> Tensor:
-        """Conditions (B, n, d) of the next frame: what was around its tokens, and the action."""
-        action = self.networks.action(flat)[:, None]
-        added = self.networks.flow.condition(previous[:, None], previous, action, self.tables.grid)
+    def _ahead(self, state: WorldState, flat: Tensor) -> "Ahead":
+        flow, action = self.networks.flow, self.networks.action(flat)[:, None]
+        alone = (state.length == 0).nonzero()[:, 0].to(self.device)
+        previous = state.tokens[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
+        last = state.latents[:, -1] if flow.motion is not None and len(alone) < len(state) else None
+        motion, added = flow.condition(previous[:, None], last, action, self.tables.grid)
         assert added is not None
-        return added[:, 0]
+        if motion is not None and len(alone):
+            added = added.index_copy(0, alone, action[alone, :, None].expand(-1, -1, self.tokens, -1))
+        present = torch.ones(len(state), 1, 1, dtype=torch.bool, device=self.device).index_fill(0, alone, False)
+        before = torch.where(present, previous[:, -1:], flow.deep.start)
+        return Ahead(present, alone, previous, before, motion, added[:, 0])
 
-    def _draft(self, previous: Tensor, flat: Tensor, noise: Tensor) -> Tensor:
-        """The first guess (B, n, c) for the frame behind `previous`."""
-        draft = self.networks.flow.draft
-        if draft is None:
-            return previous
-        affine = draft(previous, self.networks.action(flat), self.tables.grid)
-        return affine.mean + affine.scale * noise
+    def _forth(self, x: Tensor, ahead: "Ahead") -> tuple[Tensor, Tensor]:
+        """u and log|du/dx| of one frame x (B, 1, n, c): by its motion, or the shallow blocks where there is none."""
+        flow = self.networks.flow
+        if ahead.motion is None:
+            return flow.shallow_forward(x, self.tables)
+        return self._alone(ahead, *ahead.motion.to_noise(x), lambda rows: flow.shallow_forward(x[rows], self.tables))
 
-    def _solve(self, state: WorldState, added: Tensor, before: Tensor, noise: Tensor, guess: Tensor) -> Inverse:
+    def _back(self, u: Tensor, ahead: "Ahead") -> tuple[Tensor, Tensor]:
+        """x and log|du/dx| of one frame u (B, 1, n, c): the inverse of `_forth`."""
+        flow, chunk = self.networks.flow, min(self.decode.chunk, 1)
+        if ahead.motion is None:
+            return flow.back(u, None, self.tables, chunk=chunk)
+        moved = flow.back(u, ahead.motion, self.tables)
+        return self._alone(ahead, *moved, lambda rows: flow.back(u[rows], None, self.tables, chunk=chunk))
+
+    def _alone(
+        self, ahead: "Ahead", moved: Tensor, logdet: Tensor, shallow: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """What was moved, but by the shallow blocks in the rows that have no frame before them."""
+        if not len(ahead.alone):
+            return moved, logdet
+        start, start_logdet = shallow(ahead.alone)
+        return moved.index_copy(0, ahead.alone, start), logdet.index_copy(0, ahead.alone, start_logdet)
+
+    def _solve(self, state: WorldState, ahead: "Ahead", noise: Tensor, guess: Tensor) -> Inverse:
         """Jacobi over the chunks of a frame, each committed before the next."""
-        cache, parts, size = state.cache, [], self.decode.chunk or self.tokens
+        flow, parts, size = self.networks.flow, [], self.decode.chunk or self.tokens
+        cache, before = state.cache, ahead.before
         assert cache is not None
         for first in range(0, self.tokens, size):
             part = slice(first, first + size)
             count = noise[:, part].shape[1]
-            predict = self.networks.flow.predictor(cache, added[:, part], count, self.tables, text=self.text_length)
+            predict = flow.predictor(cache, ahead.added[:, part], count, self.tables, text=self.text_length)
             solved = solve(
                 predict, before, noise[:, part], guess[:, part],
                 tolerance=self.decode.tolerance, max_sweeps=self.decode.max_sweeps,
@@ -241,7 +297,7 @@ class Dynamics:
         )
         nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3])[:, -1] + logdet[:, -1]
         z, _ = affine.to_noise(u.flatten(1, 2))
-        reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], u[:, -1])
+        reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], x[:, -1])
         zeros = torch.zeros(rows, device=self.device)
         return grown, Transition(
             frames=frames[:, -1:] if frames is not None else self._picture(grown, seen, state.text),
@@ -251,23 +307,32 @@ class Dynamics:
             converged=solved.converged if solved else zeros == 0,
         )
 
+    @torch.inference_mode()
+    def picture(self, state: WorldState) -> Tensor:
+        """The newest frame of each row, (B, 1, H, W, 3) u8, denoised and decoded anew."""
+        latents = state.latents
+        if not self.memory:
+            u = state.tokens[torch.arange(len(state)), state.length - 1]
+            latents, _, _ = self.networks.flow.shallow_inverse(u[:, None], self.tables)
+        return self._picture(state, latents, state.text)
+
     def _picture(self, state: WorldState, seen: Tensor, text: Tensor | None) -> Tensor:
         """The last frame, denoised and decoded, (B, 1, H, W, 3) u8; `seen` (B, T, n, c) are noisy latents."""
-        flow, frames = self.networks.flow, self.memory + 1
-        latents = seen[:, -frames:]
+        flow = self.networks.flow
+        latents = seen[:, -self.look_back - 1 :]
         if flow.denoiser is not None:
             age = torch.arange(latents.shape[1] - 1, -1, -1)
             valid = (age < state.step[:, None]).to(self.device)
             latents = flow.denoise(latents, text, self.tables, valid)
         return self.networks.codec.decode(latents[:, -1:])
 
-    def _outcome(self, state: WorldState, hidden: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _outcome(self, state: WorldState, hidden: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Expected reward, p(end) and the end that is drawn or thresholded, (B,) each."""
         head = self.networks.outcome
         if head is None:
             unknown = torch.full((len(state),), torch.nan, device=self.device)
             return unknown, unknown, torch.zeros(len(state), dtype=torch.bool, device=self.device)
-        outcome = head(hidden, u)
+        outcome = head(hidden, x, state.text, self.tables.grid)
         probability = outcome.end_logit.sigmoid()
         if self.config.outcome.end == "sample":
             end = uniforms(state.key, state.step, "end").to(self.device) < probability

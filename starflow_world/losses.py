@@ -1,4 +1,4 @@
-"""What training minimises: nats of the flow, flow-score matching, outcomes, and the draft's likelihood.
+"""What training minimises: nats of the flow, the denoiser's regression, and outcomes.
 
 Shapes: B rows, T frames, n tokens per frame, c channels, d deep width.
 """
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from .batches import Batch
-from .config import TrainConfig
 from .flow import Tables
 from .networks import Networks
+from .recipe import TrainConfig
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over a batch: nats per dim; excess nats per frame over the noise floor, (B, T); and the three losses."""
+    """Means over a batch: nats per dim; excess nats per frame over the noise floor, (B, T); and the losses."""
 
     nats_per_dim: Tensor
     excess: Tensor
     flow: Tensor
     denoiser: Tensor
     outcome: Tensor
-    draft: Tensor
+    start: Tensor
 
     @property
     def total(self) -> Tensor:
         """What is minimised; denoiser and outcome are weighted already."""
-        return self.flow + self.denoiser + self.outcome + self.draft
+        return self.flow + self.denoiser + self.outcome + self.start
 
 
 def losses(
@@ -37,17 +37,19 @@ def losses(
 ) -> Losses:
     """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step."""
     flow, sigma = networks.flow, networks.config.noise_level
-    latents = networks.codec.encode(batch.frames)
-    x = latents + sigma * noise
-    x.requires_grad_(denoiser)
+    x = networks.codec.encode(batch.frames) + sigma * noise
+    score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
+    x.requires_grad_(score)
     text = networks.encode_text(batch.texts)
-    nats, hidden, u = _likelihood(networks, x, text, batch, tables)
+    nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
     floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
     dims, weight = x.shape[2] * x.shape[3], frame_weights(batch, config)
     denoiser_loss = nats.new_zeros(())
     if denoiser and flow.denoiser is not None:
-        (score,) = torch.autograd.grad(-nats.sum(), x, retain_graph=True)
-        target = score.detach() * sigma**2 / flow.config.denoiser_step
+        target = noise * sigma / flow.config.denoiser_step
+        if score:
+            (gradient,) = torch.autograd.grad(-nats.sum(), x, retain_graph=True)
+            target = gradient.detach() * sigma**2 / flow.config.denoiser_step
         guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
         denoiser_loss = config.denoiser_weight * (guess - target).square()[:, -max(1, x.shape[1] - 1) :].mean()
     return Losses(
@@ -55,29 +57,22 @@ def losses(
         (floor - nats.detach().sum(-1)),
         -(nats.sum(-1) * weight).sum() / weight.sum().clamp_min(1e-6) / dims,  # a batch may weigh nothing
         denoiser_loss,
-        config.outcome_weight * _outcome_loss(networks, hidden, u, batch),
-        _draft_loss(networks, u, batch),
+        config.outcome_weight * _outcome_loss(networks, hidden, x, text, batch),
+        start_losses(networks, batch, noise).start if x.shape[1] == 1 else nats.new_zeros(()),
     )
 
 
-def draft_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables) -> Losses:
-    """The draft's loss alone; nothing is said of nats."""
-    with torch.no_grad():
-        x = networks.codec.encode(batch.frames) + networks.config.noise_level * noise
-        u, _ = networks.flow.shallow_forward(x, tables)
-    loss, zero = _draft_loss(networks, u, batch), u.new_zeros(())
-    return Losses(zero, u.new_zeros(u.shape[:2]), zero, zero, zero, loss)
-
-
-def denoiser_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables) -> Losses:
-    """The denoiser's loss alone, against the noise: its regression is the data's own score (Vincent 2011)."""
-    flow, sigma = networks.flow, networks.config.noise_level
-    with torch.no_grad():
-        x, text = networks.codec.encode(batch.frames) + sigma * noise, networks.encode_text(batch.texts)
-    guess = flow.denoiser_output(x, text, tables)
-    loss = (guess - sigma / flow.config.denoiser_step * noise).square().mean()
-    zero = loss.new_zeros(())
-    return Losses(zero, loss.new_zeros(x.shape[:2]), zero, loss, zero, zero)
+def start_losses(networks: Networks, batch: Batch, noise: Tensor) -> Losses:
+    """The loss of the start diffusion alone, on first frames (B, 1, ...) in noise (B, 1, n, c), at noise levels spread
+    evenly over the rows from a random offset. It reads the text and does not shape it."""
+    zero = noise.new_zeros(())
+    found, start = zero, networks.start
+    if start is not None:
+        clean, text = networks.codec.encode(batch.frames)[:, 0], networks.encode_text(batch.texts)
+        level = (torch.arange(len(clean)) + torch.special.ndtr(noise[0, 0, 0, 0])) / len(clean)
+        text = None if text is None else text.detach()
+        found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.codec.grid)
+    return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
@@ -92,31 +87,13 @@ def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
     return weight
 
 
-def _likelihood(
-    networks: Networks, x: Tensor, text: Tensor | None, batch: Batch, tables: Tables
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats per token (B, T, n), hidden states (B, T, n, d) and u (B, T, n, c)."""
-    flow = networks.flow
-    u, logdet = flow.shallow_forward(x, tables)
-    added = flow.condition(u, None, networks.action(batch.actions), tables.grid)
-    affine = flow.deep_forward(u, text, added, tables)
-    nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
-    return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3]), u
-
-
-def _outcome_loss(networks: Networks, hidden: Tensor, u: Tensor, batch: Batch) -> Tensor:
-    if networks.outcome is None or hidden.shape[1] < 2:
+def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
+    """The head reads the hidden states and does not shape them: the flow's gradient is faint beside its own."""
+    count = hidden.shape[1] - 1
+    if networks.outcome is None or not count:
         return hidden.new_zeros(())
-    outcome = networks.outcome(hidden[:, 1:], u[:, 1:].detach())
-    reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:], batch.ends[:, 1:])
+    each = None if text is None else text.repeat_interleave(count, dim=0)
+    seen, known = x[:, 1:].detach().flatten(0, 1), hidden[:, 1:].detach().flatten(0, 1)
+    outcome = networks.outcome(known, seen, each, networks.codec.grid)
+    reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:].flatten(), batch.ends[:, 1:].flatten())
     return reward.mean() + end.mean()
-
-
-def _draft_loss(networks: Networks, u: Tensor, batch: Batch) -> Tensor:
-    """Negative nats per dim of each frame after the first under the draft."""
-    draft = networks.flow.draft
-    if draft is None or u.shape[1] < 2:
-        return u.new_zeros(())
-    action = networks.action(batch.actions[:, 1:]).detach().flatten(0, 1)
-    guess = draft(u[:, :-1].detach().flatten(0, 1), action, networks.codec.grid)
-    return -guess.nats(u[:, 1:].detach().flatten(0, 1)).mean()

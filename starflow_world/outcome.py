@@ -1,8 +1,8 @@
 """Reward and end of a frame, from what the deep block knows and the frame itself.
 
-A stateless head: each token's hidden state (it has seen text, history and action) and value go through a small
-network, are summed over the frame, and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023)
-and p(end).
+A stateless head: a site network looks at the noisy latent frame under the text, each site is told the hidden state of
+its token (it has seen text, history and action), the features are summed over the frame and become a distribution over
+reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
 import math
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import OutcomeConfig
+from .config import FlowConfig, OutcomeConfig
+from .flow.sites import Look, SiteNet, pooled_text, to_sites
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,30 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class OutcomeHead(nn.Module):
-    """hidden (..., n, d) and tokens u (..., n, c) -> Outcome of the frame."""
+    """hidden (B, n, d), noisy latents x (B, n, c) and text (B, L, text width) -> Outcome of the frame."""
 
     bins: Tensor
 
-    def __init__(self, config: OutcomeConfig, hidden: int, channels: int) -> None:
+    def __init__(self, config: OutcomeConfig, flow: FlowConfig) -> None:
         super().__init__()
-        self.project = nn.Linear(hidden + channels, config.width)
-        self.mix = nn.Linear(config.width, config.width)
-        self.read = nn.Linear(config.width, config.bins + 1)
+        width = config.width
+        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False)
+        nn.init.zeros_(self.project.weight)  # the frame alone first: what many hidden numbers add is noise at first
+        self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
+        self.mix = Look(width, width)
+        self.read = nn.Linear(width, config.bins + 1)
         largest = math.log1p(config.largest_reward)
         bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
         self.register_buffer("bins", bins, persistent=False)
 
-    def forward(self, hidden: Tensor, tokens: Tensor) -> Outcome:
-        """(..., n, d), (..., n, c) -> Outcome (...)."""
+    def forward(self, hidden: Tensor, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
+        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,)."""
         dtype = self.read.weight.dtype
-        features = F.gelu(self.project(torch.cat((hidden.to(dtype), tokens.to(dtype)), dim=-1)))
-        pooled = F.gelu(self.mix(features)).sum(-2)
-        out = self.read(pooled)
+        with torch.autocast(x.device.type, enabled=False):
+            told = to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
+            sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype)) + told
+            pooled = F.gelu(self.mix(F.gelu(sites))).sum((-1, -2))
+            out = self.read(pooled)
         return Outcome(out[..., :-1], out[..., -1])
 
     def reward(self, outcome: Outcome) -> Tensor:

@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from .batches import Batch, Sampler
 from .checkpoint import load_training, save_checkpoint, save_starts, save_training, training_facts
-from .config import RecipeConfig, TrainConfig, WorldConfig, from_dict, to_dict
+from .config import WorldConfig, from_dict, to_dict
 from .data import EpisodeDataset, Windows
 from .errors import ConfigError, StarflowError
 from .files import remove_leftovers, write_text
-from .losses import Losses, denoiser_losses, draft_losses, losses
+from .losses import Losses, losses, start_losses
 from .networks import Networks
 from .plots import write_curves
+from .recipe import RecipeConfig, TrainConfig
 
 MOST_SKIPPED = 10
 DENOISER_EVERY = 4
@@ -32,16 +33,19 @@ MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.a
 
 
 def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside transformer layers, AdamW for all else."""
-    named = [(name, p) for name, p in networks.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if ".layers." in name and p.ndim == 2 and name.startswith("flow.")]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
-    adam = torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-    if not matrices:
-        return [adam]
-    muon = torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, adam]
+    """Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; site networks at their own rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in networks.named_parameters():
+        if p.requires_grad:
+            muon = p.ndim == 2 and ".layers." in name and ".condition." not in name and not name.startswith("text.")
+            site = name.startswith(("flow.motion.", "flow.denoiser.net.", "flow.denoiser.head.", "outcome.", "action."))
+            site = site and not name.startswith("outcome.project.")
+            groups.setdefault((muon, config.site_learning_rate if site else config.learning_rate), []).append(p)
+    kinds = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
+    made: list[torch.optim.Optimizer] = []
+    if kinds[0]:
+        made.append(torch.optim.Muon(kinds[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return [*made, torch.optim.AdamW(kinds[1], betas=(0.9, 0.95), weight_decay=1e-4)] if kinds[1] else made
 
 
 def rate(step: int, config: TrainConfig) -> float:
@@ -59,12 +63,14 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.networks = Networks(world)
-        if config.parts != "all":
+        if config.parts:
+            chosen = [p for name, p in self.networks.named_parameters() if name.startswith(config.parts)]
+            if not chosen:
+                raise ConfigError(f"train.parts: expected beginnings of parameter names, found {config.parts}")
             self.networks.requires_grad_(False)
-            part = self.networks.flow.draft if config.parts == "draft" else self.networks.flow.denoiser
-            if part is None:
-                raise ConfigError(f"train.parts: expected all, because this world has no {config.parts}")
-            part.requires_grad_()
+            for parameter in chosen:
+                parameter.requires_grad_()
+        self.only_start = bool(config.parts) and all(part.startswith("start") for part in config.parts)
         self.optimizers = make_optimizers(self.networks, config)
         self.sampler = Sampler(windows, config)
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
@@ -81,24 +87,30 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * rate(self.step, self.config)
-        often = 1 if self.config.parts == "denoiser" else DENOISER_EVERY
+                group["lr"] = group["peak"] * rate(self.step, self.config)
+        if self.only_start:
+            figures = {"start": self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False).start.item()}
+            return self._finish(figures, math.isfinite(figures["start"]))
+        often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
         denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
         found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
         figures = {
             "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(),
             "denoiser": found.denoiser.item(),
         }
-        if self.networks.flow.draft is not None:
-            figures["draft"] = found.draft.item()
         if found.excess.shape[1] > 1:
             figures["excess"] = float(found.excess[:, 1:].mean())
-        if self.config.starts and self.config.parts == "all":
+        if self.config.starts:
             share = self.config.start_weight * self.config.starts / self.config.frames
             first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
             figures["start_excess"] = float(first.excess.mean())
+            if self.networks.start is not None:
+                figures["start"] = first.start.item()
+        return self._finish(figures, math.isfinite(figures["nats_per_dim"]))
+
+    def _finish(self, figures: dict[str, float], finite: bool) -> dict[str, float]:
         norm = self._clip()
-        self._update(bool(torch.isfinite(norm)) and math.isfinite(figures["nats_per_dim"]))
+        self._update(bool(torch.isfinite(norm)) and finite)
         self.step += 1
         return {"step": self.step, **figures, "norm": float(norm), "skipped": self.skipped}
 
@@ -107,27 +119,21 @@ class Trainer:
         n, c = self.world.grid[0] * self.world.grid[1], self.world.channels
         noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            if self.config.parts == "draft":
-                found = draft_losses(self.networks, batch, noise, self.tables)
-            elif self.config.denoiser_target == "noise":
-                found = denoiser_losses(self.networks, batch, noise, self.tables)
+            if self.only_start:
+                found = start_losses(self.networks, batch, noise)
             else:
                 found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
-            if self.config.parts == "denoiser" and self.config.denoiser_target == "score":
-                zero = found.flow.new_zeros(())
-                found = replace(found, flow=zero, outcome=zero, draft=zero)
         if found.total.requires_grad:
             (weight * found.total).backward()
         return found
 
     def _clip(self) -> Tensor:
-        """Clip the gradients of the denoiser and of all else to norm 1, each on its own: their scales differ by far and
-        change in their own ways. Returns the larger norm."""
-        denoiser = self.networks.flow.denoiser
-        own = [] if denoiser is None else list(denoiser.parameters())
-        apart = {id(p) for p in own}
-        rest = [p for p in self.networks.parameters() if id(p) not in apart]
-        return torch.stack([nn.utils.clip_grad_norm_(group, 1.0) for group in (rest, own) if group]).amax()
+        """Clip the gradients of each part (shallow, deep, motion, denoiser, text, ...) to norm 1, each on its own:
+        their scales differ by far and change in their own ways. Returns the largest norm."""
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.networks.named_parameters():
+            parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("flow.") else 1]), []).append(parameter)
+        return torch.stack([nn.utils.clip_grad_norm_(part, 1.0) for part in parts.values()]).amax()
 
     def _update(self, finite: bool) -> None:
         if finite:
@@ -161,7 +167,8 @@ def train(
     remove_leftovers(out)
     if resume:
         _resume(trainer, out, recipe)
-        save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step})  # the run may have died just before
+        # The run may have died between its last two files.
+        save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step}, recipe.train.half)
     elif any((out / name).exists() for name in ("config.json", "training.safetensors")):
         raise ConfigError(f"{out}: expected an empty folder, found a checkpoint; add --resume or choose another folder")
     elif init is not None:
@@ -175,7 +182,8 @@ def train(
         undropped = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
         held_out = Sampler(EpisodeDataset(valid).memory_map(), undropped)
     for figures in _run(trainer, out, recipe, card):
-        if held_out and (trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps):
+        due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
+        if held_out and due and not trainer.only_start:
             figures |= validate(trainer, held_out)
         with metrics.open("a") as file:
             file.write(json.dumps(figures) + "\n")
@@ -199,12 +207,13 @@ def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, obje
             figures = trainer.advance()
             yield figures
             bar.update()
-            bar.set_postfix({key: f"{figures[key]:.3f}" for key in ("nats_per_dim", "excess") if key in figures})
+            shown = ("nats_per_dim", "excess", "start")
+            bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
             if time.monotonic() - saved > 60 * config.save_minutes or trainer.step == config.steps:
                 skips = {"skipped": trainer.skipped, "in_a_row": trainer.skipped_in_a_row}
                 facts = {"step": trainer.step, **skips, "recipe": to_dict(recipe)}
                 save_training(out, trainer.networks, trainer.optimizers, facts)
-                save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step})
+                save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step}, config.half)
                 saved = time.monotonic()
 
 
@@ -231,8 +240,8 @@ def _initialise(trainer: Trainer, init: Path | str) -> None:
 
     networks, _ = load_networks(init)
     tensors = networks.state_dict()
-    if networks.flow.draft is None:  # a draft may be added to a world that has none
-        tensors |= {name: t for name, t in trainer.networks.state_dict().items() if name.startswith("flow.draft.")}
+    if networks.start is None:  # a start diffusion may be added to a world that has none
+        tensors |= {name: t for name, t in trainer.networks.state_dict().items() if name.startswith("start.")}
     load_strictly(trainer.networks, tensors, init)
 
 

@@ -70,13 +70,13 @@ class World:
     @torch.inference_mode()
     def start(
         self, frames: Any = None, actions: Clip = None, *, text: str | Sequence[str] = "",
-        seed: int | Sequence[int] = 0, guidance: float = 0.0,
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
     ) -> tuple[WorldState, Transition]:
         """Begin B rows, from frames or from text alone.
 
         frames (B, T, H, W, 3) u8: observed; one is an image, more are a clip, whose `actions` (B rows of T, the first
-        usually None) led to them. None: the first frame is imagined from the text, with `guidance` if above 0. One text
-        and seed for all rows or one each. Returns the state and the last frame's transition.
+        usually None) led to them. None: the first frame is imagined from the text, with `guidance` if above 0 (None: as
+        much as the config says). One text and seed for all rows or one each. Returns the state and the last transition.
         """
         frames = None if frames is None else self._check_frames(frames)
         rows = len(frames) if frames is not None else _count(text, seed)
@@ -84,10 +84,11 @@ class World:
         moves = self.dynamics
         state = moves.empty(_texts(text, rows), _keys(seed, rows))
         if frames is None or flat is None:
+            guidance = self.config.start.guidance if guidance is None else guidance
             if not guidance >= 0:
                 raise ConfigError(f"guidance: expected a number >= 0, found {guidance}")
-            if guidance > 0:
-                return moves.advance_guided(state, guidance)
+            if guidance > 0 or self.networks.start is not None:
+                return moves.imagined_start(state, guidance)
             return moves.advance(state, self.flatten([None] * rows), None)
         x = moves.noisy(frames, state.key, state.step)
         within = min(frames.shape[1], self.config.window)
@@ -215,6 +216,10 @@ class Starts:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def places(self, text: str | None) -> list[int]:
+        """Indices of the starts with this text; of all for None."""
+        return [index for index, own in enumerate(self.texts) if text in (None, own)]
 
 
 def find_world(path_or_name: str | Path) -> Path:

@@ -24,7 +24,7 @@ PACKAGE = "starflow_world"
 FOLDERS = {"starflow_world": PACKAGE, "envs": f"{PACKAGE}.envs", "agents": f"{PACKAGE}.agents"}
 
 LAYERS = (  # each may import its own layer and the ones before it
-    {"errors", "files", "plain_yaml", "config"},
+    {"errors", "files", "plain_yaml", "config", "recipe"},
     {"noise"},
     {"flow"},
     {"codec", "conditioning", "outcome"},

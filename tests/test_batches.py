@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from starflow_world.batches import Batch, Sampler
-from starflow_world.config import TrainConfig
 from starflow_world.data import EpisodeDataset
 from starflow_world.errors import DataError
+from starflow_world.recipe import TrainConfig
 from tests.test_training import fill
 
 LENGTHS = (12, 12, 5, 20, 4, 7)

@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from starflow_world.config import (
-    DecodeConfig,
-    FlowConfig,
-    RecipeConfig,
-    TrainConfig,
-    WorldConfig,
-    from_dict,
-    load_recipe,
-    to_dict,
-)
+from starflow_world.config import DecodeConfig, FlowConfig, WorldConfig, from_dict, to_dict
 from starflow_world.errors import ConfigError
+from starflow_world.recipe import RecipeConfig, TrainConfig, load_recipe
 from tests.worlds import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +21,7 @@ PLAIN = (ROOT / "configs" / "babyai.yaml").read_text()
 def test_every_recipe_loads_and_is_short(path):
     recipe = load_recipe(path)
     assert from_dict(RecipeConfig, to_dict(recipe)) == recipe
-    assert len(path.read_text().splitlines()) <= 45
+    assert len(path.read_text().splitlines()) <= 55
     assert max(recipe.train.lengths) <= recipe.world.window
     assert recipe.world.window >= 3 * recipe.world.context  # slides stay cheap
 
@@ -65,7 +57,9 @@ def test_a_config_survives_json():
     ({"flow.head_width": 0}, "head_width: expected a number from 1"),
     ({"flow.head_width": 10}, "head_width: expected 20"),
     ({"flow.deep_width": 50}, "multiples of head_width 20, found 50"),
-    ({"flow.neighbourhood": 2}, "neighbourhood: expected 0 or an odd number"),
+    ({"flow.sites": 2}, r"flow.sites: expected 1 or the codec's merge 1, found 2"),
+    ({"flow.sites": 5}, "sites: expected sites\\*\\*2 to divide channels 12, found 5"),
+    ({"flow.denoiser_kind": "site"}, "denoiser_kind: expected one of"),
     ({"flow.shallow_blocks": 10**9}, "shallow_blocks: expected a number from 0 to 1024"),
     ({"flow.channels": 13}, r"expected \(12, 8, 16\), as codec and text have, found \(13, 8, 16\)"),
     ({"flow.text_length": 9}, r"expected \(12, 8, 16\)"),
@@ -160,5 +154,5 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_defaults_are_the_published_model_with_every_switch_off():
     flow = FlowConfig(channels=192)
     assert (flow.shallow_blocks, flow.shallow_width, flow.deep_layers, flow.deep_width) == (5, 3072, 24, 4096)
-    assert flow.neighbourhood == flow.denoiser_layers == flow.draft_width == 0
+    assert flow.motion_width == flow.denoiser_layers == flow.codes == 0
     assert DecodeConfig().chunk == DecodeConfig().max_sweeps == 0

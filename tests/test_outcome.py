@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from starflow_world.config import OutcomeConfig
+from starflow_world.config import FlowConfig, OutcomeConfig
 from starflow_world.outcome import Outcome, OutcomeHead, symexp, symlog
+
+GRID, SIZES = (1, 3), FlowConfig(channels=4, deep_width=20, shallow_width=20, head_width=20)
 
 
 def head(bins: int = 41, largest: float = 10.0, width: int = 16) -> OutcomeHead:
     torch.manual_seed(0)
-    return OutcomeHead(OutcomeConfig(width, bins=bins, largest_reward=largest), 6, 4).double()
+    return OutcomeHead(OutcomeConfig(width, bins=bins, largest_reward=largest), SIZES).double()
 
 
 def two_hot(model: OutcomeHead, reward: Tensor) -> Tensor:
@@ -72,42 +74,43 @@ def test_losses_are_nats_and_least_at_the_true_rates():
 def test_the_loss_falls_towards_the_right_answer():
     model = head(bins=5, largest=1.0)
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(32, 3, 6, generator=generator).double()
+    hidden = torch.randn(32, 3, 20, generator=generator).double()
     tokens = torch.randn(32, 3, 4, generator=generator).double()
     happy = hidden[:, :, 0].sum(-1) > 0
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     history = []
     for _ in range(60):
-        outcome = model(hidden, tokens)
+        outcome = model(hidden, tokens, None, GRID)
         reward, end = model.loss(outcome, happy.double(), ~happy)
         optimizer.zero_grad()
         (reward.mean() + end.mean()).backward()
         optimizer.step()
         history.append(float((reward + end).mean().detach()))
     assert history[-1] < 0.3 * history[0]
-    outcome = model(hidden, tokens)
+    outcome = model(hidden, tokens, None, GRID)
     assert ((model.reward(outcome) > 0.5) == happy).float().mean() > 0.9
     assert ((outcome.end_logit < 0) == happy).float().mean() > 0.9
 
 
 def test_every_frame_is_judged_on_its_own_and_all_its_tokens_count():
     model = head()
-    hidden, tokens = torch.randn(2, 5, 3, 6).double(), torch.randn(2, 5, 3, 4).double()
+    torch.nn.init.normal_(model.project.weight)  # it starts at zero
+    hidden, tokens = torch.randn(5, 3, 20).double(), torch.randn(5, 3, 4).double()
     with torch.no_grad():
-        whole = model(hidden, tokens)
-        one = model(hidden[1, 2], tokens[1, 2])
-    assert whole.reward_logits.shape == (2, 5, 41)
-    assert whole.end_logit.shape == (2, 5)
-    torch.testing.assert_close(whole.reward_logits[1, 2], one.reward_logits)
+        whole = model(hidden, tokens, None, GRID)
+        one = model(hidden[3:4], tokens[3:4], None, GRID)
+    assert whole.reward_logits.shape == (5, 41)
+    assert whole.end_logit.shape == (5,)
+    torch.testing.assert_close(whole.reward_logits[3:4], one.reward_logits)
     hidden.requires_grad_()
-    (slope,) = torch.autograd.grad(model(hidden, tokens).end_logit[1, 2], hidden)
-    assert (slope[1, 2].abs().amax(-1) > 0).all()
-    slope[1, 2] = 0
+    (slope,) = torch.autograd.grad(model(hidden, tokens, None, GRID).end_logit[3], hidden)
+    assert (slope[3].abs().amax(-1) > 0).all()
+    slope[3] = 0
     assert not slope.any()
 
 
 def test_the_bins_are_numbers_even_in_a_network_of_shapes_only():
     with torch.device("meta"):
-        model = OutcomeHead(OutcomeConfig(4, bins=3, largest_reward=1.0), 6, 4)
+        model = OutcomeHead(OutcomeConfig(4, bins=3, largest_reward=1.0), SIZES)
     assert isinstance(model, nn.Module)
     assert model.bins.tolist() == pytest.approx([-math.log(2), 0, math.log(2)])

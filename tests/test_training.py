@@ -17,17 +17,18 @@ from torch import Tensor
 
 import starflow_world.training
 from starflow_world.conditioning import space_to_json
-from starflow_world.config import DataConfig, RecipeConfig, TrainConfig, WorldConfig
+from starflow_world.config import WorldConfig
 from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
 from starflow_world.errors import ConfigError, StarflowError
 from starflow_world.losses import losses
 from starflow_world.networks import Networks
+from starflow_world.recipe import DataConfig, RecipeConfig, TrainConfig
 from starflow_world.training import Trainer, rate
 from tests.worlds import TINY, randomise
 
 SIDE = 8
 FAST = TrainConfig(steps=6, frames=16, lengths=(2, 4), starts=4, precision="f32", warmup=1, save_minutes=0.0)
-SMALL = replace(TINY, height=SIDE, width=SIDE, flow=replace(TINY.flow, shallow_blocks=1, draft_width=8))
+SMALL = replace(TINY, height=SIDE, width=SIDE, flow=replace(TINY.flow, shallow_blocks=1))
 
 
 def world_config(**changes: object) -> WorldConfig:
@@ -124,14 +125,14 @@ def test_a_clip_is_learned_by_heart(tmp_path, record_property):
     assert seconds < 60
 
 
-def test_only_the_draft_learns_when_only_it_is_asked_for(data):
-    made = trainer(data, parts="draft")
+def test_only_the_parts_that_are_asked_for_learn(data):
+    made = trainer(data, parts=("flow.motion.head", "outcome"))
     before = weights(made.networks)
     made.advance()
     changed = {name for name, value in before.items() if not torch.equal(value, made.networks.state_dict()[name])}
-    assert changed == {name for name in before if name.startswith("flow.draft.")}
-    with pytest.raises(ConfigError, match="has no draft"):
-        trainer(data, world_config(flow=TINY.flow), parts="draft")
+    assert changed == {name for name in before if name.startswith(("flow.motion.head", "outcome"))}
+    with pytest.raises(ConfigError, match=r"train.parts: expected beginnings of parameter names"):
+        trainer(data, parts=("flow.moton",))
 
 
 def test_the_learning_rate_rises_while_warming_up_and_falls_to_zero():

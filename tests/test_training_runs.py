@@ -17,6 +17,7 @@ import torch
 
 import starflow_world.training
 from starflow_world.checkpoint import TRAINING, WEIGHTS, load_networks, load_starts
+from starflow_world.config import StartConfig
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import TEMPORARY, read_tensors
 from starflow_world.training import train
@@ -163,18 +164,13 @@ def test_a_run_that_was_never_saved_begins_anew(data, undisturbed, tmp_path):
 
 def test_a_run_may_begin_with_the_weights_of_a_checkpoint(data, undisturbed, tmp_path):
     out = tmp_path / "continued"
-    train(recipe(steps=1, learning_rate=1e-12), data, out, init=undisturbed)
+    train(recipe(steps=1, learning_rate=1e-12, site_learning_rate=1e-12), data, out, init=undisturbed)
     one, other = (load_networks(folder)[0].state_dict() for folder in (undisturbed, out))
     assert one.keys() == other.keys()
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-9
     first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
     fresh = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[0])
     assert first["nats_per_dim"] > fresh["nats_per_dim"]  # it goes on from what was learned
-    bare = replace(SMALL, flow=replace(SMALL.flow, draft_width=0))
-    train(recipe(bare, steps=1), data, tmp_path / "bare")
-    train(recipe(steps=1, parts="draft"), data, tmp_path / "drafted", init=tmp_path / "bare")
-    old, new = (load_networks(tmp_path / name)[0].state_dict() for name in ("bare", "drafted"))
-    assert all(torch.equal(value, new[name]) for name, value in old.items())
     with pytest.raises(CheckpointError, match="tensors do not fit"):
         train(recipe(replace(SMALL, flow=replace(SMALL.flow, deep_width=80))), data, tmp_path / "x", init=undisturbed)
 
@@ -195,3 +191,17 @@ def test_training_leaves_the_global_random_numbers_alone(data, tmp_path):
     before = torch.get_rng_state()
     train(recipe(steps=1), data, tmp_path)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_start_diffusion_can_be_added_to_a_world_and_trained_alone(data, undisturbed, tmp_path):
+    bare = replace(SMALL, start=StartConfig())
+    with_start = replace(SMALL, start=StartConfig(20, 1, 4))
+    train(recipe(bare, steps=1), data, tmp_path / "bare")
+    settings = {"steps": 2, "starts": 4, "parts": ("start.",), "half": ("start.",)}
+    train(recipe(with_start, **settings), data, tmp_path / "full", init=tmp_path / "bare")
+    old, new = (load_networks(tmp_path / name)[0].state_dict() for name in ("bare", "full"))
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    assert {new[name].dtype for name in new.keys() - old.keys()} == {torch.float16}
+    lines = [json.loads(line) for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["start"] > 0 for line in lines)
+    assert World.load(tmp_path / "full").start(text="row 1", seed=2)[1].nats.isfinite().all()

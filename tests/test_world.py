@@ -130,7 +130,11 @@ def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds,
         for row in slid:
             slides += 1
             assert state.length[row] == CONTEXT + 1
-            assert torch.equal(state.tokens[row, :CONTEXT], kept[row])
+            assert torch.equal(state.tokens[row, 1:CONTEXT], kept[row][1:])
+            first = state.latents[row : row + 1, -CONTEXT - 1 : -CONTEXT]  # it follows none now
+            with torch.no_grad():
+                alone, _ = world.networks.flow.shallow_forward(first, world.dynamics.tables)
+            assert torch.equal(state.tokens[row, 0], alone[0, 0])
             assert not state.tokens[row, CONTEXT + 1 :].any()  # no ghosts
             with torch.no_grad():
                 fresh = world.dynamics.rebuilt(replace(state[row], cache=None))
@@ -163,9 +167,25 @@ def test_outcomes_are_those_that_training_sees(world):
         text = world.encode_text(["go", "go"])
         _, hidden = networks.flow.nats(x, text, networks.action(flat), world.dynamics.tables)
         assert networks.outcome is not None
-        outcome = networks.outcome(hidden, networks.flow.shallow_forward(x, world.dynamics.tables)[0])
-    assert far(networks.outcome.reward(outcome), torch.stack([what.reward for what in said], 1)) < 1e-9
-    assert far(outcome.end_logit.sigmoid(), torch.stack([what.end_probability for what in said], 1)) < 1e-9
+        every = text.repeat_interleave(WINDOW, dim=0)
+        outcome = networks.outcome(hidden.flatten(0, 1), x.flatten(0, 1), every, networks.codec.grid)
+    assert far(networks.outcome.reward(outcome), torch.stack([what.reward for what in said], 1).flatten()) < 1e-9
+    probability = torch.stack([what.end_probability for what in said], 1).flatten()
+    assert far(outcome.end_logit.sigmoid(), probability) < 1e-9
+
+
+def test_rows_before_their_first_frame_may_stand_beside_others(world):
+    """Both move as they do alone: one by the shallow blocks, the other by what follows its last frame."""
+    empty, begun = world.empty(["go"], [5]), world.start(pictures(1, 3), moves(1, 3), text="go", seed=6)[0]
+    both, frames = WorldState.stack([empty, begun]), pictures(2, 1)[:, 0]
+    for verb in ("step", "observe"):
+        imagine = verb == "step"
+        together = world.step(both, [None, 2]) if imagine else world.observe(both, [None, 2], frames)
+        for row, (one, action) in enumerate(((empty, None), (begun, 2))):
+            state, what = world.step(one, [action]) if imagine else world.observe(one, [action], frames[row : row + 1])
+            assert far(together[1].latents[row], what.latents[0]) < 1e-6
+            assert far(together[1].nats[row], what.nats[0]) < 1e-6
+            assert far(cached(together[0], row), cached(state, 0)) < 1e-6
 
 
 def test_ends_are_drawn_at_the_probability_that_is_told_or_at_a_threshold(world):

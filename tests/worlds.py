@@ -16,7 +16,8 @@ TINY = WorldConfig(
     "tiny",
     FlowConfig(
         channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
-        text_length=8, text_width=16, position_scale=4.0, neighbourhood=3, denoiser_layers=1, denoiser_width=40,
+        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1, codes=4,
+        denoiser_layers=1, denoiser_width=40,
         denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
     ),
     height=16, width=16, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),
@@ -34,7 +35,8 @@ def randomise(networks: Networks, gain: float = 0.5, seed: int = 0) -> Networks:
     """Random weights for every part that starts at zero, small enough that the flow is contractive."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in networks.named_parameters():
-        if name.endswith(("head.weight", "head.bias", "project.weight", "neighbours.weight", "norm.weight")):
+        closed = ("head.weight", "head.bias", "project.weight", "numbers.weight", "tell.weight", "norm.weight")
+        if name.endswith(closed):
             scale = gain * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1)
             parameter.data = scale * torch.randn(parameter.shape, generator=generator).to(parameter)
     return networks

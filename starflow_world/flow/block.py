@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import KVCache
-from .layers import FinalNorm, Layer, Rotary
+from .layers import FinalNorm, Layer
 
 SOFT_CLIP = 4.0
 UNIT_SCALE = math.log(math.e - 1)
@@ -75,7 +75,7 @@ class Block(nn.Module):
         return Affine(mean, F.softplus(scale + UNIT_SCALE), hidden)
 
     def predict(
-        self, inputs: Tensor, rotary: Rotary, cache: KVCache | None = None, mask: Tensor | None = None,
+        self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, mask: Tensor | None = None,
         added: Tensor | None = None,
     ) -> Affine:
         """Means and scales for the tokens that follow `inputs` (B, S, c); keys go behind the valid ones of `cache`.
@@ -89,7 +89,7 @@ class Block(nn.Module):
             hidden = layer(hidden, rotary, mask, cache, index)
         return self.affine(hidden)
 
-    def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Rotary, added: Tensor | None = None) -> Affine:
+    def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Affine:
         """As `predict`, for a whole sequence behind `text` (B, L, text width), without a cache; rotary covers L + S."""
         assert self.project_text is not None
         hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
@@ -100,7 +100,7 @@ class Block(nn.Module):
             hidden = layer(hidden, rotary)
         return self.affine(hidden[:, text.shape[1] :])
 
-    def write_text(self, text: Tensor, rotary: Rotary, cache: KVCache) -> KVCache:
+    def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
         """`cache` (empty rows) with the keys of text (B, L, text width) committed."""
         assert self.project_text is not None
         mask = cache.visible(text.shape[1])

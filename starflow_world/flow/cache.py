@@ -83,6 +83,10 @@ class KVCache:
         where = rows.to(self.keys.device)
         return KVCache(self.keys[:, where], self.values[:, where], self.length[rows])
 
+    def row(self, row: int) -> "KVCache":
+        """One row as a value that shares the storage: what is written there is written here."""
+        return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
+
     def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
         """The value in which `rows` are replaced by the rows of `other`; the storage is written."""
         where = rows.to(self.keys.device)

@@ -3,13 +3,16 @@
 A transformer regresses on the gradient of the flow's own negative log-probability; one Tweedie step with it turns noisy
 latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. Frame f attends to the
 frames f + look_ahead - window .. f + look_ahead, layer by layer, so with no look-ahead in any layer it is causal.
+
+`SiteDenoiser` is the small one for worlds whose frames can be cleaned one by one, from what is around each site.
 """
 
 import torch
 from torch import Tensor, nn
 
 from ..config import FlowConfig
-from .layers import FinalNorm, Layer, Rotary
+from .layers import FinalNorm, Layer
+from .sites import SiteHead, SiteNet, to_tokens
 
 
 class Denoiser(nn.Module):
@@ -49,7 +52,7 @@ class Denoiser(nn.Module):
         return mask
 
     def forward(
-        self, x: Tensor, text: Tensor | None, rotary: Rotary, valid: Tensor | None = None
+        self, x: Tensor, text: Tensor | None, rotary: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         """x (B, T, n, c), text (B, L, text width) or None; rotary covers (L +) T * n positions.
 
@@ -73,3 +76,30 @@ class Denoiser(nn.Module):
         hidden = self.norm(hidden[:, length:])
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden).unflatten(1, (frames, tokens))
+
+
+class SiteDenoiser(nn.Module):
+    """noisy latents (B, T, n, c) -> d (B, T, n, c), every frame on its own."""
+
+    memory = 0
+    look_ahead = (0,)
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        per_site = config.channels // config.sites**2
+        self.step = config.denoiser_step
+        self.net = SiteNet(config.channels, config.denoiser_width, config.denoiser_layers, config.sites)
+        self.head = SiteHead(config.denoiser_width, per_site, per_site, config.codes)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The network says what is clean; d is what leads there in one step."""
+        with torch.autocast(x.device.type, enabled=False):
+            clean = to_tokens(self.head(self.net(x.flatten(0, 1), grid)), self.net.side).unflatten(0, x.shape[:2])
+            return (x - clean) / self.step
+
+
+def make_denoiser(config: FlowConfig) -> Denoiser | SiteDenoiser | None:
+    """The denoiser that the config describes, if any."""
+    if not config.denoiser_layers:
+        return None
+    return SiteDenoiser(config) if config.denoiser_kind == "sites" else Denoiser(config)

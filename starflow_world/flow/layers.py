@@ -1,6 +1,6 @@
 """Transformer layers of STARFlow-V: pre-norm attention with rotary positions on three axes, GELU feed-forward.
 
-Shapes: B rows, S sequence, d width, H heads of e = d / H. Rotary tables are pairs (cos, sin), each (1 or B, S, e / 2).
+Shapes: B rows, S sequence, d width, H heads of e = d / H. Rotary tables are exp(i angle), (1 or B, S, e / 2).
 """
 
 import torch
@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 
-Rotary = tuple[Tensor, Tensor]
 TIME_PAIRS = 8
 
 
-def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Rotary:
-    """Cosines and sines for `positions` (..., S, 3) of (row, column, time): tables (..., S, e / 2).
+def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """exp(i angle) for `positions` (..., S, 3) of (row, column, time): complex (..., S, e / 2) with parts in `dtype`.
 
     The e / 2 rotary pairs are split into rows, columns and 8 for time (STARFlow-V, appendix; 12, 12, 8 at e = 64).
     """
@@ -28,7 +27,7 @@ def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.
     angles = torch.cat(
         (row[..., None] * row_column, column[..., None] * row_column, frame[..., None] * time), dim=-1
     )
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.complex(angles.cos().to(dtype), angles.sin().to(dtype))
 
 
 def grid_positions(frames: int, grid: tuple[int, int], scale: float) -> Tensor:
@@ -51,11 +50,10 @@ def text_positions(length: int, scale: float) -> Tensor:
     return torch.stack((torch.zeros_like(time), torch.zeros_like(time), time), dim=-1)
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`."""
-    cos, sin = (table[:, :, None, None, :] for table in rotary)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`: one complex product."""
+    pairs = torch.view_as_complex(x.to(rotary.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary[:, :, None, None, :]).flatten(-2).to(x.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
@@ -69,8 +67,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ca
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
     if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+        scores = scores + mask
     return scores.softmax(-1) @ value
 
 
@@ -84,9 +84,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: Rotary, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True where a query may look; None without a
-        cache means causal, with a cache that every key may be seen."""
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True, or 0 and not -inf, where a query may
+        look; None without a cache means causal, with a cache that every key may be seen."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key = rotate(qkv[:, :, :2], rotary).unbind(2)
         value = qkv[:, :, 2]
@@ -121,7 +121,7 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(
-        self, x: Tensor, rotary: Rotary, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, rotary: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """(B, S, d) -> (B, S, d)."""
         x = x + self.attention(x, rotary, mask, cache, layer)

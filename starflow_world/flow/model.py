@@ -3,6 +3,9 @@
     u, _ = shallow(x)     each frame on its own, blocks in alternating token order
     z, _ = deep(u)        causal over [text, all tokens of all frames]
 
+A flow with `motion` (motion.py) has the shallow blocks for frames without a frame before them only; frame t behind
+x_{t-1} is u_t = (x_t - mean(x_{t-1}, action)) / scale(x_{t-1}, action) instead.
+
     log p(x_t | x_<t, text, conditions) = log N(u_t; mean, scale) + sum log|du_t/dx_t|
 
 Shapes: B rows, T frames, n tokens per frame, c channels, d deep width, L text length.
@@ -12,16 +15,17 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowConfig
 from ..errors import ConfigError
 from .block import Affine, Block
 from .cache import KVCache
-from .denoiser import Denoiser
-from .draft import Draft
+from .denoiser import Denoiser, make_denoiser
 from .inverse import solve
-from .layers import Rotary, grid_positions, rotary_table, text_positions
+from .layers import grid_positions, rotary_table, text_positions
+from .motion import Motion
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,19 @@ class Tables:
     """Rotary tables for one grid: `frame` (1, n, e/2) at time 0, `video` (1, W * n, e/2), `text` (1, L, e/2)."""
 
     grid: tuple[int, int]
-    frame: Rotary
-    video: Rotary
-    text: Rotary
+    frame: Tensor
+    video: Tensor
+    text: Tensor
 
-    def whole(self, frames: int, *, text: bool) -> Rotary:
-        """Tables for [text,] `frames` frames in one sequence."""
-        end = frames * self.grid[0] * self.grid[1]
-        parts = [(t[:, :end], s) for t, s in zip(self.video, self.text, strict=True)]
-        cos, sin = (torch.cat((s, t), dim=1) if text else t for t, s in parts)
-        return cos, sin
+    def whole(self, frames: int, *, text: bool) -> Tensor:
+        """The table of [text,] `frames` frames in one sequence."""
+        video = self.video[:, : frames * self.grid[0] * self.grid[1]]
+        return torch.cat((self.text, video), dim=1) if text else video
 
-    def at(self, start: Tensor, count: int) -> Rotary:
-        """Tables (B, count, e/2) of the positions start, start + 1, ... of each row; start (B,) on the CPU."""
-        index = (start[:, None] + torch.arange(count)).to(self.video[0].device)
-        cos, sin = (table[0][index] for table in self.video)
-        return cos, sin
+    def at(self, start: Tensor, count: int) -> Tensor:
+        """The table (B, count, e/2) of the positions start, start + 1, ... of each row; start (B,) on the CPU."""
+        index = (start[:, None] + torch.arange(count)).to(self.video.device)
+        return self.video[0][index]
 
 
 class Flow(nn.Module):
@@ -58,22 +59,16 @@ class Flow(nn.Module):
             Block(c, config.shallow_width, config.shallow_layers, e, reverse=(count - k) % 2 == 1) for k in range(count)
         )
         self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width)
-        self.neighbours = None
-        if config.neighbourhood:
-            k = config.neighbourhood
-            self.neighbours = nn.Conv2d(c, config.deep_width, k, padding=k // 2, bias=False)
-            nn.init.zeros_(self.neighbours.weight)
-        self.denoiser = Denoiser(config) if config.denoiser_layers else None
-        self.draft = Draft(c, config.deep_width, config.draft_width) if config.draft_width else None
+        self.motion = Motion(config) if config.motion_width else None
+        self.denoiser = make_denoiser(config)
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
         """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""
         start, scale, e = self.deep.start, self.config.position_scale, self.config.head_width
         dtype = torch.promote_types(start.dtype, torch.float32)
 
-        def table(positions: Tensor) -> Rotary:
-            cos, sin = rotary_table(positions, e, dtype)
-            return cos[None].to(start.device), sin[None].to(start.device)
+        def table(positions: Tensor) -> Tensor:
+            return rotary_table(positions, e, dtype)[None].to(start.device)
 
         return Tables(
             grid,
@@ -119,27 +114,48 @@ class Flow(nn.Module):
     # ---- deep: causal over text and all frames -------------------------------------------------------------------
 
     def condition(
-        self, u: Tensor, previous: Tensor | None, action: Tensor | None, grid: tuple[int, int]
-    ) -> Tensor | None:
-        """What is added to the deep block's inputs for the frames that follow [previous,] u[:, :-1] ...
+        self, x: Tensor, previous: Tensor | None, action: Tensor | None, grid: tuple[int, int]
+    ) -> tuple[Affine | None, Tensor | None]:
+        """The motion of those frames of x (B, T, n, c) that have one before them, and what is added to the deep block's
+        inputs, (B, T, n, d); None for either where there is none.
 
-        u (B, T, n, c): frame t gets the neighbourhood of frame t - 1, frame 0 that of `previous` (B, n, c) or nothing;
-        action (B, T, d): one vector per frame, added at all its tokens. Returns (B, T, n, d); None without conditions.
+        previous (B, n, c): the frame before x[:, 0], if there is one; action (B, T, d): one vector per frame.
         """
-        added = None
-        if self.neighbours is not None:
-            first = torch.zeros_like(u[:, 0]) if previous is None else previous
-            added = self.look_around(torch.cat((first[:, None], u[:, :-1]), dim=1), grid)
-        if action is not None:
-            per_token = action[:, :, None].expand(-1, -1, u.shape[2], -1)
-            added = per_token if added is None else added + per_token
-        return added
+        added = None if action is None else action[:, :, None].expand(-1, -1, x.shape[2], -1)
+        before = x[:, :-1] if previous is None else torch.cat((previous[:, None], x[:, :-1]), dim=1)
+        if self.motion is None or not before.shape[1]:
+            return None, added
+        count = before.shape[1]
+        if action is None:
+            action = x.new_zeros(*x.shape[:2], self.config.deep_width)
+        flat = self.motion(before.flatten(0, 1), action[:, -count:].flatten(0, 1), grid)
+        motion = Affine(*(part.unflatten(0, before.shape[:2]) for part in (flat.mean, flat.scale, flat.hidden)))
+        told = F.pad(motion.hidden, (0, 0, 0, 0, x.shape[1] - count, 0))
+        return motion, told if added is None else told + added
 
-    def look_around(self, u: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The projected neighbourhood of every token of u (B, T, n, c), (B, T, n, d)."""
-        assert self.neighbours is not None
-        image = u.flatten(0, 1).transpose(1, 2).unflatten(-1, grid)
-        return self.neighbours(image).flatten(2).transpose(1, 2).unflatten(0, u.shape[:2])
+    def front(
+        self, x: Tensor, previous: Tensor | None, action: Tensor | None, tables: Tables
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All that happens in front of the deep block: u and log|du/dx| (B, T, n, c) of noisy latents x, and what is
+        added to the deep block's inputs; arguments as for `condition`."""
+        motion, added = self.condition(x, previous, action, tables.grid)
+        if motion is None:
+            return *self.shallow_forward(x, tables), added
+        first = x.shape[1] - motion.mean.shape[1]
+        u, logdet = motion.to_noise(x[:, first:])
+        if first:
+            start, start_logdet = self.shallow_forward(x[:, :first], tables)
+            u, logdet = torch.cat((start, u), dim=1), torch.cat((start_logdet, logdet), dim=1)
+        return u, logdet, added
+
+    def back(
+        self, u: Tensor, motion: Affine | None, tables: Tables, *, tolerance: float | None = None, chunk: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The inverse of `front` for frames u (B, T, n, c) whose motion is known: x and log|du/dx| (B, T, n, c)."""
+        if motion is None:
+            x, logdet, _ = self.shallow_inverse(u, tables, tolerance=tolerance, chunk=chunk)
+            return x, logdet
+        return motion.mean + motion.scale * u, -motion.scale.log()
 
     def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Affine:
         """Teacher forcing over u (B, T, n, c) in one pass, without a cache: means, scales, hidden (B, T * n, ...)."""
@@ -155,7 +171,7 @@ class Flow(nn.Module):
     ) -> KVCache:
         """An empty cache for a window of frames behind text (B, L, text width), the text committed."""
         length = 0 if text is None else text.shape[1]
-        cache = self.deep.empty_cache(rows, length + tables.video[0].shape[1], dtype)
+        cache = self.deep.empty_cache(rows, length + tables.video.shape[1], dtype)
         return cache if text is None else self.deep.write_text(text, tables.text, cache)
 
     def extend(
@@ -169,7 +185,10 @@ class Flow(nn.Module):
     def predictor(self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int) -> "Predictor":
         """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c)."""
         added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
-        return Predictor(self.deep, cache, tables.at(cache.length - text, count), cache.visible(count), added)
+        mask, inputs = cache.visible(count), self.deep.project_in.weight.dtype
+        if mask is not None:  # as numbers, which every layer of every sweep would make of it
+            mask = torch.zeros_like(mask, dtype=inputs).masked_fill_(~mask, -torch.inf)
+        return Predictor(self.deep, cache, tables.at(cache.length - text, count), mask, added)
 
     # ---- denoising -----------------------------------------------------------------------------------------------
 
@@ -203,6 +222,8 @@ class Flow(nn.Module):
     def denoiser_output(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
         """d (B, T, n, c), the learned gradient of the negative log-probability in units of sigma**2 / denoiser_step."""
         assert self.denoiser is not None
+        if not isinstance(self.denoiser, Denoiser):
+            return self.denoiser(x, tables.grid)
         reads_text = self.denoiser.project_text is not None
         rotary = tables.whole(x.shape[1], text=reads_text)
         return self.denoiser(x, text if reads_text else None, rotary, valid)
@@ -212,8 +233,7 @@ class Flow(nn.Module):
     def nats(self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables) -> tuple[Tensor, Tensor]:
         """log p per token of noisy latents x (B, T, n, c) given the past, (B, T, n), and the deep hidden states
         (B, T, n, d); action (B, T, d) or None."""
-        u, logdet = self.shallow_forward(x, tables)
-        added = self.condition(u, None, action, tables.grid)
+        u, logdet, added = self.front(x, None, action, tables)
         affine = self.deep_forward(u, text, added, tables)
         nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
         return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])
@@ -225,7 +245,7 @@ class Predictor:
 
     block: Block
     cache: KVCache
-    rotary: Rotary
+    rotary: Tensor
     mask: Tensor | None
     added: Tensor | None
 
@@ -235,7 +255,7 @@ class Predictor:
 
 
 def _invert_frame(
-    block: Block, z: Tensor, rotary: Rotary, tolerance: float, chunk: int
+    block: Block, z: Tensor, rotary: Tensor, tolerance: float, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     start = block.start.to(z.dtype).expand(len(z), 1, -1)
     if chunk != 1:
@@ -246,7 +266,7 @@ def _invert_frame(
     parts: list[tuple[Tensor, Tensor]] = []
     before = start
     for position in range(z.shape[1]):
-        here = (rotary[0][:, position : position + 1], rotary[1][:, position : position + 1])
+        here = rotary[:, position : position + 1]
         affine = block.predict(before, here, cache, cache.visible(1))
         before = affine.mean + affine.scale * z[:, position : position + 1]
         cache, parts = cache.commit(1), [*parts, (before, -affine.scale.log())]

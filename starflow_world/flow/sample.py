@@ -84,11 +84,13 @@ def sample_deep(
     frame: 0 is the whole frame, 1 is sequential decoding; `tolerance` and `max_sweeps` as for `solve`.
     """
     count, given = noise.shape[2], 0 if prefix is None else prefix.shape[1]
-    total, held = given + noise.shape[1], tables.video[0].shape[1] // count
+    total, held = given + noise.shape[1], tables.video.shape[1] // count
     window = held if window is None else window
+    if flow.motion is not None and total > 1:
+        raise ConfigError(f"sample: a flow with motion is stepped by a world, expected one frame, found {total}")
     keep = _checked_context(total, held, window, context)
     text = _both_texts(text, null_text, guidance) if guidance else text
-    tables = replace(tables, video=(tables.video[0][:, : window * count], tables.video[1][:, : window * count]))
+    tables = replace(tables, video=tables.video[:, : window * count])
     length = 0 if text is None else text.shape[1]
     decoder = _Decoder(flow, tables, length, guidance, chunk or count, tolerance, max_sweeps)
     cache = flow.start_cache(text, len(noise) * (2 if guidance else 1), tables)
@@ -141,7 +143,7 @@ class _Decoder:
         cache = cache.rollback(self.text)
         if not u.shape[1]:
             return cache
-        added = self.flow.condition(u, None, action, self.tables.grid)
+        _, added = self.flow.condition(u, None, action, self.tables.grid)
         inputs = self._twice(self.flow.deep.shift(u.flatten(1, 2)))
         added = None if added is None else self._twice(added)
         return self.flow.extend(cache, inputs, added, self.tables, text=self.text)[0]
@@ -150,7 +152,7 @@ class _Decoder:
         self, cache: KVCache, previous: Tensor | None, noise: Tensor, action: Tensor | None
     ) -> tuple[KVCache, Inverse]:
         """One frame from noise (B, n, c), committed; previous (B, n, c): the frame before it in its window."""
-        added = self.flow.condition(noise[:, None], previous, action, self.tables.grid)
+        _, added = self.flow.condition(noise[:, None], None, action, self.tables.grid)
         before = self.flow.deep.shift(noise[:, :1]) if previous is None else previous[:, -1:]
         guess = noise if previous is None else previous
         parts: list[Inverse] = []

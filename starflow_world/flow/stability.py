@@ -36,8 +36,8 @@ def stability(
     off by 1e-6. Growth: that of the twins' distance up to the token where it is 10,000 times the first, else the last.
     """
     rows, count = len(x), x.shape[1] * x.shape[2]
-    u, _ = flow.shallow_forward(x, tables)
-    affine = flow.deep_forward(u, text, flow.condition(u, None, action, tables.grid), tables)
+    u, _, added = flow.front(x, None, action, tables)
+    affine = flow.deep_forward(u, text, added, tables)
     z, _ = affine.to_noise(u.flatten(1, 2))
     probed = torch.cat((z[:, :1] + PROBE, z[:, 1:]), dim=1)
     noise = torch.cat((z, probed)).unflatten(1, x.shape[1:3])

@@ -447,6 +447,17 @@ def test_states_of_other_worlds_and_widths_are_refused(env: WorldEnv) -> None:
         assert env.get_state().digest() == state.digest()
 
 
+def test_a_text_of_the_start_set_begins_with_a_start_of_that_text(env):
+    starts = env.unwrapped.world.starts
+    for text in ("b", "e"):
+        observation, info = env.reset(seed=1, options={"text": text})
+        assert info["text"] == text
+        assert info["sweeps"] == 0, "it was given, not imagined"
+        assert np.array_equal(observation, starts.frames[starts.texts.index(text)].numpy())
+    _, info = env.reset(seed=1, options={"text": "zz"})
+    assert info["sweeps"] > 0, "no start has this text: it was imagined"
+
+
 @pytest.mark.parametrize("text", ["", "héllo", "🙂", "a\0", "\0", "שלום", "</s>", "a" * 7])
 def test_any_text_that_fits_is_encoded_as_it_is(env: WorldEnv, text: str) -> None:
     if len(text.encode()) > 7:

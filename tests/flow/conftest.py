@@ -1,7 +1,7 @@
 """Flows and clips for the tests of the flow, in float64 unless a test asks for another dtype.
 
 `init` is a fresh flow, `tiny` is random with output gain 0.5 (contractive), `wild` random with gain 2. All have text,
-actions, a neighbourhood, a causal denoiser, two shallow blocks in opposite orders and 16 tokens x 4 channels per frame.
+actions, a causal denoiser, two shallow blocks in opposite orders and 16 tokens x 4 channels per frame.
 `golden` holds the numbers of a trusted implementation and the flow with its weights.
 """
 
@@ -21,7 +21,7 @@ from starflow_world.flow import Flow, Tables
 
 SMALL = FlowConfig(
     channels=4, shallow_blocks=2, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=40, head_width=20,
-    text_length=3, text_width=6, position_scale=4.0, neighbourhood=3,
+    text_length=3, text_width=6, position_scale=4.0,
     denoiser_layers=2, denoiser_width=20, denoiser_window=1, denoiser_text=False,
 )
 
@@ -42,7 +42,7 @@ class Clip:
         """The same numbers in another dtype; the flow is a copy."""
         flow = Flow(self.flow.config).to(dtype).eval().requires_grad_(False)
         flow.load_state_dict(self.flow.state_dict())
-        tables = flow.tables(self.tables.grid, self.tables.video[0].shape[1] // self.noise.shape[2])
+        tables = flow.tables(self.tables.grid, self.tables.video.shape[1] // self.noise.shape[2])
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         cast = {name: value.to(dtype) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, flow=flow, tables=tables, **cast)

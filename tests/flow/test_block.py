@@ -32,7 +32,7 @@ def predictor(block: Block, *, text: bool, added: bool, dtype: torch.dtype = tor
     positions = grid_positions(1, GRID, 4.0)
     if text:
         positions = torch.cat((text_positions(TEXT, 4.0), positions))
-    rotary = tuple(table[None] for table in rotary_table(positions, 20, dtype))
+    rotary = rotary_table(positions, 20, torch.promote_types(dtype, torch.float32))[None]
 
     def inputs_to_affine(inputs: Tensor) -> Affine:
         if text:

@@ -60,11 +60,19 @@ def step(cache: KVCache, rows: list[list[int]], draw: random.Random, fresh: int)
         old.values.fill_(-1)
     elif kind == "stack" and len(rows) < 4:
         cache, rows = KVCache.stack([cache, cache.select(torch.tensor([0]))]), [*rows, list(rows[0])]
-    elif kind in ("insert", "slide"):
+    elif kind == "insert":
         row = draw.randrange(len(rows))
         one = cache.select(torch.tensor([row])).rollback(min(1, len(rows[row])))
         write(one, [[fresh, fresh + 1]])
         cache = cache.insert(torch.tensor([row]), one.commit(2))
+        rows = [*rows[:row], [*rows[row][:1], fresh, fresh + 1], *rows[row + 1 :]]
+    elif kind == "slide":
+        row = draw.randrange(len(rows))
+        one = cache.row(row).rollback(min(1, len(rows[row])))
+        write(one, [[fresh, fresh + 1]])
+        lengths = cache.length.clone()
+        lengths[row] = one.commit(2).length[0]
+        cache = cache.rollback(lengths)
         rows = [*rows[:row], [*rows[row][:1], fresh, fresh + 1], *rows[row + 1 :]]
     return cache, rows
 
@@ -126,7 +134,7 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, 
     clip = tiny.to(dtype).rows(list(range(rows)))
     flow, tables, n = clip.flow, clip.tables, 16
     u, _ = flow.shallow_forward(clip.x, tables)
-    added = flow.condition(u, None, clip.action, tables.grid)
+    added = flow.condition(u, None, clip.action, tables.grid)[1]
     whole = flow.deep_forward(u, clip.text, added, tables)
     inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
     for size in (1, 3, n - 1, n, n + 1, total):
@@ -144,7 +152,7 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, 
 def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow_forward(tiny.x, tables)
-    added = flow.condition(u, None, tiny.action, tables.grid)
+    added = flow.condition(u, None, tiny.action, tables.grid)[1]
     inputs = flow.deep.shift(u.flatten(1, 2)).unflatten(1, (4, n))
     alone, caches = [], []
     for row, age in enumerate((1, 3)):
@@ -161,15 +169,14 @@ def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
 def test_a_row_that_slides_leaves_the_others_to_the_bit_and_becomes_a_fresh_row(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow_forward(tiny.x, tables)
-    added = flow.condition(u, None, tiny.action, tables.grid)
+    added = flow.condition(u, None, tiny.action, tables.grid)[1]
     cache = flow.start_cache(tiny.text, 2, tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :3].flatten(1, 2)), added[:, :3], tables, text=3)
     before = cache.clone()
     last = u[1:, 2:3]
-    again = flow.condition(last, None, tiny.action[1:, 2:3], tables.grid)
-    row = cache.select(torch.tensor([1])).rollback(3)
-    row, _ = flow.extend(row, flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
-    cache = cache.insert(torch.tensor([1]), row)
+    again = flow.condition(last, None, tiny.action[1:, 2:3], tables.grid)[1]
+    row, _ = flow.extend(cache.row(1).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
+    cache = cache.rollback(torch.cat((cache.length[:1], row.length)))
     assert cache.length.tolist() == [3 + 3 * n, 3 + n]
     assert torch.equal(cache.keys[:, 0], before.keys[:, 0])
     fresh = flow.start_cache(tiny.text[1:], 1, tables)

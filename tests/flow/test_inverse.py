@@ -10,7 +10,7 @@ def frame_problem(clip, frame: int = 1):
     """The deep block at frame `frame` behind the frames before it: predict, token in front, noise, guess, the cache."""
     flow, tables = clip.flow, clip.tables
     u, _ = flow.shallow_forward(clip.x, tables)
-    added = flow.condition(u, None, clip.action, tables.grid)
+    added = flow.condition(u, None, clip.action, tables.grid)[1]
     cache = flow.start_cache(clip.text, len(u), tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :frame].flatten(1, 2)), added[:, :frame], tables, text=3)
     predict = flow.predictor(cache, added[:, frame], u.shape[2], tables, text=3)

@@ -25,14 +25,14 @@ def test_rotated_queries_and_keys_meet_at_their_distance_only():
     for shift in (0.0, 5.0):
         places = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.5, 7.0]], dtype=torch.float64) + shift
         tables = [rotary_table(place[None], 32, torch.float64) for place in places]
-        query, key = (rotate(x[:, :, [k]], (cos[None], sin[None])) for k, (cos, sin) in enumerate(tables))
+        query, key = (rotate(x[:, :, [k]], table[None]) for k, table in enumerate(tables))
         score.append((query * key).sum(-1))
     assert torch.allclose(score[0], score[1], rtol=0, atol=1e-12)
 
 
 def test_rotation_keeps_lengths():
-    x, (cos, sin) = normals(2, 12, 3, 2, 20), rotary_table(grid_positions(2, (2, 3), 4.0), 20, torch.float64)
-    rotated = rotate(x, (cos[None], sin[None]))
+    x, table = normals(2, 12, 3, 2, 20), rotary_table(grid_positions(2, (2, 3), 4.0), 20, torch.float64)
+    rotated = rotate(x, table[None])
     assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-14)
 
 
@@ -65,12 +65,12 @@ def test_attention_is_the_same_with_and_without_gradients(masked):
 @pytest.mark.parametrize("masked", ["causal", "mask"])
 def test_a_layer_gives_nothing_of_a_token_to_those_that_may_not_see_it(masked):
     layer = Layer(40, 20).double()
-    cos, sin = rotary_table(grid_positions(1, (2, 3), 4.0), 20, torch.float64)
+    table = rotary_table(grid_positions(1, (2, 3), 4.0), 20, torch.float64)
     allowed = torch.ones(6, 6, dtype=torch.bool).tril() if masked == "causal" else torch.arange(6)[:, None] % 2 == 0
     allowed = allowed.expand(6, 6) | torch.eye(6, dtype=torch.bool)
     mask = None if masked == "causal" else allowed
     jacobian = torch.autograd.functional.jacobian(
-        lambda x: layer(x[None], (cos[None], sin[None]), mask)[0].sum(-1), normals(6, 40)
+        lambda x: layer(x[None], table[None], mask)[0].sum(-1), normals(6, 40)
     )
     seen = (jacobian != 0).any(-1)
     assert torch.equal(seen, allowed)
@@ -78,12 +78,12 @@ def test_a_layer_gives_nothing_of_a_token_to_those_that_may_not_see_it(masked):
 
 def test_attention_scores_are_divided_by_the_root_of_the_head_width():
     attention, x = Attention(40, 20).double(), normals(1, 2, 40)
-    cos, sin = rotary_table(grid_positions(1, (1, 2), 4.0), 20, torch.float64)
+    table = rotary_table(grid_positions(1, (1, 2), 4.0), 20, torch.float64)
     query, key, value = attention.qkv(attention.norm(x)).reshape(1, 2, 3, 2, 20).unbind(2)
-    query, key = (rotate(t[:, :, None], (cos[None], sin[None]))[:, :, 0] for t in (query, key))
+    query, key = (rotate(t[:, :, None], table[None])[:, :, 0] for t in (query, key))
     weight = (torch.einsum("bqhe,bkhe->bhqk", query, key) / 20**0.5)[:, :, 1].softmax(-1)
     last = attention.out(torch.einsum("bhk,bkhe->bhe", weight, value).flatten(1))
-    found = attention(x, (cos[None], sin[None]), None, None, 0)
+    found = attention(x, table[None], None, None, 0)
     assert torch.allclose(found[:, 1], last, rtol=0, atol=1e-13)
 
 

@@ -34,7 +34,7 @@ def test_the_log_determinant_of_the_flow_is_that_of_its_jacobian(make_clip, cond
 
     def to_noise(x):
         u, logdet = flow.shallow_forward(x, tables)
-        affine = flow.deep_forward(u, clip.text, flow.condition(u, None, action, tables.grid), tables)
+        affine = flow.deep_forward(u, clip.text, flow.condition(u, None, action, tables.grid)[1], tables)
         z, deep = affine.to_noise(u.flatten(1, 2))
         return z, logdet.sum() + deep.sum()
 
@@ -107,7 +107,7 @@ def test_a_bfloat16_network_with_float32_maps_gives_the_noise_back_roughly(tiny)
     with torch.autocast("cpu", torch.bfloat16):
         x, nats, deep = sample(clip.flow, clip.noise, clip.text, clip.tables, action=clip.action)
         u, _ = clip.flow.shallow_forward(x, clip.tables)
-        added = clip.flow.condition(u, None, clip.action, clip.tables.grid)
+        added = clip.flow.condition(u, None, clip.action, clip.tables.grid)[1]
         z, _ = clip.flow.deep_forward(u, clip.text, added, clip.tables).to_noise(u.flatten(1, 2))
     assert {t.dtype for t in (x, nats, deep.u, deep.affine.mean, deep.affine.scale, z)} == {torch.float32}
     difference = z.unflatten(1, (4, 16)) - clip.noise
@@ -142,7 +142,7 @@ def test_data_far_from_the_model_may_not_come_back_and_is_reported_as_ill_condit
 def test_an_error_that_grows_from_token_to_token_is_measured_as_such(make_clip, grid):
     """A flow whose means copy the previous token 1.3 times: errors grow by that factor until the soft clip ends it."""
     clip = make_clip(
-        gain=0, rows=1, frames=1, grid=grid, channels=1, shallow_blocks=0, deep_layers=1, neighbourhood=0,
+        gain=0, rows=1, frames=1, grid=grid, channels=1, shallow_blocks=0, deep_layers=1,
         denoiser_layers=0, text_width=0, text_length=0,
     )
     deep = clip.flow.deep

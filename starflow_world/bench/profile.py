@@ -1,0 +1,60 @@
+"""Where a step's time goes: timers around the parts of one world, put on from outside and taken off again."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starflow_world.world import World
+
+PARTS = ("deep sweeps", "shallow sweeps", "motion", "heads", "denoiser", "decode", "slides", "noise", "rest")
+
+
+class Timers:
+    """Seconds and calls of each part; what runs inside another part counts as that part."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS[:-1], 0.0)
+        self.calls = dict.fromkeys(PARTS[:-1], 0)
+        self._inside = False
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, timed as `part`."""
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if self._inside:
+                return function(*arguments, **named)
+            self._inside, begin = True, time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._inside = False
+                self.seconds[part] += time.perf_counter() - begin
+                self.calls[part] += 1
+
+        return timed
+
+    def shares(self, seconds: float) -> dict[str, float]:
+        """Share of `seconds` that each part took, the rest included."""
+        parts = self.seconds | {"rest": seconds - sum(self.seconds.values())}
+        return {part: parts[part] / seconds for part in PARTS}
+
+
+@contextmanager
+def timed(world: World) -> Iterator[Timers]:
+    """Timers around the parts of `world` while the block runs."""
+    timers, flow = Timers(), world.networks.flow
+    places: list[tuple[object, str, str]] = [
+        (flow.deep, "predict", "deep sweeps"), (world.networks.codec, "decode", "decode"),
+        (world.dynamics, "_slide", "slides"), (world.dynamics, "_prior", "noise"),
+        *((block, "predict", "shallow sweeps") for block in flow.shallow),
+    ]
+    modules = {"motion": flow.motion, "denoiser": flow.denoiser, "heads": world.networks.outcome}
+    places += [(module, "forward", part) for part, module in modules.items() if module is not None]
+    for place, name, part in places:
+        setattr(place, name, timers.around(part, getattr(place, name)))
+    try:
+        yield timers
+    finally:
+        for place, name, _ in places:
+            delattr(place, name)

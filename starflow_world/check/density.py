@@ -1,0 +1,130 @@
+"""Noise, density and decoding: the world is a flow, its noise is a function, and what is not solved is said."""
+
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..noise import normals
+from .compare import apart, fields_apart, same_bits, worst
+from .result import Check, Figure
+from .subject import F32, F64, NAMES, Subject, some_noise
+
+WIDTHS = (2, 8, 32)
+
+
+def noise_is_a_function(subject: Subject) -> Iterator[Figure]:
+    """S6: of keys, and of the position of a row in the world's verbs."""
+    keys, steps = torch.arange(1, 33), torch.arange(32) % 5
+    whole, faults = normals(keys, steps, "prior", (7,)), 0
+    order = torch.from_numpy(np.random.default_rng(subject.seed).permutation(32))
+    for width in (1, *WIDTHS):
+        rows = order[:width]
+        faults += not same_bits(normals(keys[rows], steps[rows], "prior", (7,)), whole[rows])
+    yield Figure("widths at which it differs", faults)
+    world, faults, found = subject.worlds[F32], 0, []
+    root, action, shown = subject.aged(world, [1]), subject.action(0, 1), subject.shown([1])
+    for width in WIDTHS:
+        state, actions, frames = root[[0] * width], [action] * width, shown.expand(width, -1, -1, -1)
+        imagined, again = (world.step(state, actions)[1] for _ in range(2))
+        observed, twice = (world.observe(state, actions, frames)[1] for _ in range(2))
+        faults += fields_apart(imagined, again) + fields_apart(observed, twice)
+        found += [apart(seen.latents, seen.latents[:1].expand(width, -1, -1)) for seen in (imagined, observed)]
+    yield Figure("fields that differ between equal calls", faults)
+    yield Figure("latents of equal rows, float32", worst(found), 1e-5)
+
+
+def global_generators(subject: Subject) -> Iterator[Figure]:
+    """E15."""
+    world, state = subject.worlds[F32], subject.aged(subject.worlds[F32], [1, subject.config.window])
+    before, shown = _generators(), subject.shown([1, 2])
+    world.step(state, subject.moves([1, 2]))
+    world.observe(state, subject.moves([1, 2]), shown)
+    world.start(text=subject.texts[:2])
+    world.log_prob(shown[:, None])
+    yield Figure("generators moved", sum(a != b for a, b in zip(before, _generators(), strict=True)))
+
+
+def _generators() -> tuple[str, str, str]:
+    legacy = np.random.get_state(legacy=False)  # noqa: NPY002 (looked at)
+    return str(torch.get_rng_state().tolist()), repr(random.getstate()), str(legacy)
+
+
+def log_determinants(subject: Subject) -> Iterator[Figure]:
+    """N6: nats without the prior's part are the logarithm of the Jacobian's determinant."""
+    for name, (matrix, seen) in zip(("first", "later"), subject.jacobians, strict=True):
+        told = seen.nats[0] + 0.5 * (seen.noise[0].square() + math.log(2 * math.pi)).sum()
+        error = abs(float(told - torch.linalg.slogdet(matrix)[1]))
+        tokens = seen.noise.shape[1]
+        yield Figure(f"{name} frame, {tokens} tokens, {len(matrix)} dims, float64", error, 1e-9)
+
+
+def causality(subject: Subject) -> Iterator[Figure]:
+    """N7: of frames, rows and, where a frame follows another by a motion, of tokens."""
+    world, count = subject.worlds[F32], subject.config.window
+    frames, actions, texts = subject.clip[:2, :count], subject.clip_actions(2, count), subject.texts[:2]
+    nats = world.log_prob(frames, actions, text=texts)
+    state, _ = world.start(frames, actions, text=texts)
+    earlier, others = 0, 0
+    for t in sorted({1, count // 2, count - 1}):
+        changed, moved = frames.clone(), [[*row] for row in actions]
+        changed[0, t:] = 255 - changed[0, t:]
+        moved[0][t:] = [None if action is not None else subject.pool[0] for action in moved[0][t:]]
+        found = world.log_prob(changed, moved, text=texts)
+        grown, _ = world.start(changed, moved, text=texts)
+        earlier += not same_bits(found[0, :t], nats[0, :t])
+        earlier += not same_bits(grown.tokens[0, :t], state.tokens[0, :t])
+        others += not same_bits(found[1], nats[1]) or not same_bits(grown.tokens[1], state.tokens[1])
+    yield Figure("earlier frames changed", earlier)
+    yield Figure("other rows changed", others)
+    what = "slope of a token along later ones of its frame"
+    if world.networks.flow.motion is None:
+        yield Figure(what, reason="shallow blocks mix the tokens of a frame in both orders")
+        return
+    matrix, seen = subject.jacobians[1]
+    c = seen.noise.shape[2]
+    slopes = matrix.unflatten(0, (-1, c)).unflatten(2, (-1, c)).abs().amax((1, 3))
+    yield Figure(what, float(slopes.triu(1).max()))
+
+
+def round_trip(subject: Subject) -> Iterator[Figure]:
+    """N2: noise to a frame and back."""
+    window = subject.config.window
+    for dtype, tolerance, limit in ((F32, 1e-6, 1e-4), (F64, 1e-12, 1e-10)):
+        world, found = subject.decoded(dtype, tolerance=tolerance), []
+        state = subject.aged(world, [0, 1, window - 1, window])
+        for t in range(1, 3):
+            noise = some_noise(subject, world, len(state), t)
+            after, said = world.step(state, subject.moves([t] * 4), noise=noise)
+            _, heard = world.observe(state, subject.moves([t] * 4), latents=said.latents)
+            found.append(apart(heard.noise, noise))
+            state = after
+        yield Figure(NAMES[dtype], worst(found), limit)
+
+
+def convergence(subject: Subject) -> Iterator[Figure]:
+    """N14: rows that are called converged are within the tolerance, also after far too few sweeps."""
+    tolerance, found = 1e-6, []
+    for sweeps in (1, 2, 0):
+        world = subject.decoded(F64, tolerance=tolerance, max_sweeps=sweeps)
+        state, moves = subject.aged(world, [0, 1, 2, subject.config.window]), subject.moves([1, 2, 3, 4])
+        noise = some_noise(subject, world, len(state), sweeps)
+        _, said = world.step(state, moves, noise=noise)
+        _, heard = world.observe(state, moves, latents=said.latents)
+        residual = (heard.noise - noise).square().mean((1, 2)).sqrt()
+        found += residual[said.converged].tolist()
+    yield Figure("largest residual that is called converged", worst(found), 1.001 * tolerance)
+
+
+NOISE = (
+    Check("S6", "noise is a function of key and step, at any width and place", noise_is_a_function),
+    Check("E15", "no global random number generator is touched", global_generators),
+)
+DENSITY = (
+    Check("N6", "the log-determinant in the nats is the Jacobian's", log_determinants),
+    Check("N7", "nothing later and no other row changes a result", causality),
+    Check("N2", "noise to frame to noise gives the noise again", round_trip),
+)
+DECODING = (Check("N14", "a row that was not solved is not called converged", convergence),)

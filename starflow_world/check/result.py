@@ -1,0 +1,99 @@
+"""What the examiner says: a figure against its limit, one line each."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import StarflowError
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a check measured and how large it may be. With a `reason` there was nothing to measure."""
+
+    what: str
+    measured: float = math.nan
+    limit: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A promise, in one sentence, and what measures whether a world keeps it."""
+
+    id: str
+    promise: str
+    examine: "Callable[[Subject], Iterator[Figure]]"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure of one promise. `status`: passed, failed, or not applicable for the `reason`; a check that could not
+    be finished has failed, with the error as its reason."""
+
+    id: str
+    promise: str
+    what: str
+    measured: float
+    limit: float
+    status: str
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure was measured and is within its limit."""
+        return self.status == PASSED
+
+    def __str__(self) -> str:
+        figures = "" if self.reason else f"{self.measured:.2g} <= {self.limit:.2g}"
+        figures = figures if self.status != FAILED else figures.replace("<=", "> ")
+        words = f"{self.promise}: {self.what}" + (f" ({self.reason})" if self.reason else "")
+        return f"{self.id:<4} {self.status:<14} {figures:>18}  {words}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results in the order of the examination, in which what is at fault is named before what suffers from it."""
+
+    world: str
+    results: tuple[Result, ...]
+    seconds: float
+
+    @property
+    def broken(self) -> tuple[Result, ...]:
+        """The results that failed."""
+        return tuple(result for result in self.results if result.status == FAILED)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no promise is broken."""
+        return not self.broken
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        counts = dict.fromkeys((PASSED, FAILED, NOT_APPLICABLE), 0)
+        for result in self.results:
+            counts[result.status] += 1
+        words = ", ".join(f"{count} {status}" for status, count in counts.items())
+        return f"world {self.world}: {words}, in {self.seconds:.1f} s"
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.results), self.summary])
+
+    def raise_if_broken(self) -> None:
+        """StarflowError naming the first broken promise and all others by their ids."""
+        if self.passed:
+            return
+        first, ids = self.broken[0], list(dict.fromkeys(result.id for result in self.broken))
+        found = first.reason or f"{first.measured:.2g} where at most {first.limit:.2g} is allowed"
+        others = f"; also broken: {', '.join(ids[1:])}" if ids[1:] else ""
+        raise StarflowError(
+            f"world {self.world}: promise {first.id} is broken: {first.promise}: {first.what}: found {found}{others}"
+        )

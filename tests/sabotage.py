@@ -1,0 +1,339 @@
+"""Worlds that are broken on purpose, each in one way: what the examiner must catch.
+
+A sabotage is a kind of Dynamics, Flow, ActionEncoder or WorldState in place of the real one, so that it is also in the
+copies that the examiner makes. Those that could be hidden from a comparison of two ways are done in both of them.
+"""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow_world.conditioning import ActionEncoder
+from starflow_world.dynamics import Ahead, Dynamics
+from starflow_world.flow import Affine, Flow, Inverse, KVCache, Tables
+from starflow_world.flow.sample import guide, sample_deep
+from starflow_world.networks import Networks
+from starflow_world.state import Transition, WorldState
+from starflow_world.world import Starts, World
+from tests.worlds import tiny_world
+
+# ---- the flow --------------------------------------------------------------------------------------------------------
+
+
+class WrongSign(Flow):
+    """Adds log|det| of the shallow blocks where it should be taken away."""
+
+    def shallow_forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        u, logdet = super().shallow_forward(x, tables)
+        return u, -logdet
+
+    def shallow_inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, logdet, sweeps = super().shallow_inverse(u, tables, **options)
+        return x, -logdet, sweeps
+
+
+class MissingBlock(Flow):
+    """Leaves the first shallow block out of log|det|."""
+
+    def shallow_forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+        u, logdet = super().shallow_forward(x, tables)
+        return u, logdet - self.first(x, tables)
+
+    def shallow_inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, logdet, sweeps = super().shallow_inverse(u, tables, **options)
+        return x, logdet - self.first(x, tables), sweeps
+
+    def first(self, x: Tensor, tables: Tables) -> Tensor:
+        block = self.shallow[0]
+        inputs = block.in_order(x.flatten(0, 1))
+        _, logdet = block.predict(block.shift(inputs), tables.frame).to_noise(inputs)
+        return block.in_order(logdet).reshape(x.shape)
+
+
+class SilentAffine(Affine):
+    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().to_noise(x)[0], torch.zeros_like(x)
+
+
+class MissingMotion(Flow):
+    """Leaves the motion out of log|det|."""
+
+    def condition(self, *given: Any) -> tuple[Affine | None, Tensor | None]:
+        motion, added = super().condition(*given)
+        return motion and SilentAffine(**vars(motion)), added
+
+    def back(self, u: Tensor, motion: Affine | None, tables: Tables, **options: Any) -> tuple[Tensor, Tensor]:
+        x, logdet = super().back(u, motion, tables, **options)
+        return x, logdet if motion is None else torch.zeros_like(logdet)
+
+
+class NextFrameLeaks(Flow):
+    """Scores a frame knowing a little of the next one."""
+
+    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Affine:
+        later = torch.cat((u[:, 1:], u[:, -1:]), dim=1).mean((2, 3), keepdim=True)
+        return super().deep_forward(u, text, 1e-3 * later + (0 if added is None else added), tables)
+
+
+class ParallelDiffers(Flow):
+    def nats(self, *given: Any) -> tuple[Tensor, Tensor]:
+        nats, hidden = super().nats(*given)
+        return 1.001 * nats, hidden
+
+
+class TextInFirstFrameOnly(Flow):
+    def nats(self, x: Tensor, text: Tensor, action: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first, later = super().nats(x[:, :1], text, action[:, :1], tables), super().nats(x, 0 * text, action, tables)
+        return torch.cat((first[0], later[0][:, 1:]), dim=1), later[1]
+
+
+# ---- the moves -------------------------------------------------------------------------------------------------------
+
+
+class TextForgotten(Dynamics):
+    """As TextInFirstFrameOnly, frame by frame."""
+
+    def rebuilt(self, state: WorldState) -> WorldState:
+        assert state.text is not None
+        first = (state.length == 0)[:, None, None]
+        return replace(super().rebuilt(replace(state, text=state.text * first)), text=state.text)
+
+    def told(
+        self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
+    ) -> tuple[WorldState, Transition]:
+        for t in range(x.shape[1]):
+            shown = None if frames is None else frames[:, t : t + 1]
+            state, seen = super().told(state, flat[:, t : t + 1], x[:, t : t + 1], shown)
+        return state, seen
+
+    def _commit(self, *given: Any, **options: Any) -> tuple[WorldState, Transition]:
+        state, seen = super()._commit(*given, **options)
+        return self.rebuilt(state), seen
+
+
+class LateActions(ActionEncoder):
+    """The action of the frame before, in whole clips."""
+
+    def forward(self, actions: Tensor) -> Tensor:
+        if actions.ndim == 3:
+            actions = torch.cat((torch.zeros_like(actions[:, :1]), actions[:, :-1]), dim=1)
+        return super().forward(actions)
+
+
+class LateSteps(Dynamics):
+    """The action of the frame before, frame by frame."""
+
+    def _ahead(self, state: WorldState, flat: Tensor) -> Ahead:
+        last = state.actions[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
+        return super()._ahead(state, last * (state.length > 0)[:, None])
+
+
+class LaggingCache(Dynamics):
+    """Emits the next iterate: the cache holds the one before."""
+
+    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+        solved = super()._solve(state, ahead, noise, guess)
+        return replace(solved, tokens=solved.affine.mean + solved.affine.scale * noise)
+
+
+class RowsLeak(Dynamics):
+    """All rows stop when their mean residual is small."""
+
+    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+        predict = self.networks.flow.predictor(
+            state.cache, ahead.added, self.tokens, self.tables, text=self.text_length
+        )
+        sweeps, tokens = torch.zeros(len(state), dtype=torch.long), guess
+        while True:
+            affine, sweeps = predict(torch.cat((ahead.before, tokens[:, :-1]), dim=1)), sweeps + 1
+            update = affine.mean + affine.scale * noise
+            tokens = torch.cat((tokens[:, :-1], update[:, -1:]), dim=1)
+            residual = ((update - tokens) / affine.scale).square().mean((1, 2)).sqrt()
+            if residual.mean() <= self.decode.tolerance or sweeps[0] > self.tokens:
+                return Inverse(tokens, affine, sweeps, residual, sweeps > 0)
+            tokens = update
+
+
+class GlobalNoise(Dynamics):
+    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+        return torch.randn(len(state), self.tokens, self.config.channels, dtype=self.dtype)
+
+
+class NoiseByPosition(Dynamics):
+    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+        return super()._prior(replace(state, key=state.key + torch.arange(len(state))), ahead, purpose)
+
+
+class CacheNotCleared(Dynamics):
+    """A new episode begins in the cache of the first one of its width, whose text is still there."""
+
+    def __init__(self, networks: Networks, world_id: str) -> None:
+        super().__init__(networks, world_id)
+        self.used: dict[int, KVCache] = {}
+
+    def empty(self, texts: Any, keys: Any) -> WorldState:
+        state = super().empty(texts, keys)
+        assert state.cache is not None
+        return replace(state, cache=self.used.setdefault(len(texts), state.cache.clone()).clone())
+
+
+class Ghosts(Dynamics):
+    """Behind a slide the keys of the oldest frames stay where those of the kept ones should be."""
+
+    def _slide(self, state: WorldState, rows: Tensor) -> WorldState:
+        assert state.cache is not None
+        before = state.cache.clone()
+        slid = super()._slide(state, rows)
+        assert slid.cache is not None
+        return replace(slid, cache=replace(before, length=slid.cache.length))
+
+
+class DenoisedHistory(Dynamics):
+    """Continues from the denoised frame, and says it was the noisy one."""
+
+    def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
+        _, said = super().advance(state, flat, noise)
+        clean = self.networks.flow.denoise(said.latents[:, None], state.text, self.tables)
+        return self.told(state, flat[:, None], clean, None)[0], said
+
+
+class NaNLater(Dynamics):
+    def _back(self, u: Tensor, ahead: Ahead) -> tuple[Tensor, Tensor]:
+        x, logdet = super()._back(u, ahead)
+        return x + self.late, logdet
+
+    def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
+        self.late = torch.where(state.step > 100, torch.nan, 0.0).to(self.dtype)[:, None, None, None]
+        return super().advance(state, flat, noise)
+
+
+class AlwaysConverged(Dynamics):
+    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+        solved = super()._solve(state, ahead, noise, guess)
+        return replace(solved, converged=torch.ones_like(solved.converged))
+
+
+class StopsEarly(Dynamics):
+    """Emits what two sweeps give."""
+
+    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+        asked, self.decode = self.decode, replace(self.decode, max_sweeps=2)
+        solved = super()._solve(state, ahead, noise, guess)
+        self.decode = asked
+        return replace(solved, converged=torch.ones_like(solved.converged))
+
+
+class WidthCounts(Dynamics):
+    def _commit(self, *given: Any, **options: Any) -> tuple[WorldState, Transition]:
+        state, seen = super()._commit(*given, **options)
+        return state, replace(seen, nats=seen.nats + 0.1 * (len(state) % 2))
+
+
+class GlobalTouched(Dynamics):
+    def told(self, *given: Any) -> tuple[WorldState, Transition]:
+        torch.rand(1)
+        return super().told(*given)
+
+
+class GuidedNats(Dynamics):
+    """Nats of a guided first frame under the guided model."""
+
+    def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
+        flow, null = self.networks.flow, self.encode_text([""] * len(state))
+        sampled = sample_deep(
+            flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance
+        )
+        x, logdet, _ = flow.shallow_inverse(sampled.u, self.tables)
+        models = [flow.deep_forward(sampled.u, text, None, self.tables) for text in (state.text, null)]
+        nats = guide(models[0], models[1], guidance).nats(sampled.u[:, 0]) + logdet[:, 0]
+        grown, seen = self.told(state, torch.zeros_like(state.actions[:, :1]), x, None)
+        return grown, replace(seen, nats=nats.sum((1, 2)), token_nats=nats.sum(2))
+
+
+# ---- states ----------------------------------------------------------------------------------------------------------
+
+
+class OtherStates(Dynamics):
+    kind = WorldState
+
+    def empty(self, texts: Any, keys: Any) -> WorldState:
+        state = super().empty(texts, keys)
+        return self.kind(**{field.name: getattr(state, field.name) for field in fields(state)})
+
+
+class SharedClones(OtherStates):
+    class kind(WorldState):
+        def clone(self) -> WorldState:
+            return replace(self)
+
+
+class KeylessSnapshots(OtherStates):
+    class kind(WorldState):
+        def save(self, path: Path | str, *, exact: bool = True) -> None:
+            WorldState.save(replace(self, key=0 * self.key), path, exact=exact)
+
+
+class StubbornRows(OtherStates):
+    class kind(WorldState):
+        def replace_rows(self, rows: Tensor, other: WorldState) -> WorldState:
+            return self.clone()
+
+
+class KeptKeys(OtherStates):
+    class kind(WorldState):
+        def with_keys(self, keys: Any) -> WorldState:
+            return self.clone()
+
+
+# ---- the worlds ------------------------------------------------------------------------------------------------------
+
+SABOTAGES: dict[str, tuple[str, type[Dynamics], type[Flow], type[ActionEncoder]]] = {
+    "log-det sign": ("N6", Dynamics, WrongSign, ActionEncoder),
+    "log-det missing one block": ("N6", Dynamics, MissingBlock, ActionEncoder),
+    "log-det missing the motion": ("N6", Dynamics, MissingMotion, ActionEncoder),
+    "off-by-one action": ("N23", LateSteps, Flow, LateActions),
+    "off-by-one action in steps only": ("N17", LateSteps, Flow, ActionEncoder),
+    "cache lagging one sweep": ("N18", LaggingCache, Flow, ActionEncoder),
+    "leak from the next frame": ("N7", Dynamics, NextFrameLeaks, ActionEncoder),
+    "leak between rows": ("N15", RowsLeak, Flow, ActionEncoder),
+    "global RNG used": ("S6", GlobalNoise, Flow, ActionEncoder),
+    "noise depends on row position": ("S6", NoiseByPosition, Flow, ActionEncoder),
+    "clone shares storage": ("S2", SharedClones, Flow, ActionEncoder),
+    "cache not cleared on reset": ("N17", CacheNotCleared, Flow, ActionEncoder),
+    "slide keeps ghosts": ("N20", Ghosts, Flow, ActionEncoder),
+    "text ignored after the first frame": ("N23", TextForgotten, TextInFirstFrameOnly, ActionEncoder),
+    "denoiser output fed back into history": ("N21", DenoisedHistory, Flow, ActionEncoder),
+    "NaN after 100 steps": ("S1", NaNLater, Flow, ActionEncoder),
+    "converged always true": ("N14", AlwaysConverged, Flow, ActionEncoder),
+    "nats of the guided model": ("N24", GuidedNats, Flow, ActionEncoder),
+    "global RNG touched": ("E15", GlobalTouched, Flow, ActionEncoder),
+    "decoding that stops early": ("N2", StopsEarly, Flow, ActionEncoder),
+    "nats depend on width": ("N16", WidthCounts, Flow, ActionEncoder),
+    "replaced rows stay": ("N19", StubbornRows, Flow, ActionEncoder),
+    "parallel nats differ": ("N22", Dynamics, ParallelDiffers, ActionEncoder),
+    "snapshot without keys": ("S3", KeylessSnapshots, Flow, ActionEncoder),
+    "branches keep their key": ("S4", KeptKeys, Flow, ActionEncoder),
+}
+"""Each kind with the check that must name it before any other, and what is not as it should be."""
+
+SIDES = {"leak between rows": 8}
+"""Sides of the frames in pixels, 4 where none is given: a frame of few tokens is solved before a row can leak."""
+
+
+def sabotaged_world(kind: str) -> World:
+    """A tiny world with this fault, and no other."""
+    _, moves, flow, action = SABOTAGES[kind]
+
+    class Sabotaged(World):
+        def __init__(self, networks: Networks, world_id: str | None = None, starts: Starts | None = None) -> None:
+            super().__init__(networks, world_id, starts)
+            self.dynamics = moves(networks, self.world_id)
+            self.empty, self.encode_text = self.dynamics.empty, self.dynamics.encode_text
+
+    side = SIDES.get(kind, 4)
+    networks = tiny_world(height=side, width=side, window=4, context=1).networks
+    networks.flow.__class__, networks.action.__class__ = flow, action
+    return Sabotaged(networks)
