@@ -1,4 +1,4 @@
-# make demo | test | lint | slow | clean, on a machine with Python 3.11 or newer and make.
+# make demo | test | lint | slow | world | clean, on a machine with Python 3.11 or newer and make.
 # Everything is installed into .venv, which `make clean` leaves alone (something may run from it): rm -rf .venv.
 # Where the index serves CUDA builds of torch, a CPU build comes with
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -14,7 +14,7 @@ test slow: export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint slow clean
+.PHONY: help demo test lint slow world clean
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -27,6 +27,9 @@ test: $(VENV)/.dev
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+world: $(VENV)/.demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/babyai.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

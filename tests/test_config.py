@@ -1,6 +1,7 @@
 """Configuration is plain data: read strictly, refused quickly, never run."""
 
 import json
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,16 @@ def test_every_recipe_loads_and_is_short(path):
     assert len(path.read_text().splitlines()) <= 55
     assert max(recipe.train.lengths) <= recipe.world.window
     assert recipe.world.window >= 3 * recipe.world.context  # slides stay cheap
+
+
+def test_every_stage_of_the_shipped_world_is_a_recipe():
+    script = (ROOT / "configs" / "babyai.sh").read_text().replace("\\\n", " ")
+    stages = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("stage ")]
+    assert len(stages) == 6
+    recipes = {name: load_recipe(ROOT / "configs" / "babyai.yaml", tuple(settings)) for name, *settings in stages}
+    assert recipes["everything"].train.parts == ()
+    assert recipes["text-starts"].train.parts == ("start.",)
+    assert len({recipe.world for recipe in recipes.values()}) == 1
 
 
 def test_a_config_survives_json():

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The shipped world from nothing, in stages: `make world`, about three hours of two quiet cores. A stage that is done is
+# not done again; one that was interrupted goes on.
+set -euo pipefail
+
+env=BabyAI-GoToLocalS8N4-v0
+starflow-world collect --env $env --out data/train --episodes 10000 --seed 1 --max-steps 64
+starflow-world collect --env $env --out data/valid --episodes 200 --seed 2 --max-steps 64
+starflow-world collect --env $env --out data/eval --episodes 120 --seed 3 --max-steps 80 --no-end
+
+before=()
+stage() { # stage NAME SETTING...
+  local out=runs/$1 how=("${before[@]}")
+  if [ ! -e "$out/done" ]; then
+    [ -e "$out/training.safetensors" ] && how=(--resume)
+    starflow-world train configs/babyai.yaml --data data/train --valid data/valid --out "$out" "${how[@]}" "${@:2}"
+    touch "$out/done"
+  fi
+  before=(--init "$out")
+}
+
+stage everything
+stage dynamics "train.parts=[flow.motion, flow.deep, flow.denoiser, action]" train.steps=1300 "train.lengths=[16, 24]" \
+  train.starts=1 train.start_weight=0 train.action_dropout=0.03 train.outcome_weight=0 \
+  train.learning_rate=0.004 train.site_learning_rate=0.01
+stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \
+  train.end_rate=0 train.starts=1 train.start_weight=1 train.outcome_weight=0 train.learning_rate=0.004
+stage events "train.parts=[outcome]" train.steps=900 train.frames=384 "train.lengths=[2]" train.start_rate=0 \
+  train.end_rate=0.5 train.starts=1 train.start_weight=0 train.outcome_weight=1 train.text_dropout=0 \
+  train.site_learning_rate=0.015
+stage seldom-events "train.parts=[outcome]" train.steps=300 train.frames=400 "train.lengths=[6]" train.start_rate=0.1 \
+  train.end_rate=0.25 train.starts=1 train.start_weight=0 train.outcome_weight=1 train.text_dropout=0 \
+  train.site_learning_rate=0.004
+stage text-starts "train.parts=[start.]" train.steps=3600 train.starts=128 train.learning_rate=0.005
+
+starflow-world evaluate runs/text-starts --data data/eval --outcomes data/valid --card
