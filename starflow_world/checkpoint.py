@@ -120,6 +120,7 @@ def load_networks(folder: Path | str) -> tuple[Networks, str]:
             networks = Networks(config)
     except (ConfigError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+    tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}  # stored `half`
     load_strictly(networks, tensors, path, assign=True)
     return networks.eval(), expected
 

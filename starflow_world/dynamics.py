@@ -300,7 +300,7 @@ class Dynamics:
         reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], x[:, -1])
         zeros = torch.zeros(rows, device=self.device)
         return grown, Transition(
-            frames=frames[:, -1:] if frames is not None else self._picture(grown, seen, state.text),
+            frames=frames[:, -1:] if frames is not None else self._picture(grown, seen),
             latents=x[:, -1], noise=z[:, -self.tokens :], reward=reward, end_probability=probability, end=end,
             nats=nats.sum((-1, -2)), token_nats=nats.sum(-1),
             sweeps=solved.sweeps if solved else zeros.long(), residual=solved.residual if solved else zeros,
@@ -314,16 +314,16 @@ class Dynamics:
         if not self.memory:
             u = state.tokens[torch.arange(len(state)), state.length - 1]
             latents, _, _ = self.networks.flow.shallow_inverse(u[:, None], self.tables)
-        return self._picture(state, latents, state.text)
+        return self._picture(state, latents)
 
-    def _picture(self, state: WorldState, seen: Tensor, text: Tensor | None) -> Tensor:
+    def _picture(self, state: WorldState, seen: Tensor) -> Tensor:
         """The last frame, denoised and decoded, (B, 1, H, W, 3) u8; `seen` (B, T, n, c) are noisy latents."""
         flow = self.networks.flow
         latents = seen[:, -self.look_back - 1 :]
         if flow.denoiser is not None:
             age = torch.arange(latents.shape[1] - 1, -1, -1)
             valid = (age < state.step[:, None]).to(self.device)
-            latents = flow.denoise(latents, text, self.tables, valid)
+            latents = flow.denoise(latents, state.text, self.tables, valid)
         return self.networks.codec.decode(latents[:, -1:])
 
     def _outcome(self, state: WorldState, hidden: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -79,8 +79,7 @@ def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
     """Weights (B, T) of frames in the flow's loss.
 
     The first frame of a window in mid-episode has no past to follow from, and no step ever imagines one: weight 0. True
-    starts are imagined from text alone: `start_weight`, small, because their many nats would teach the shallow blocks
-    to mix the tokens of a frame before the deep block has learned how frames follow each other.
+    starts: `start_weight`, small, because their many nats would drown out how frames follow each other.
     """
     weight = torch.ones(batch.frames.shape[:2])
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FlowConfig, OutcomeConfig
-from .flow.sites import Look, SiteNet, pooled_text, to_sites
+from .flow.sites import SiteConv, SiteNet, pooled_text, to_sites
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OutcomeHead(nn.Module):
         self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False)
         nn.init.zeros_(self.project.weight)  # the frame alone first: what many hidden numbers add is noise at first
         self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
-        self.mix = Look(width, width)
+        self.mix = SiteConv(width, width)
         self.read = nn.Linear(width, config.bins + 1)
         largest = math.log1p(config.largest_reward)
         bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only

@@ -39,9 +39,10 @@ class Home(Protocol):
 class WorldState:
     """B rows, each an independent world.
 
-    tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): noisy latents that the denoiser looks
-    back on; actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid frames in the window;
-    step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the window, or None.
+    tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): the newest noisy latents, which the
+    denoiser looks back on and a motion follows; actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length
+    (B,): valid frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and
+    values of the window, or None.
     """
 
     tokens: Tensor

@@ -17,12 +17,16 @@ from tqdm import tqdm
 
 from .batches import Batch, Sampler
 from .checkpoint import load_training, save_checkpoint, save_starts, save_training, training_facts
+from .conditioning import ActionEncoder
 from .config import WorldConfig, from_dict, to_dict
 from .data import EpisodeDataset, Windows
 from .errors import ConfigError, StarflowError
 from .files import remove_leftovers, write_text
+from .flow.denoiser import SiteDenoiser
+from .flow.motion import Motion
 from .losses import Losses, losses, start_losses
 from .networks import Networks
+from .outcome import OutcomeHead
 from .plots import write_curves
 from .recipe import RecipeConfig, TrainConfig
 
@@ -34,13 +38,16 @@ MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.a
 
 def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; site networks at their own rate."""
+    looking = [m for m in networks.modules() if isinstance(m, Motion | SiteDenoiser | OutcomeHead | ActionEncoder)]
+    sites = {id(p) for module in looking for p in module.parameters()}
+    for head in (module for module in looking if isinstance(module, OutcomeHead)):
+        sites -= {id(p) for p in head.project.parameters()}  # it reads the hidden states, which are no sites
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, p in networks.named_parameters():
         if p.requires_grad:
             muon = p.ndim == 2 and ".layers." in name and ".condition." not in name and not name.startswith("text.")
-            site = name.startswith(("flow.motion.", "flow.denoiser.net.", "flow.denoiser.head.", "outcome.", "action."))
-            site = site and not name.startswith("outcome.project.")
-            groups.setdefault((muon, config.site_learning_rate if site else config.learning_rate), []).append(p)
+            peak = config.site_learning_rate if id(p) in sites else config.learning_rate
+            groups.setdefault((muon, peak), []).append(p)
     kinds = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
     made: list[torch.optim.Optimizer] = []
     if kinds[0]:

@@ -135,6 +135,27 @@ def test_only_the_parts_that_are_asked_for_learn(data):
         trainer(data, parts=("flow.moton",))
 
 
+def test_site_networks_and_actions_learn_at_a_rate_of_their_own(data):
+    made = trainer(data, learning_rate=1e-3, site_learning_rate=2e-2, warmup=0)
+    made.advance()
+    names = {id(p): name for name, p in made.networks.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for o in made.optimizers for group in o.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, found in rates.items():
+        site = name.startswith(("flow.motion.", "outcome.", "action.")) and not name.startswith("outcome.project.")
+        assert found == pytest.approx(2e-2 if site else 1e-3), name
+
+
+def test_rewards_and_ends_do_not_shape_the_deep_block(data):
+    made = trainer(data)
+    batch = made.sampler.batch(0)
+    noise = torch.zeros(*batch.frames.shape[:2], 16, 12)
+    losses(made.networks, batch, noise, made.tables, FAST, denoiser=False).outcome.backward()
+    reached = {name for name, p in made.networks.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert any(name.startswith("outcome.net.") for name in reached)
+    assert not {name for name in reached if name.startswith("flow.")}
+
+
 def test_the_learning_rate_rises_while_warming_up_and_falls_to_zero():
     rates = [rate(step, TrainConfig(steps=100, warmup=10)) for step in range(101)]
     assert rates[:9] == pytest.approx([(step + 1) / 10 for step in range(9)])

@@ -19,8 +19,8 @@ from ..config import FlowConfig, StartConfig
 from .layers import FinalNorm, Layer, grid_positions, rotary_table
 from .sites import SiteHead, pooled_text, to_sites, to_tokens
 
-MOST, CURVE = 10.0, 7.0
-WAVES = 16
+LARGEST, RHO = 10.0, 7.0
+FREQUENCIES = 16
 
 
 class Diffusion(nn.Module):
@@ -32,7 +32,7 @@ class Diffusion(nn.Module):
         per_site = flow.channels // flow.sites**2
         self.scale, self.head_width = flow.position_scale, flow.head_width
         self.project_in = nn.Linear(per_site, width)
-        self.level = nn.Sequential(nn.Linear(2 * WAVES, width), nn.GELU(), nn.Linear(width, width))
+        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.GELU(), nn.Linear(width, width))
         self.text = None
         if flow.text_width:
             self.text = nn.Sequential(nn.Linear(flow.text_width, width), nn.GELU(), nn.Linear(width, width))
@@ -44,7 +44,7 @@ class Diffusion(nn.Module):
         """The expected clean latents (B, n, c)."""
         sites = to_sites(x / (1 + s.square())[:, None, None].sqrt(), grid, self.side)
         shape = (sites.shape[2], sites.shape[3])
-        hidden = self.project_in(sites.flatten(2).transpose(1, 2)) + self.level(_waves(s.log()))[:, None]
+        hidden = self.project_in(sites.flatten(2).transpose(1, 2)) + self.level(_fourier(s.log()))[:, None]
         if self.text is not None and text is not None:
             hidden = hidden + self.text(pooled_text(text).to(hidden.dtype))[:, None]
         parts = torch.promote_types(hidden.dtype, torch.float32)
@@ -61,7 +61,7 @@ class Diffusion(nn.Module):
     ) -> Tensor:
         """Weighted squared error per number, of clean latents (B, n, c) seen through noise (B, n, c). Noise levels lie
         where `level` (B,) in [0, 1] says between the logarithms of `least` and the largest."""
-        s = (math.log(least) + level * math.log(MOST / least)).exp()
+        s = (math.log(least) + level * math.log(LARGEST / least)).exp()
         guess = self(clean + s[:, None, None] * noise, s, text, grid)
         weight = (1 + s.square()) / s.square()
         return ((guess - clean).square().mean((1, 2)) * weight).mean()
@@ -84,11 +84,11 @@ class Diffusion(nn.Module):
 
     def levels(self, least: float) -> list[float]:
         """s_K > ... > s_0 = least, K = config.steps (Karras et al. 2022, equation 5)."""
-        top, bottom, count = MOST ** (1 / CURVE), least ** (1 / CURVE), self.config.steps
-        return [(top + k / count * (bottom - top)) ** CURVE for k in range(count + 1)]
+        top, bottom, count = LARGEST ** (1 / RHO), least ** (1 / RHO), self.config.steps
+        return [(top + k / count * (bottom - top)) ** RHO for k in range(count + 1)]
 
 
-def _waves(value: Tensor) -> Tensor:
-    """Sines and cosines (B, 2 * WAVES) of numbers (B,)."""
-    angles = value[:, None] * 2.0 ** torch.linspace(-2, 4, WAVES, device=value.device, dtype=value.dtype)
+def _fourier(value: Tensor) -> Tensor:
+    """Fourier features, sines and cosines (B, 2 * FREQUENCIES) of numbers (B,)."""
+    angles = value[:, None] * 2.0 ** torch.linspace(-2, 4, FREQUENCIES, device=value.device, dtype=value.dtype)
     return torch.cat((angles.sin(), angles.cos()), dim=1)

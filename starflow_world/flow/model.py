@@ -149,11 +149,11 @@ class Flow(nn.Module):
         return u, logdet, added
 
     def back(
-        self, u: Tensor, motion: Affine | None, tables: Tables, *, tolerance: float | None = None, chunk: int = 0
+        self, u: Tensor, motion: Affine | None, tables: Tables, *, chunk: int = 0
     ) -> tuple[Tensor, Tensor]:
         """The inverse of `front` for frames u (B, T, n, c) whose motion is known: x and log|du/dx| (B, T, n, c)."""
         if motion is None:
-            x, logdet, _ = self.shallow_inverse(u, tables, tolerance=tolerance, chunk=chunk)
+            x, logdet, _ = self.shallow_inverse(u, tables, chunk=chunk)
             return x, logdet
         return motion.mean + motion.scale * u, -motion.scale.log()
 

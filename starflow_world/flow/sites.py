@@ -29,7 +29,7 @@ def pooled_text(text: Tensor) -> Tensor:
     return text.sum(1) / text.shape[1] ** 0.5
 
 
-class Look(nn.Linear):
+class SiteConv(nn.Linear):
     """A convolution over `size` x `size` sites, zero outside the frame."""
 
     def __init__(self, width: int, out: int, size: int = 1) -> None:
@@ -47,7 +47,7 @@ class SiteLayer(nn.Module):
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
-        self.look, self.mix = Look(width, width, 3), Look(width, width)
+        self.look, self.mix = SiteConv(width, width, 3), SiteConv(width, width)
         self.condition = nn.Linear(condition, 2 * width) if condition else None
 
     def forward(self, sites: Tensor, condition: Tensor | None) -> Tensor:
@@ -66,7 +66,7 @@ class SiteNet(nn.Module):
     def __init__(self, channels: int, width: int, layers: int, side: int, condition: int = 0) -> None:
         super().__init__()
         self.side = side
-        self.stem, self.first = Look(channels // side**2, width), Look(width, width)
+        self.stem, self.first = SiteConv(channels // side**2, width), SiteConv(width, width)
         self.layers = nn.ModuleList(SiteLayer(width, condition) for _ in range(layers))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], condition: Tensor | None = None) -> Tensor:
@@ -83,10 +83,10 @@ class SiteHead(nn.Module):
 
     def __init__(self, width: int, out: int, mean: int, codes: int) -> None:
         super().__init__()
-        self.numbers = Look(width, out)
+        self.numbers = SiteConv(width, out)
         nn.init.zeros_(self.numbers.weight)
         nn.init.zeros_(self.numbers.bias)
-        self.choice = Look(width, codes) if codes else None
+        self.choice = SiteConv(width, codes) if codes else None
         self.codes = nn.Parameter(0.5 * torch.randn(codes, mean)) if codes else None
 
     def forward(self, sites: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """First frames out of the fog: the right noise at every step, and nothing but the key decides it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from starflow_world.config import FlowConfig, StartConfig
-from starflow_world.flow.diffusion import MOST, Diffusion
-from tests.worlds import TINY, randomise, tiny_world
+from starflow_world.flow.diffusion import LARGEST, Diffusion
+from tests.worlds import randomise, tiny_world
 
 GRID, LEAST = (2, 3), 0.2
 
@@ -36,7 +34,7 @@ def normals(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_noise_levels_fall_from_the_largest_to_that_of_the_world(model):
     levels = model.levels(LEAST)
     assert len(levels) == 9
-    assert levels[0] == pytest.approx(MOST)
+    assert levels[0] == pytest.approx(LARGEST)
     assert levels[-1] == pytest.approx(LEAST)
     assert levels == sorted(levels, reverse=True)
 
@@ -55,6 +53,10 @@ def test_the_loss_is_that_of_the_guess_and_zero_for_the_truth(model, monkeypatch
     assert model.loss(clean, noise, level, LEAST, normals(5, 3, 6), GRID) > 0
     monkeypatch.setattr(Diffusion, "forward", lambda self, x, s, text, grid: clean)
     assert model.loss(clean, noise, level, LEAST, None, GRID) == 0
+    monkeypatch.setattr(Diffusion, "forward", lambda self, x, s, text, grid: clean + 0.1)
+    s = torch.tensor([LEAST * (LARGEST / LEAST) ** share for share in level.tolist()]).double()
+    expected = 0.1**2 * ((1 + s**2) / s**2).mean()
+    assert float(model.loss(clean, noise, level, LEAST, None, GRID)) == pytest.approx(float(expected))
 
 
 def test_text_and_guidance_steer(model):
@@ -84,8 +86,15 @@ def test_an_imagined_start_is_like_any_other_frame(world):
     assert not torch.equal(guided.latents, seen.latents)
 
 
-def test_a_start_that_is_shown_needs_no_diffusion(world):
-    plain = tiny_world(start=replace(TINY.start, width=0))
+def test_guidance_is_the_config_s_where_none_is_asked_for():
+    world = tiny_world(start=StartConfig(20, 1, 6, guidance=1.5))
+    asked = (None, 1.5, 0.0)
+    default, same, other = (world.start(text="a", guidance=guidance)[1].latents for guidance in asked)
+    assert torch.equal(default, same)
+    assert not torch.equal(default, other)
+
+
+def test_a_start_that_is_shown_needs_no_diffusion(world, monkeypatch):
+    monkeypatch.delattr(Diffusion, "sample")
     frames = torch.randint(0, 256, (1, 1, 16, 16, 3), dtype=torch.uint8)
-    assert plain.networks.start is None
-    assert world.start(frames, text="a")[1].nats.isfinite().all()
+    assert int(world.start(frames, text="a")[1].sweeps) == 0
