@@ -201,7 +201,9 @@ def test_a_start_diffusion_can_be_added_to_a_world_and_trained_alone(data, undis
     train(recipe(with_start, **settings), data, tmp_path / "full", init=tmp_path / "bare")
     old, new = (load_networks(tmp_path / name)[0].state_dict() for name in ("bare", "full"))
     assert all(torch.equal(value, new[name]) for name, value in old.items())
-    assert {new[name].dtype for name in new.keys() - old.keys()} == {torch.float16}
+    stored, _ = read_tensors(tmp_path / "full" / WEIGHTS)
+    assert {name for name, value in stored.items() if value.dtype == torch.float16} == new.keys() - old.keys()
+    assert {value.dtype for value in new.values()} == {torch.float32}, "they are loaded as what they are trained in"
     lines = [json.loads(line) for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["start"] > 0 for line in lines)
     assert World.load(tmp_path / "full").start(text="row 1", seed=2)[1].nats.isfinite().all()
