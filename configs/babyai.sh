@@ -19,10 +19,14 @@ stage() { # stage NAME SETTING...
   before=(--init "$out")
 }
 
-stage everything
-stage dynamics "train.parts=[flow.motion, flow.deep, flow.denoiser, action]" train.steps=1300 "train.lengths=[16, 24]" \
-  train.starts=1 train.start_weight=0 train.action_dropout=0.03 train.outcome_weight=0 \
-  train.learning_rate=0.004 train.site_learning_rate=0.01
+moving="train.parts=[flow.motion, flow.carry, action]"
+windows=("train.lengths=[24]" train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1)
+stage motion "$moving" "${windows[@]}" train.steps=1500 train.site_learning_rate=0.015 train.learning_rate=0.004
+stage carried "$moving" "${windows[@]}" train.steps=2100 train.site_learning_rate=0.01 train.learning_rate=0.004
+stage settled "$moving" "${windows[@]}" train.steps=1300 train.site_learning_rate=0.01 train.learning_rate=0.004 \
+  train.motion_beta=0.5
+stage history "train.parts=[flow.deep, flow.denoiser, flow.motion.tell, flow.shallow, text]" train.steps=1500 \
+  train.outcome_weight=0 train.site_learning_rate=0.01
 stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \
   train.end_rate=0 train.starts=1 train.start_weight=1 train.outcome_weight=0 train.learning_rate=0.004
 stage events "train.parts=[outcome]" train.steps=900 train.frames=384 "train.lengths=[2]" train.start_rate=0 \

@@ -36,6 +36,9 @@ class FlowConfig:
     motion_width: int = 0
     """Width of the network by which a frame follows the one before it; 0: the shallow blocks serve all frames."""
     motion_layers: int = 2
+    carry_slots: int = 0
+    """Slots in which a motion carries what no frame shows; 0: it knows the last frame and the action alone."""
+    carry_width: int = 48
     codes: int = 0
     """Entries of the learned tables that site networks may read their means off."""
     denoiser_kind: str = "transformer"
@@ -53,7 +56,8 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width")
-        between(self, 0, LARGEST_SIZE, "text_length", "text_width", "motion_width", "denoiser_window", "codes")
+        between(self, 0, LARGEST_SIZE, "text_length", "text_width", "motion_width", "carry_slots", "carry_width",
+                "denoiser_window", "codes")
         between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "motion_layers")
         between(self, 1, MOST_LAYERS, "deep_layers", "sites")
         one_of(self, "denoiser_kind", ("transformer", "sites"))
@@ -117,6 +121,9 @@ class OutcomeConfig:
     largest_reward: float = 1.0
     end: str = "sample"
     """How `terminated` follows from p(end): sample (keyed draw) or threshold (p >= 0.5)."""
+    history: bool = True
+    """Whether the head is told what the deep block knows; false where frame and text say all: it then learns many times
+    faster, without the flow."""
 
     def __post_init__(self) -> None:
         between(self, 0, LARGEST_SIZE, "width", "layers")

@@ -6,35 +6,19 @@ give their exact log-probability. A row's result depends on no other row.
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .ahead import Ahead
 from .errors import DataError, StateError
 from .flow import Affine, Inverse, KVCache, solve
 from .flow.sample import sample_deep
 from .networks import Networks
 from .noise import normals, uniforms
 from .state import Transition, WorldState
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """What is known of every row's next frame before it is there.
-
-    present (B, 1, 1): rows that have a frame before it, `alone` the indices of those that have not; previous (B, n, c):
-    u of the frame before; before (B, 1, c): the deep block's token before; motion (B, 1, n, ...): how it follows the
-    frame before, None where no row has one; added (B, n, d): the deep block's conditions.
-    """
-
-    present: Tensor
-    alone: Tensor
-    previous: Tensor
-    before: Tensor
-    motion: Affine | None
-    added: Tensor
 
 
 class Dynamics:
@@ -74,7 +58,8 @@ class Dynamics:
         n, c, window = self.tokens, self.config.channels, self.config.window
         flat = self.networks.action.project.in_features
         shapes: dict[str, tuple[int, ...]] = {"tokens": (window, n, c), "latents": (self.memory, n, c)}
-        return shapes | {"actions": (window, flat), "length": (), "step": (), "key": ()}
+        carried = self.networks.flow.carried
+        return shapes | {"carried": (window, carried), "actions": (window, flat), "length": (), "step": (), "key": ()}
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Tensor | None:
@@ -103,11 +88,11 @@ class Dynamics:
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
         """Rows before their first frame."""
         rows, shapes = len(texts), self.field_shapes()
-        names, like = ("tokens", "latents", "actions"), self.networks.flow.deep.start
-        tokens, latents, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
+        names, like = ("tokens", "latents", "carried", "actions"), self.networks.flow.deep.start
+        tokens, latents, carried, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
         text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
-            tokens, latents, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
+            tokens, latents, carried, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
             self.networks.flow.start_cache(text, rows, self.tables), self.world_id,
         )
 
@@ -131,8 +116,8 @@ class Dynamics:
             text = None if state.text is None else state.text[one]
             cache = self.networks.flow.start_cache(text, 1, self.tables)
             if count:
-                u, actions = state.tokens[one, :count], state.actions[one, :count]
-                cache = self._encode(cache, u, self._past(state, row, count), actions)
+                u, carried, actions = (part[one, :count] for part in (state.tokens, state.carried, state.actions))
+                cache = self._encode(cache, u, self._past(state, row, count), carried, actions)
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
@@ -141,27 +126,28 @@ class Dynamics:
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
+        carried = state.carried.clone()
         for row in rows.tolist():
             one, past = slice(row, row + 1), self._past(state, row, keep)
-            for field, old in ((tokens, state.tokens), (actions, state.actions)):
+            for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
                 field[row, :keep], field[row, keep:] = old[row, window - keep :], 0
             if past is not None:  # the first frame of a window follows none
                 tokens[one, :1], _ = self.networks.flow.shallow_forward(past[:, :1], self.tables)
             fresh = cache.row(row).rollback(self.text_length)
-            filled = self._encode(fresh, tokens[one, :keep], past, actions[one, :keep]).length
+            filled = self._encode(fresh, tokens[one, :keep], past, carried[one, :keep], actions[one, :keep]).length
         length[rows] = keep
         cache = cache.rollback(cache.length.index_copy(0, rows, filled.expand(len(rows))))
-        return replace(state, tokens=tokens, actions=actions, length=length, cache=cache)
+        return replace(state, tokens=tokens, carried=carried, actions=actions, length=length, cache=cache)
 
     def _past(self, state: WorldState, row: int, count: int) -> Tensor | None:
         """The last `count` frames of noisy latents (1, count, n, c) of a row, where the flow has a motion."""
         kept = state.latents[row : row + 1]
         return None if self.networks.flow.motion is None else kept[:, kept.shape[1] - count :]
 
-    def _encode(self, cache: KVCache, u: Tensor, x: Tensor | None, actions: Tensor) -> KVCache:
+    def _encode(self, cache: KVCache, u: Tensor, x: Tensor | None, carried: Tensor, actions: Tensor) -> KVCache:
         """Commit whole frames u (B, T, n, c) at the start of a window; x: their noisy latents, for the motion."""
-        flow = self.networks.flow
-        _, added = flow.condition(u if x is None else x, None, self.networks.action(actions), self.tables.grid)
+        flow, x = self.networks.flow, u if x is None else x
+        _, added = flow.condition(x, None, self.networks.action(actions), self.tables.grid, carried[:, :-1])
         inputs = flow.deep.shift(u.flatten(1, 2))
         return flow.extend(cache, inputs, added, self.tables, text=self.text_length)[0]
 
@@ -174,8 +160,9 @@ class Dynamics:
         ahead = self._ahead(state, flat)
         guess = noise if flow.motion is not None else torch.where(ahead.present, ahead.previous, noise)
         solved = self._solve(state, ahead, noise, guess)
-        x, logdet = self._back(solved.tokens[:, None], ahead)
-        return self._commit(state, flat[:, None], solved.tokens[:, None], x, logdet, solved.affine, solved)
+        x, logdet = ahead.back(solved.tokens[:, None], chunk=min(self.decode.chunk, 1))
+        carried = ahead.remember(x)
+        return self._commit(state, flat[:, None], solved.tokens[:, None], x, carried, logdet, solved.affine, solved)
 
     def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
         """Imagine the first frame of empty rows otherwise than as a step: by diffusion, or guided from no text to their
@@ -211,57 +198,26 @@ class Dynamics:
         assert state.cache is not None
         if x.shape[1] == 1:
             ahead = self._ahead(state, flat[:, 0])
-            u, logdet = self._forth(x, ahead)
+            u, logdet = ahead.forth(x)
             added: Tensor | None = ahead.added
+            carried = ahead.remember(x)
             inputs = torch.cat((ahead.before, u[:, 0, :-1]), dim=1)
         else:
-            u, logdet, added = flow.front(x, None, self.networks.action(flat), self.tables)
+            action = self.networks.action(flat)
+            carried = flow.remember(x, action, self.tables.grid)
+            u, logdet, added = flow.front(x, None, action, self.tables, carried[:, :-1])
             inputs = flow.deep.shift(u.flatten(1, 2))
         _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
-        return self._commit(state, flat, u, x, logdet, affine, None, frames)
+        return self._commit(state, flat, u, x, carried, logdet, affine, None, frames)
 
     def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
         noise = normals(state.key, state.step + ahead, purpose, (self.tokens, self.config.channels))
         return noise.to(self.device, self.dtype)
 
-    def _ahead(self, state: WorldState, flat: Tensor) -> "Ahead":
-        flow, action = self.networks.flow, self.networks.action(flat)[:, None]
-        alone = (state.length == 0).nonzero()[:, 0].to(self.device)
-        previous = state.tokens[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
-        last = state.latents[:, -1] if flow.motion is not None and len(alone) < len(state) else None
-        motion, added = flow.condition(previous[:, None], last, action, self.tables.grid)
-        assert added is not None
-        if motion is not None and len(alone):
-            added = added.index_copy(0, alone, action[alone, :, None].expand(-1, -1, self.tokens, -1))
-        present = torch.ones(len(state), 1, 1, dtype=torch.bool, device=self.device).index_fill(0, alone, False)
-        before = torch.where(present, previous[:, -1:], flow.deep.start)
-        return Ahead(present, alone, previous, before, motion, added[:, 0])
+    def _ahead(self, state: WorldState, flat: Tensor) -> Ahead:
+        return Ahead.of(state, self.networks.action(flat), self.networks.flow, self.tables)
 
-    def _forth(self, x: Tensor, ahead: "Ahead") -> tuple[Tensor, Tensor]:
-        """u and log|du/dx| of one frame x (B, 1, n, c): by its motion, or the shallow blocks where there is none."""
-        flow = self.networks.flow
-        if ahead.motion is None:
-            return flow.shallow_forward(x, self.tables)
-        return self._alone(ahead, *ahead.motion.to_noise(x), lambda rows: flow.shallow_forward(x[rows], self.tables))
-
-    def _back(self, u: Tensor, ahead: "Ahead") -> tuple[Tensor, Tensor]:
-        """x and log|du/dx| of one frame u (B, 1, n, c): the inverse of `_forth`."""
-        flow, chunk = self.networks.flow, min(self.decode.chunk, 1)
-        if ahead.motion is None:
-            return flow.back(u, None, self.tables, chunk=chunk)
-        moved = flow.back(u, ahead.motion, self.tables)
-        return self._alone(ahead, *moved, lambda rows: flow.back(u[rows], None, self.tables, chunk=chunk))
-
-    def _alone(
-        self, ahead: "Ahead", moved: Tensor, logdet: Tensor, shallow: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """What was moved, but by the shallow blocks in the rows that have no frame before them."""
-        if not len(ahead.alone):
-            return moved, logdet
-        start, start_logdet = shallow(ahead.alone)
-        return moved.index_copy(0, ahead.alone, start), logdet.index_copy(0, ahead.alone, start_logdet)
-
-    def _solve(self, state: WorldState, ahead: "Ahead", noise: Tensor, guess: Tensor) -> Inverse:
+    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
         """Jacobi over the chunks of a frame, each committed before the next."""
         flow, parts, size = self.networks.flow, [], self.decode.chunk or self.tokens
         cache, before = state.cache, ahead.before
@@ -279,20 +235,21 @@ class Dynamics:
         return Inverse.join(parts)
 
     def _commit(
-        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, logdet: Tensor, affine: Affine,
+        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, carried: Tensor, logdet: Tensor, affine: Affine,
         solved: Inverse | None, frames: Tensor | None = None,
     ) -> tuple[WorldState, Transition]:
-        """The one way a state grows: T frames u, x, logdet (B, T, n, c) with what the deep block said about them."""
+        """The one way a state grows: T frames u, x, logdet (B, T, n, c), what is carried behind them, (B, T, K), and
+        what the deep block said about them."""
         count, rows = u.shape[1], len(state)
         row = torch.arange(rows)[:, None]
         place = state.length[:, None] + torch.arange(count)
-        tokens, actions = state.tokens.clone(), state.actions.clone()
-        tokens[row, place], actions[row, place] = u, flat
+        tokens, held, actions = state.tokens.clone(), state.carried.clone(), state.actions.clone()
+        tokens[row, place], held[row, place], actions[row, place] = u, carried, flat
         seen = torch.cat((state.latents, x), dim=1)
         cache = state.cache
         assert cache is not None
         grown = replace(
-            state, tokens=tokens, actions=actions, latents=seen[:, seen.shape[1] - self.memory :],
+            state, tokens=tokens, carried=held, actions=actions, latents=seen[:, seen.shape[1] - self.memory :],
             length=state.length + count, step=state.step + count, cache=cache.commit(count * self.tokens),
         )
         nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3])[:, -1] + logdet[:, -1]

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import Batch
@@ -73,6 +74,37 @@ def start_losses(networks: Networks, batch: Batch, noise: Tensor) -> Losses:
         text = None if text is None else text.detach()
         found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.codec.grid)
     return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
+
+
+def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables, beta: float) -> Losses:
+    """The nats of the motion alone, as if the deep block said nothing; noise (B, T, n, c) is standard normal.
+
+    The expectation over the noise of the frame that is predicted, which the motion cannot know, is taken in closed form:
+    what is left of the gradient's own noise is that of the frame before. Dimensions of large scale count scale**(2 beta)
+    as much (beta-NLL, Seitzer et al. 2022): where the motion expects anything it learns too slowly what to expect.
+    """
+    flow, sigma = networks.flow, networks.config.noise_level
+    clean, action = networks.codec.encode(batch.frames), networks.action(batch.actions)
+    motion, _ = flow.condition(clean + sigma * noise, None, action, tables.grid)
+    assert motion is not None
+    scale, zero = motion.scale, noise.new_zeros(())
+    excess = 0.5 * ((clean[:, 1:] - motion.mean).square() + sigma**2) / scale**2 + (scale / sigma).log() - 0.5
+    floor = -0.5 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
+    loss = (excess * (scale.detach() / sigma) ** (2 * beta)).mean() if beta else excess.mean()
+    found = excess.detach().sum((-1, -2))
+    return Losses(floor - excess.detach().mean(), F.pad(found, (1, 0)), loss, zero, zero, zero)
+
+
+def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: TrainConfig) -> Losses:
+    """The loss of an outcome head that needs no history, on every frame of the batch; noise (B, T, n, c)."""
+    assert networks.outcome is not None
+    x = networks.codec.encode(batch.frames) + networks.config.noise_level * noise
+    text, count, zero = networks.encode_text(batch.texts), x.shape[1], noise.new_zeros(())
+    each = None if text is None else text.detach().repeat_interleave(count, dim=0)
+    outcome = networks.outcome(None, x.flatten(0, 1), each, networks.codec.grid)
+    reward, end = networks.outcome.loss(outcome, batch.rewards.flatten(), batch.ends.flatten())
+    found = config.outcome_weight * (reward.mean() + end.mean())
+    return Losses(zero, zero.expand(x.shape[:2]), zero, zero, found, zero)
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:

@@ -1,7 +1,7 @@
 """Reward and end of a frame, from what the deep block knows and the frame itself.
 
 A stateless head: a site network looks at the noisy latent frame under the text, each site is told the hidden state of
-its token (it has seen text, history and action), the features are summed over the frame and become a distribution over
+its token (it has seen text, history and action) unless the config says that the frame is enough, the features are summed over the frame and become a distribution over
 reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
@@ -35,15 +35,16 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class OutcomeHead(nn.Module):
-    """hidden (B, n, d), noisy latents x (B, n, c) and text (B, L, text width) -> Outcome of the frame."""
+    """hidden (B, n, d) or None, noisy latents x (B, n, c) and text (B, L, text width) -> Outcome of the frame."""
 
     bins: Tensor
 
     def __init__(self, config: OutcomeConfig, flow: FlowConfig) -> None:
         super().__init__()
         width = config.width
-        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False)
-        nn.init.zeros_(self.project.weight)  # the frame alone first: what many hidden numbers add is noise at first
+        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
+        if self.project is not None:  # the frame alone first: what many hidden numbers add is noise at first
+            nn.init.zeros_(self.project.weight)
         self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
         self.mix = SiteConv(width, width)
         self.read = nn.Linear(width, config.bins + 1)
@@ -51,12 +52,14 @@ class OutcomeHead(nn.Module):
         bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
         self.register_buffer("bins", bins, persistent=False)
 
-    def forward(self, hidden: Tensor, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
-        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,)."""
+    def forward(self, hidden: Tensor | None, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
+        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,). No hidden only for a head without history."""
         dtype = self.read.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            told = to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
-            sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype)) + told
+            sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype))
+            if self.project is not None:
+                assert hidden is not None
+                sites = sites + to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
             pooled = F.gelu(self.mix(F.gelu(sites))).sum((-1, -2))
             out = self.read(pooled)
         return Outcome(out[..., :-1], out[..., -1])

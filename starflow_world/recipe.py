@@ -54,6 +54,8 @@ class TrainConfig:
     learning_rate: float = 2e-3
     site_learning_rate: float = 2e-2
     """That of the networks that look at sites, and of the action encoder."""
+    motion_beta: float = 1.0
+    """Where the motion alone is trained: how much more its uncertain dimensions count at first; falls to 0."""
     warmup: int = 100
     outcome_weight: float = 0.05
     denoiser_weight: float = 0.1
@@ -69,7 +71,7 @@ class TrainConfig:
         one_of(self, "denoiser_target", ("score", "noise"))
         between(self, 1, math.inf, "steps", "frames", "valid_every")
         between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
-        between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
+        between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight", "motion_beta")
         between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
         positive(self, "learning_rate")
         positive(self, "site_learning_rate")

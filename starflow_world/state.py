@@ -1,6 +1,6 @@
 """The state of a world: a value. Every field has a leading row axis B; methods return new values.
 
-`tokens`, `latents`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache` is derived
+`tokens`, `latents`, `carried`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache` is derived
 from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
 """
 
@@ -21,7 +21,7 @@ from .flow import KVCache
 FORMAT = "1"
 CACHE = ("keys", "values", "length")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-TENSORS = ("tokens", "latents", "actions", "length", "step", "key")
+TENSORS = ("tokens", "latents", "carried", "actions", "length", "step", "key")
 
 
 class Home(Protocol):
@@ -40,13 +40,15 @@ class WorldState:
     """B rows, each an independent world.
 
     tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): the newest noisy latents, which the
-    denoiser looks back on and a motion follows; actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length
+    denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window, K = 0
+    for a flow without; actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length
     (B,): valid frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and
     values of the window, or None.
     """
 
     tokens: Tensor
     latents: Tensor
+    carried: Tensor
     actions: Tensor
     text: Tensor | None
     texts: tuple[str, ...]

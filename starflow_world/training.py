@@ -22,9 +22,10 @@ from .config import WorldConfig, from_dict, to_dict
 from .data import EpisodeDataset, Windows
 from .errors import ConfigError, StarflowError
 from .files import remove_leftovers, write_text
+from .flow.carry import Carry
 from .flow.denoiser import SiteDenoiser
 from .flow.motion import Motion
-from .losses import Losses, losses, start_losses
+from .losses import Losses, losses, motion_losses, outcome_losses, start_losses
 from .networks import Networks
 from .outcome import OutcomeHead
 from .plots import write_curves
@@ -38,10 +39,11 @@ MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.a
 
 def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; site networks at their own rate."""
-    looking = [m for m in networks.modules() if isinstance(m, Motion | SiteDenoiser | OutcomeHead | ActionEncoder)]
+    looking = [m for m in networks.modules() if isinstance(m, Motion | Carry | SiteDenoiser | OutcomeHead | ActionEncoder)]
     sites = {id(p) for module in looking for p in module.parameters()}
     for head in (module for module in looking if isinstance(module, OutcomeHead)):
-        sites -= {id(p) for p in head.project.parameters()}  # it reads the hidden states, which are no sites
+        if head.project is not None:  # it reads the hidden states, which are no sites
+            sites -= {id(p) for p in head.project.parameters()}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, p in networks.named_parameters():
         if p.requires_grad:
@@ -62,6 +64,16 @@ def rate(step: int, config: TrainConfig) -> float:
     return min(rise, (config.steps - step) / config.steps)
 
 
+def objective(parts: tuple[str, ...], *, history: bool = True) -> str:
+    """What a run minimises: the loss of the start diffusion where only that is trained, the nats of the motion where
+    only that is, rewards and ends where only a head without history is, and else all."""
+    for alone in ("start",) if history else ("start", "outcome"):
+        if parts and all(part.startswith(alone) for part in parts):
+            return alone
+    moving = [part for part in parts if part.startswith(("flow.motion", "flow.carry"))]
+    return "motion" if moving and all(part in moving or part.startswith("action") for part in parts) else "all"
+
+
 class Trainer:
     """Networks, optimizers and the number of the next step: all that a resumed run needs."""
 
@@ -77,7 +89,7 @@ class Trainer:
             self.networks.requires_grad_(False)
             for parameter in chosen:
                 parameter.requires_grad_()
-        self.only_start = bool(config.parts) and all(part.startswith("start") for part in config.parts)
+        self.objective = objective(config.parts, history=world.outcome.history)
         self.optimizers = make_optimizers(self.networks, config)
         self.sampler = Sampler(windows, config)
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
@@ -95,19 +107,20 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(self.step, self.config)
-        if self.only_start:
+        if self.objective == "start":
             figures = {"start": self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False).start.item()}
             return self._finish(figures, math.isfinite(figures["start"]))
         often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
         denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
-        found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
+        beta = self.config.motion_beta * (1 - self.step / self.config.steps)
+        found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser, beta=beta)
         figures = {
             "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(),
             "denoiser": found.denoiser.item(),
         }
         if found.excess.shape[1] > 1:
             figures["excess"] = float(found.excess[:, 1:].mean())
-        if self.config.starts:
+        if self.config.starts and self.objective == "all":
             share = self.config.start_weight * self.config.starts / self.config.frames
             first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
             figures["start_excess"] = float(first.excess.mean())
@@ -121,13 +134,17 @@ class Trainer:
         self.step += 1
         return {"step": self.step, **figures, "norm": float(norm), "skipped": self.skipped}
 
-    def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool) -> Losses:
+    def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool, beta: float = 0.0) -> Losses:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + stream)
         n, c = self.world.grid[0] * self.world.grid[1], self.world.channels
         noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
-            if self.only_start:
+            if self.objective == "start":
                 found = start_losses(self.networks, batch, noise)
+            elif self.objective == "outcome":
+                found = outcome_losses(self.networks, batch, noise, self.config)
+            elif self.objective == "motion":
+                found = motion_losses(self.networks, batch, noise, self.tables, beta)
             else:
                 found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
         if found.total.requires_grad:
@@ -190,7 +207,7 @@ def train(
         held_out = Sampler(EpisodeDataset(valid).memory_map(), undropped)
     for figures in _run(trainer, out, recipe, card):
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
-        if held_out and due and not trainer.only_start:
+        if held_out and due and trainer.objective in ("all", "motion"):
             figures |= validate(trainer, held_out)
         with metrics.open("a") as file:
             file.write(json.dumps(figures) + "\n")
@@ -266,9 +283,14 @@ def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str,
     first: list[Tensor] = []
     for index in range(batches):
         generator = torch.Generator().manual_seed(index)
-        for batch, found in ((held_out.batch(index), excess), (held_out.starts(index), first)):
+        parts = ((held_out.batch(index), excess), (held_out.starts(index), first))
+        for batch, found in parts[: 1 if trainer.objective == "motion" else 2]:
             n, c = trainer.world.grid[0] * trainer.world.grid[1], trainer.world.channels
             noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
+            if trainer.objective == "motion":
+                found.append(motion_losses(trainer.networks, batch, noise, trainer.tables, 0.0).excess[:, 1:].flatten())
+                continue
             part = losses(trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False)
             found.append(part.excess[:, 1:].flatten() if part.excess.shape[1] > 1 else part.excess.flatten())
-    return {"valid_excess": float(torch.cat(excess).mean()), "valid_start_excess": float(torch.cat(first).mean())}
+    figures = {"valid_excess": float(torch.cat(excess).mean())}
+    return figures | ({"valid_start_excess": float(torch.cat(first).mean())} if first else {})

@@ -152,12 +152,13 @@ class World:
         keys = torch.tensor(_keys(seed, rows))
         flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
         x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
-        window, context = self.config.window, self.config.context
+        window, context, flow = self.config.window, self.config.context, self.networks.flow
+        carried = flow.remember(x, self.networks.action(flat), self.config.grid)
         parts, begin, known = [], 0, 0
         while True:
             end = min(begin + window, count)
-            action = self.networks.action(flat[:, begin:end])
-            nats, _ = self.networks.flow.nats(x[:, begin:end], states, action, self.dynamics.tables)
+            part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
+            nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
             parts.append(nats.sum(-1)[:, known - begin :])
             if end == count:
                 return torch.cat(parts, dim=1)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starflow_world.ahead import Ahead
 from starflow_world.conditioning import ActionEncoder
-from starflow_world.dynamics import Ahead, Dynamics
+from starflow_world.dynamics import Dynamics
 from starflow_world.flow import Affine, Flow, Inverse, KVCache, Tables
 from starflow_world.flow.sample import guide, sample_deep
 from starflow_world.networks import Networks
@@ -85,8 +86,9 @@ class ParallelDiffers(Flow):
 
 
 class TextInFirstFrameOnly(Flow):
-    def nats(self, x: Tensor, text: Tensor, action: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        first, later = super().nats(x[:, :1], text, action[:, :1], tables), super().nats(x, 0 * text, action, tables)
+    def nats(self, x: Tensor, text: Tensor, action: Tensor, tables: Tables, carried: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first = super().nats(x[:, :1], text, action[:, :1], tables, carried[:, :1])
+        later = super().nats(x, 0 * text, action, tables, carried)
         return torch.cat((first[0], later[0][:, 1:]), dim=1), later[1]
 
 
@@ -201,13 +203,18 @@ class DenoisedHistory(Dynamics):
 
 
 class NaNLater(Dynamics):
-    def _back(self, u: Tensor, ahead: Ahead) -> tuple[Tensor, Tensor]:
-        x, logdet = super()._back(u, ahead)
-        return x + self.late, logdet
+    late: Tensor | float = 0.0
+
+    def _commit(
+        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, *others: Any
+    ) -> tuple[WorldState, Transition]:
+        return super()._commit(state, flat, u, x + self.late, *others)
 
     def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         self.late = torch.where(state.step > 100, torch.nan, 0.0).to(self.dtype)[:, None, None, None]
-        return super().advance(state, flat, noise)
+        moved = super().advance(state, flat, noise)
+        self.late = 0.0
+        return moved
 
 
 class AlwaysConverged(Dynamics):

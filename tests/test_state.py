@@ -59,7 +59,7 @@ def storages(state: WorldState) -> set[int]:
     tensors = [getattr(state, name) for name in (*TENSORS, "text")]
     assert state.cache is not None
     tensors += [state.cache.keys, state.cache.values, state.cache.length]
-    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None and tensor.numel()}
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

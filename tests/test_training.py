@@ -20,10 +20,10 @@ from starflow_world.conditioning import space_to_json
 from starflow_world.config import WorldConfig
 from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
 from starflow_world.errors import ConfigError, StarflowError
-from starflow_world.losses import losses
+from starflow_world.losses import losses, motion_losses
 from starflow_world.networks import Networks
 from starflow_world.recipe import DataConfig, RecipeConfig, TrainConfig
-from starflow_world.training import Trainer, rate
+from starflow_world.training import Trainer, objective, rate
 from tests.worlds import TINY, randomise
 
 SIDE = 8
@@ -97,13 +97,14 @@ def test_one_step_changes_every_parameter_by_a_finite_gradient(data):
     assert all(torch.equal(buffers[name], before[name]) for name in before if name in buffers)
 
 
-def test_a_fresh_network_opens_its_closed_paths_within_three_steps(data):
+def test_a_fresh_network_opens_its_closed_paths_within_six_steps(data):
     """Heads, conditions and neighbourhoods start at zero, so that what lies behind them has no gradient at first: heads
-    move in the first step, layers in the second, what the text encoder makes of the text with them."""
+    move in the first step, layers in the second, what the text encoder makes of the text with them, and what is carried
+    when the motion has begun to recall it (in windows of more than two frames)."""
     made = trainer(data, random_weights=False)
     before = weights(made.networks)
-    made.step = 4  # a step that trains the denoiser; so do the next two
-    for _ in range(3):
+    made.step = 4  # a step that trains the denoiser; so do the next
+    for _ in range(6):
         made.advance()
         made.step += 3
     unmoved = [name for name, value in before.items() if torch.equal(value, made.networks.state_dict()[name])]
@@ -142,7 +143,7 @@ def test_site_networks_and_actions_learn_at_a_rate_of_their_own(data):
     rates = {names[id(p)]: group["lr"] for o in made.optimizers for group in o.param_groups for p in group["params"]}
     assert rates.keys() == set(names.values())
     for name, found in rates.items():
-        site = name.startswith(("flow.motion.", "outcome.", "action.")) and not name.startswith("outcome.project.")
+        site = name.startswith(("flow.motion.", "flow.carry.", "outcome.", "action.")) and not name.startswith("outcome.project.")
         assert found == pytest.approx(2e-2 if site else 1e-3), name
 
 
@@ -277,3 +278,63 @@ def test_ten_such_batches_in_a_row_end_the_run(data, monkeypatch):
         made.advance()
     with pytest.raises(StarflowError, match="found 10 steps in a row without, up to 20"):
         made.advance()
+
+
+# ---- the motion alone ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_minimised_follows_from_the_parts():
+    assert objective(()) == objective(("flow.motion", "flow.deep")) == objective(("action",)) == "all"
+    assert objective(("flow.motion", "flow.carry", "action")) == "motion"
+    assert objective(("start.layers", "start.")) == "start"
+    assert objective(("outcome",)) == "all"
+    assert objective(("outcome",), history=False) == "outcome"
+
+
+def test_the_motion_s_loss_is_the_mean_over_the_noise_of_the_frame_it_predicts(data):
+    """Frames behind the first, as the whole flow scores them while its deep block is fresh and says nothing."""
+    made = trainer(data, world_config(flow=replace(SMALL.flow, carry_slots=0)))
+    torch.nn.init.zeros_(made.networks.flow.deep.head.weight)
+    torch.nn.init.zeros_(made.networks.flow.deep.head.bias)
+    batch = _batch(made.world)
+    rows, count = batch.frames.shape[:2]
+    draws, drawn = 400, torch.randn(rows, count, 16, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = motion_losses(made.networks, batch, drawn, made.tables, 0.0)
+        last, generator, total = drawn.clone(), torch.Generator().manual_seed(1), torch.zeros(rows)
+        for _ in range(draws):
+            last[:, -1] = torch.randn(last[:, -1].shape, generator=generator)
+            total += losses(made.networks, batch, last, made.tables, made.config, denoiser=False).excess[:, -1] / draws
+    torch.testing.assert_close(found.excess[:, -1], total, rtol=0.02, atol=0.5)
+    assert found.flow.item() == pytest.approx(float(found.excess[:, 1:].mean()) / (16 * 12), rel=1e-5)
+
+
+def test_uncertain_dimensions_count_more_under_beta(data):
+    made = trainer(data)
+    batch = _batch(made.world)
+    noise = torch.zeros(*batch.frames.shape[:2], 16, 12)
+    plain, weighted = (motion_losses(made.networks, batch, noise, made.tables, beta) for beta in (0.0, 1.0))
+    assert torch.equal(plain.excess, weighted.excess)
+    assert weighted.flow.item() > plain.flow.item()
+
+
+def test_a_run_of_the_motion_alone_changes_nothing_else(data):
+    made = trainer(data, parts=("flow.motion", "flow.carry", "action"))
+    before = weights(made.networks)
+    figures = made.advance()
+    changed = {name for name, value in weights(made.networks).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("flow.motion.", "flow.carry.", "action.")) for name in changed)
+    assert math.isfinite(figures["excess"])
+
+
+def test_a_head_without_history_learns_without_the_flow(data):
+    made = trainer(data, world_config(outcome=replace(SMALL.outcome, history=False)), parts=("outcome",), outcome_weight=1.0)
+    before, first = weights(made.networks), made.advance()["outcome"]
+    made.networks.flow.nats = made.networks.flow.front = None  # type: ignore[assignment, method-assign]
+    for _ in range(5):
+        last = made.advance()["outcome"]
+    changed = {name for name, value in weights(made.networks).items() if not torch.equal(value, before[name])}
+    assert all(name.startswith("outcome.") for name in changed)
+    assert last < first
+    assert not any("project" in name for name in before if name.startswith("outcome."))

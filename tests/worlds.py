@@ -16,7 +16,7 @@ TINY = WorldConfig(
     "tiny",
     FlowConfig(
         channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
-        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1, codes=4,
+        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1, carry_slots=2, carry_width=8, codes=4,
         denoiser_layers=1, denoiser_width=40,
         denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
     ),
@@ -36,6 +36,8 @@ def randomise(networks: Networks, gain: float = 0.5, seed: int = 0) -> Networks:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in networks.named_parameters():
         closed = ("head.weight", "head.bias", "project.weight", "numbers.weight", "tell.weight", "norm.weight")
+        closed += ("recall.weight", "place.weight", "begun.weight", "carry.start",
+                   "correct.weight", "correct.bias")
         if name.endswith(closed):
             scale = gain * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1)
             parameter.data = scale * torch.randn(parameter.shape, generator=generator).to(parameter)

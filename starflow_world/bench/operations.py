@@ -64,15 +64,26 @@ class Operations:
         if not width:
             return 0.0
         per_site = flow.channels // flow.sites**2
-        told = 2 * self.sites * width * flow.deep_width
-        return self._net(width, flow.motion_layers, flow.deep_width) + self._head(width, 2 * per_site, per_site) + told
+        told, slots = 2 * self.sites * width * flow.deep_width, flow.carry_slots
+        shown = 2.0 * slots * (self.sites * (width + per_site) + per_site * flow.deep_width)
+        head = self._head(width, 2 * per_site, per_site) + shown
+        return self._net(width, flow.motion_layers, flow.deep_width) + head + told
+
+    def carry(self) -> float:
+        """What is carried on from one frame to the next; 0 for a flow that carries nothing."""
+        flow, width, slots = self.config.flow, self.config.flow.carry_width, self.config.flow.carry_slots
+        if not (slots and flow.motion_width):
+            return 0.0
+        per_site = flow.channels // flow.sites**2
+        net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # of two frames at once
+        return net + 2.0 * slots * (self.sites * (width + 1 + per_site) + width + slots * per_site + 2 * width * per_site)
 
     def outcome(self) -> float:
         """The reward and end head; 0 for a world without."""
         head, flow, width = self.config.outcome, self.config.flow, self.config.outcome.width
         if not width:
             return 0.0
-        told = 2 * self.sites * flow.deep_width * width
+        told = 2 * self.sites * flow.deep_width * width if head.history else 0
         read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1)
         return told + self._net(width, head.layers, flow.text_width) + read
 
@@ -97,6 +108,10 @@ class Operations:
         patches = self.config.height * self.config.width // codec.patch**2
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
 
+    def _carried(self) -> float:
+        flow = self.config.flow
+        return flow.carry_slots * flow.channels // flow.sites**2 if flow.motion_width else 0.0
+
     def _net(self, width: int, layers: int, condition: int) -> float:
         per_site = self.config.flow.channels // self.config.flow.sites**2
         looks = per_site * width + width**2 + layers * 10 * width**2  # 3 x 3, then 1 x 1
@@ -113,6 +128,7 @@ class Operations:
         return {
             "deep sweeps": deep * self.deep(self.tokens, self.config.flow.text_length + length * self.tokens),
             "shallow sweeps": shallow * self.shallow(), "motion": self.motion() + self.action(),
+            "carry": self.carry(),
             "heads": self.outcome(), "denoiser": self.denoiser(), "decode": self.codec(),
         }
 
@@ -127,7 +143,8 @@ class Operations:
         """The log-probability of a clip of at most a window of noisy latents, behind text that is encoded already."""
         flow, alone = self.config.flow, 1 if self.config.flow.motion_width else frames
         video, text = frames * self.tokens, flow.text_length
-        known = frames * self.action() + (frames - alone) * self.motion() + alone * flow.shallow_blocks * self.shallow()
+        known = frames * self.action() + (frames - alone) * (self.motion() + self.carry())
+        known += alone * (flow.shallow_blocks * self.shallow() + 2.0 * self._carried() * flow.deep_width)
         prefix = 2.0 * text * flow.text_width * flow.deep_width
         prefix += self.layers(flow.deep_layers, flow.deep_width, text, self.keys(video if self.dense else 0, text))
         return known + prefix + self.deep(video, text)

@@ -7,7 +7,7 @@ from typing import Any
 
 from starflow_world.world import World
 
-PARTS = ("deep sweeps", "shallow sweeps", "motion", "heads", "denoiser", "decode", "slides", "noise", "rest")
+PARTS = ("deep sweeps", "shallow sweeps", "motion", "carry", "heads", "denoiser", "decode", "slides", "noise", "rest")
 
 
 class Timers:
@@ -49,7 +49,7 @@ def timed(world: World) -> Iterator[Timers]:
         (world.dynamics, "_slide", "slides"), (world.dynamics, "_prior", "noise"),
         *((block, "predict", "shallow sweeps") for block in flow.shallow),
     ]
-    modules = {"motion": flow.motion, "denoiser": flow.denoiser, "heads": world.networks.outcome}
+    modules = {"motion": flow.motion, "carry": flow.carry, "denoiser": flow.denoiser, "heads": world.networks.outcome}
     places += [(module, "forward", part) for part, module in modules.items() if module is not None]
     for place, name, part in places:
         setattr(place, name, timers.around(part, getattr(place, name)))

@@ -86,6 +86,7 @@ class Published:
         self.tables, self.dynamics = world.dynamics.tables, world.dynamics
         self.text, self.key, self.age = state.text, state.key, state.step.clone()
         self.frames, self.actions, self.latents = state.tokens[:, :count], state.actions[:, :count], state.latents
+        self.carried = state.carried[:, :count]
         self.rounds, self.u = 0, self.frames[:, -1]
         self.cache = self._encode()
 
@@ -97,13 +98,16 @@ class Published:
             self._slide()
         noise = normals(self.key, self.age, "prior", self.u.shape[1:]).to(self.u.dtype)
         last = self.latents[:, -1] if flow.motion is not None else None
-        motion, added = flow.condition(self.u[:, None], last, self.networks.action(flat)[:, None], self.tables.grid)
+        action, carried = self.networks.action(flat)[:, None], self.carried[:, -1]
+        motion, added = flow.condition(self.u[:, None], last, action, self.tables.grid, carried[:, None])
         assert added is not None
         guess = noise if flow.motion is not None else self.u
         self.u, hidden = self._decode(self.cache, self.u[:, -1:], noise, guess, added[:, 0], self.block)
         x = self._shallow(self.u) if motion is None else flow.back(self.u[:, None], motion, self.tables)[0][:, 0]
         self.frames = torch.cat((self.frames, self.u[:, None]), dim=1)
         self.actions, self.age = torch.cat((self.actions, flat[:, None]), dim=1), self.age + 1
+        carried = flow.remember(x[:, None], action, self.tables.grid, last, carried)
+        self.carried = torch.cat((self.carried, carried), dim=1)
         return self._finish(hidden, x)
 
     def _decode(
@@ -160,6 +164,7 @@ class Published:
     def _slide(self) -> None:
         keep = self.world.config.context
         self.frames, self.actions = self.frames[:, -keep:], self.actions[:, -keep:]
+        self.carried = self.carried[:, -keep:]
         if self.networks.flow.motion is not None:
             first, _ = self.networks.flow.shallow_forward(self.latents[:, -keep, None], self.tables)
             self.frames = torch.cat((first, self.frames[:, 1:]), dim=1)
@@ -177,7 +182,7 @@ class Published:
             cache.run(flow.deep.project_text(self.text))
             cache.length = self.text.shape[1]
         x = self.frames if flow.motion is None else self.latents[:, -count:]
-        _, added = flow.condition(x, None, self.networks.action(self.actions), tables.grid)
+        _, added = flow.condition(x, None, self.networks.action(self.actions), tables.grid, self.carried[:, :-1])
         assert added is not None
         cache.predict(flow.deep.shift(self.frames.flatten(1, 2)), added.flatten(1, 2))
         cache.length += count * self.frames.shape[2]

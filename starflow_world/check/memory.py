@@ -1,7 +1,7 @@
 """Rows, caches and windows: fast ways equal the slow way, and what was imagined, when observed, is the same."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,8 @@ def _row(state: WorldState, row: int) -> _Row:
 
 
 def slides_leave_nothing(subject: Subject) -> Iterator[Figure]:
-    """N20: a state behind a slide, and a new one that is told only what the slide kept; rows slide at other times."""
+    """N20: a state behind a slide, and a new one that is told only the frames that the slide kept, and what was carried
+    behind the first of them; rows slide at other times."""
     for dtype, limit in RELATIVE.items():
         world, found = subject.worlds[dtype], []
         texts, keys = subject.texts[:2], [1, 2]
@@ -169,10 +170,11 @@ def slides_leave_nothing(subject: Subject) -> Iterator[Figure]:
             for row, tape in enumerate(tapes):
                 tape.append((seen.latents[row : row + 1], moves[row : row + 1]))
             for row in slid.nonzero()[:, 0].tolist():
-                kept = tapes[row][-int(state.length[row]) :]
-                fresh, nats = _told(world, world.empty(texts[row : row + 1], [0]), kept)
+                kept, one = tapes[row][-int(state.length[row]) :], slice(row, row + 1)
+                fresh, nats = _told(world, world.empty(texts[one], [0]), kept, state.carried[one, :1])
                 found.append(apart_in_nats(seen.nats[row : row + 1], nats, subject.dims))
-                found.append(apart_in_size(state.tokens[row], fresh.tokens[0]))
+                held = [(state.tokens[row], fresh.tokens[0]), (state.carried[row], fresh.carried[0])]
+                found += [apart_in_size(mine, its) for mine, its in held]
                 found.append(apart_in_size(cached(state, row), cached(fresh, 0)))
         yield Figure(f"against the kept frames alone, {NAMES[dtype]}", worst(found), limit)
 
@@ -181,10 +183,15 @@ def _tapes() -> tuple[list[tuple[Tensor, list[Any]]], ...]:
     return [], []
 
 
-def _told(world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]]) -> tuple[WorldState, Tensor]:
-    """The state behind the noisy latents and actions of a tape, and the nats of the last."""
-    for latents, action in tape:
+def _told(
+    world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]], carried: Tensor
+) -> tuple[WorldState, Tensor]:
+    """The state behind the noisy latents and actions of a tape, with what is carried behind its first frame, and the
+    nats of the last."""
+    for t, (latents, action) in enumerate(tape):
         state, seen = world.observe(state, action, latents=latents, reuse=True)
+        if t == 0:
+            state = replace(state, carried=torch.cat((carried, state.carried[:, 1:]), dim=1))
     return state, seen.nats
 
 
@@ -199,7 +206,7 @@ def imagined_is_observed(subject: Subject) -> Iterator[Figure]:
             imagined, said = world.step(state, moves)
             observed, heard = world.observe(state, moves, latents=said.latents)
             nats.append(apart(said.nats, heard.nats))
-            names = ("tokens", "latents", "actions", "length", "step")
+            names = ("tokens", "latents", "carried", "actions", "length", "step")
             held += [apart(getattr(imagined, name).double(), getattr(observed, name).double()) for name in names]
             held.append(caches_apart(imagined, observed))
             state = imagined

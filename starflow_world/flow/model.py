@@ -4,13 +4,15 @@
     z, _ = deep(u)        causal over [text, all tokens of all frames]
 
 A flow with `motion` (motion.py) has the shallow blocks for frames without a frame before them only; frame t behind
-x_{t-1} is u_t = (x_t - mean(x_{t-1}, action)) / scale(x_{t-1}, action) instead.
+x_{t-1} is u_t = (x_t - mean(x_{t-1}, action)) / scale(x_{t-1}, action) instead; a `carry` (carry.py) adds to both what
+earlier frames showed.
 
     log p(x_t | x_<t, text, conditions) = log N(u_t; mean, scale) + sum log|du_t/dx_t|
 
 Shapes: B rows, T frames, n tokens per frame, c channels, d deep width, L text length.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +24,7 @@ from ..config import FlowConfig
 from ..errors import ConfigError
 from .block import Affine, Block
 from .cache import KVCache
+from .carry import Carry
 from .denoiser import Denoiser, make_denoiser
 from .inverse import solve
 from .layers import grid_positions, rotary_table, text_positions
@@ -60,6 +63,7 @@ class Flow(nn.Module):
         )
         self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width)
         self.motion = Motion(config) if config.motion_width else None
+        self.carry = Carry(config) if config.motion_width and config.carry_slots else None
         self.denoiser = make_denoiser(config)
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
@@ -113,13 +117,40 @@ class Flow(nn.Module):
 
     # ---- deep: causal over text and all frames -------------------------------------------------------------------
 
+    @property
+    def carried(self) -> int:
+        """Numbers that are carried from frame to frame, K."""
+        return 0 if self.carry is None else self.carry.slots * self.carry.size
+
+    def remember(
+        self, x: Tensor, action: Tensor | None, grid: tuple[int, int], previous: Tensor | None = None,
+        last: Tensor | None = None,
+    ) -> Tensor:
+        """What is carried behind each frame of x (B, T, n, c), (B, T, K); action (B, T, d).
+
+        previous (B, n, c) and last (B, K): the frame before x[:, 0] and what was carried behind it, if there is one.
+        """
+        if self.carry is None:
+            return x.new_zeros(*x.shape[:2], 0)
+        if action is None:
+            action = x.new_zeros(*x.shape[:2], self.config.deep_width)
+        if previous is not None and last is not None:
+            before = torch.cat((previous[:, None], x[:, :-1]), dim=1)
+            return self.carry(last, before, x, action, grid)
+        first = self.carry.begin(action[:, 0])
+        if x.shape[1] == 1:
+            return first[:, None]
+        return torch.cat((first[:, None], self.carry(first, x[:, :-1], x[:, 1:], action[:, 1:], grid)), dim=1)
+
     def condition(
-        self, x: Tensor, previous: Tensor | None, action: Tensor | None, grid: tuple[int, int]
+        self, x: Tensor, previous: Tensor | None, action: Tensor | None, grid: tuple[int, int],
+        carried: Tensor | None = None,
     ) -> tuple[Affine | None, Tensor | None]:
         """The motion of those frames of x (B, T, n, c) that have one before them, and what is added to the deep block's
         inputs, (B, T, n, d); None for either where there is none.
 
-        previous (B, n, c): the frame before x[:, 0], if there is one; action (B, T, d): one vector per frame.
+        previous (B, n, c): the frame before x[:, 0], if there is one; action (B, T, d): one vector per frame; carried
+        (B, T or T - 1, K): behind the frames before (None: follows from x, which nothing came before).
         """
         added = None if action is None else action[:, :, None].expand(-1, -1, x.shape[2], -1)
         before = x[:, :-1] if previous is None else torch.cat((previous[:, None], x[:, :-1]), dim=1)
@@ -128,17 +159,21 @@ class Flow(nn.Module):
         count = before.shape[1]
         if action is None:
             action = x.new_zeros(*x.shape[:2], self.config.deep_width)
-        flat = self.motion(before.flatten(0, 1), action[:, -count:].flatten(0, 1), grid)
+        slots = None
+        if self.carry is not None:
+            known = self.remember(x, action, grid)[:, :-1] if carried is None else carried
+            slots = known.flatten(0, 1)
+        flat = self.motion(before.flatten(0, 1), action[:, -count:].flatten(0, 1), grid, slots)
         motion = Affine(*(part.unflatten(0, before.shape[:2]) for part in (flat.mean, flat.scale, flat.hidden)))
         told = F.pad(motion.hidden, (0, 0, 0, 0, x.shape[1] - count, 0))
         return motion, told if added is None else told + added
 
     def front(
-        self, x: Tensor, previous: Tensor | None, action: Tensor | None, tables: Tables
+        self, x: Tensor, previous: Tensor | None, action: Tensor | None, tables: Tables, carried: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All that happens in front of the deep block: u and log|du/dx| (B, T, n, c) of noisy latents x, and what is
         added to the deep block's inputs; arguments as for `condition`."""
-        motion, added = self.condition(x, previous, action, tables.grid)
+        motion, added = self.condition(x, previous, action, tables.grid, carried)
         if motion is None:
             return *self.shallow_forward(x, tables), added
         first = x.shape[1] - motion.mean.shape[1]
@@ -204,20 +239,24 @@ class Flow(nn.Module):
         Equals `denoise` of the whole clip where these cover all that the denoiser sees, if it reads no text: in every
         window the text is at other distances from the frames.
         """
+        parts = [
+            self.denoise(x[:, seen], text, tables)[:, kept]
+            for seen, kept in self.denoise_windows(x.shape[1], window=window, overlap=overlap)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def denoise_windows(self, frames: int, *, window: int, overlap: int) -> Iterator[tuple[slice, slice]]:
+        """The windows of `denoise_clip`: the frames of the clip that are shown, and which of them are kept."""
         assert self.denoiser is not None
         if not 0 <= overlap < window:
             raise ConfigError(f"overlap: expected 0 <= overlap < window {window}, found {overlap}")
-        frames, later = x.shape[1], min(sum(self.denoiser.look_ahead), overlap // 2)
-        parts: list[Tensor] = []
-        done = 0
+        later, done = min(sum(self.denoiser.look_ahead), overlap // 2), 0
         while done < frames:
             start = max(min(done - overlap + later, frames - window), 0)
             end = min(start + window, frames)
             until = end if end == frames else end - later
-            clean = self.denoise(x[:, start:end], text, tables)
-            parts.append(clean[:, done - start : until - start])
+            yield slice(start, end), slice(done - start, until - start)
             done = until
-        return torch.cat(parts, dim=1)
 
     def denoiser_output(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
         """d (B, T, n, c), the learned gradient of the negative log-probability in units of sigma**2 / denoiser_step."""
@@ -230,10 +269,13 @@ class Flow(nn.Module):
 
     # ---- likelihood ----------------------------------------------------------------------------------------------
 
-    def nats(self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables) -> tuple[Tensor, Tensor]:
+    def nats(
+        self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables, carried: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log p per token of noisy latents x (B, T, n, c) given the past, (B, T, n), and the deep hidden states
-        (B, T, n, d); action (B, T, d) or None."""
-        u, logdet, added = self.front(x, None, action, tables)
+        (B, T, n, d); action (B, T, d) or None; carried (B, T, K): behind each frame, for a clip that begins in the
+        middle of what is known."""
+        u, logdet, added = self.front(x, None, action, tables, None if carried is None else carried[:, :-1])
         affine = self.deep_forward(u, text, added, tables)
         nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
         return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig
 from .block import SOFT_CLIP, UNIT_SCALE, Affine
-from .sites import SiteHead, SiteNet, to_tokens
+from .sites import SiteConv, SiteHead, SiteNet, to_tokens
 
 
 class Motion(nn.Module):
-    """previous x (B, n, c) and action (B, d) -> mean and scale of the next x, (B, n, c), and conditions (B, n, d)."""
+    """previous x (B, n, c), action (B, d) and carried slots (B, K) -> mean and scale of the next x, (B, n, c), and
+    conditions (B, n, d)."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -28,13 +29,24 @@ class Motion(nn.Module):
         self.head = SiteHead(width, 2 * per_site, per_site, config.codes)
         self.tell = nn.Linear(width * side**2, config.deep_width, bias=False)
         nn.init.zeros_(self.tell.weight)
+        if config.carry_slots:
+            self.recall = nn.Linear(config.carry_slots * per_site, config.deep_width, bias=False)
+            self.place = SiteConv(width, config.carry_slots)
+            for parameter in (self.recall.weight, self.place.weight, self.place.bias):
+                nn.init.zeros_(parameter)
 
-    def forward(self, previous: Tensor, action: Tensor, grid: tuple[int, int]) -> Affine:
-        """previous (B, n, c), action (B, d) -> Affine; `hidden` is what the deep block is told of the last frame."""
-        side = self.net.side
+    def forward(self, previous: Tensor, action: Tensor, grid: tuple[int, int], carried: Tensor | None = None) -> Affine:
+        """previous (B, n, c), action (B, d), carried (B, K) -> Affine; `hidden` is what the deep block is told of the
+        last frame."""
+        side, condition = self.net.side, action.to(previous.dtype)
         with torch.autocast(previous.device.type, enabled=False):
-            features = self.net(previous, grid, action.to(previous.dtype))
-            out = SOFT_CLIP * torch.tanh(self.head(features) / SOFT_CLIP)
+            features = self.net(previous, grid, condition if carried is None else condition + self.recall(carried))
+            out = self.head(features)
+            if carried is not None:  # a site may be shown what is carried, as it looked
+                placed = self.place(features)
+                shown = torch.einsum("bshw,bsk->bkhw", placed, carried.unflatten(1, (placed.shape[1], -1)))
+                out = out + F.pad(shown, (0, 0, 0, 0, out.shape[1] - shown.shape[1], 0))
+            out = SOFT_CLIP * torch.tanh(out / SOFT_CLIP)
             scale, mean = out.chunk(2, dim=1)
             told = self.tell(to_tokens(features, side))
         return Affine(to_tokens(mean, side), F.softplus(to_tokens(scale, side) + UNIT_SCALE), told)

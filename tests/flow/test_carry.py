@@ -1,0 +1,83 @@
+"""What is carried from frame to frame: causal, the same at once and frame by frame, and able to bring back what went."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from starflow_world.config import FlowConfig
+from starflow_world.flow.carry import Carry
+from starflow_world.flow.motion import Motion
+from starflow_world.flow.sites import to_tokens
+
+CARRYING = {"motion_width": 8, "motion_layers": 1, "carry_slots": 2, "carry_width": 8}
+GRID = (2, 2)
+SMALL = FlowConfig(channels=12, shallow_width=20, deep_width=20, head_width=20, denoiser_width=20, **CARRYING)
+
+
+@pytest.fixture(scope="module")
+def carrying(make_clip):
+    return make_clip(**CARRYING)
+
+
+def test_frames_at_once_and_one_by_one_carry_the_same(carrying):
+    flow, x, action, grid = carrying.flow, carrying.x, carrying.action, carrying.tables.grid
+    whole = flow.remember(x, action, grid)
+    assert whole.shape == (*x.shape[:2], flow.carried)
+    carried = flow.remember(x[:, :1], action[:, :1], grid)
+    for t in range(1, x.shape[1]):
+        one = slice(t, t + 1)
+        last = flow.remember(x[:, one], action[:, one], grid, x[:, t - 1], carried[:, -1])
+        carried = torch.cat((carried, last), dim=1)
+    torch.testing.assert_close(carried, whole, rtol=0, atol=1e-12)
+    assert (whole[:, 1:] - whole[:, :-1]).abs().amax() > 1e-4, "something was carried"
+
+
+def test_what_is_carried_changes_the_frames_after_it_and_none_before(carrying):
+    clip, changed = carrying, carrying.x.clone()
+    changed[:, 1, 0, 0] += 1.0
+    one, other = (clip.flow.nats(x, clip.text, clip.action, clip.tables)[0] for x in (clip.x, changed))
+    assert torch.equal(one[:, 0], other[:, 0])
+    one, other = (clip.flow.remember(x, clip.action, clip.tables.grid) for x in (clip.x, changed))
+    assert torch.equal(one[:, 0], other[:, 0])
+    assert not torch.equal(one[:, 1:], other[:, 1:])
+
+
+def test_a_motion_follows_what_is_carried(carrying):
+    flow, grid = carrying.flow, carrying.tables.grid
+    carried = flow.remember(carrying.x, carrying.action, grid)[:, :-1]
+    one, other = (flow.condition(carrying.x, None, carrying.action, grid, k)[0] for k in (carried, carried + 1))
+    assert not torch.equal(one.mean, other.mean)
+    assert not torch.equal(one.scale, other.scale)
+
+
+def test_a_clip_in_the_middle_of_what_is_known_is_scored_with_what_was_carried(carrying):
+    clip, flow = carrying, carrying.flow
+    carried = flow.remember(clip.x, clip.action, clip.tables.grid)
+    whole = flow.front(clip.x, None, clip.action, clip.tables)
+    part = flow.front(clip.x[:, 2:], clip.x[:, 1], clip.action[:, 2:], clip.tables, carried[:, 1:-1])
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(one[:, 2:], other, rtol=0, atol=1e-12)
+
+
+def test_a_fresh_carry_changes_no_motion():
+    torch.manual_seed(0)
+    with_slots = Motion(SMALL)
+    x, action = torch.randn(3, 4, 12), torch.randn(3, 20)
+    one, other = (with_slots(x, action, GRID, carried) for carried in (torch.zeros(3, 24), torch.randn(3, 24)))
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.scale, other.scale)
+
+
+def test_an_open_slot_holds_the_site_that_went_as_it_looked():
+    torch.manual_seed(0)
+    carry = Carry(replace(SMALL, sites=2))
+    with torch.no_grad():
+        carry.look.weight[:, -1] = 100.0
+        carry.gate.bias.fill_(100.0)
+    before = torch.zeros(1, 3, 4, 4)
+    before[0, :, 1, 2] = torch.tensor([1.0, -2.0, 3.0])
+    frames = torch.stack([to_tokens(sites, 2) for sites in (before, torch.zeros_like(before))], dim=1)
+    last = torch.zeros(1, 6)
+    carried = carry(last, frames[:, :1], frames[:, 1:], torch.zeros(1, 1, 20), GRID)
+    torch.testing.assert_close(carried[0, 0], torch.tensor([1.0, -2.0, 3.0] * 2), rtol=0, atol=0.05)
