@@ -1,5 +1,7 @@
 """Checkpoints: a folder with config.json, model.safetensors and card.json; starts.safetensors holds the start set.
 
+Large weights may lie in several files behind an index instead (shards.py); then the index is what config.json seals.
+
 Loading is strict: names, shapes, dtypes, finiteness and the digests of weights and config are checked, and damage of
 any kind is one `CheckpointError`. Nothing in a checkpoint can run code.
 """
@@ -20,6 +22,7 @@ from .config import WorldConfig, from_dict, to_dict
 from .errors import CheckpointError, ConfigError
 from .files import is_file, read_tensors, write_tensors, write_text
 from .networks import Networks
+from .shards import INDEX, read_shards
 
 FORMAT = 1
 LARGEST_STARTS = 1 << 29
@@ -73,8 +76,8 @@ def _finish(folder: Path) -> None:
 
 
 def _weights(folder: Path, expected: str) -> Path:
-    """The file with the expected digest: the weights, or those that a dying writer did not put in their place."""
-    found = {path: digest(path) for path in (folder / WEIGHTS, folder / NEXT) if is_file(path)}
+    """The file with the expected digest: weights, their index, or those that a dying writer did not put in place."""
+    found = {path: digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
     for path, value in found.items():
         if value == expected:
             return path
@@ -111,7 +114,7 @@ def load_networks(folder: Path | str) -> tuple[Networks, str]:
     folder = Path(folder)
     config, expected = load_config(folder)
     path = _weights(folder, expected)
-    tensors, _ = read_tensors(path)
+    tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
     flow = config.flow
     if flow.shallow_blocks * flow.shallow_layers + flow.deep_layers + flow.denoiser_layers > len(tensors):
         raise CheckpointError(f"{path}: expected the layers that {CONFIG} describes, found only {len(tensors)} tensors")

@@ -1,6 +1,6 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .errors import DataError
-from .files import atomic
+from .files import atomic, is_file
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
 
@@ -45,6 +45,44 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
         self._container.close()
         self._atomic.__exit__(kind, error, trace)
+
+
+def read_picture(path: Path | str) -> np.ndarray:
+    """A picture file as (H, W, 3) u8. Raises DataError."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if is_file(path) else None
+    if picture is None:
+        raise DataError(f"{path}: expected a picture (PNG, JPEG), found none that can be read")
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_video(path: Path | str, most: int) -> Iterator[np.ndarray]:
+    """The first `most` frames (H, W, 3) u8 of a video file, at least one. Raises DataError."""
+    count = 0
+    try:
+        if not is_file(path):
+            raise ValueError("no file")
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+                count += 1
+                if count == most:
+                    break
+    except (av.FFmpegError, ValueError, OSError, IndexError) as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
+    if not count:
+        raise DataError(f"{path}: expected a video, found no frames")
+
+
+def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame (H, W, 3) u8 scaled to cover (height, width), and its middle cut out."""
+    height, width = size
+    factor = max(height / frame.shape[0], width / frame.shape[1])
+    large = max(round(frame.shape[0] * factor), height), max(round(frame.shape[1] * factor), width)
+    if large != frame.shape[:2]:
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        frame = np.asarray(cv2.resize(frame, (large[1], large[0]), interpolation=method), np.uint8)
+    top, left = (large[0] - height) // 2, (large[1] - width) // 2
+    return np.ascontiguousarray(frame[top : top + height, left : left + width])
 
 
 def write_png(path: Path | str, picture: np.ndarray) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from starflow_world.config import FlowConfig
-from starflow_world.convert import CONFIG, WEIGHTS, convert, load_flow, reference_name
+from starflow_world.conditioning import ActionEncoder
+from starflow_world.convert import CONFIG, convert, load_flow, reference_name
 from starflow_world.errors import CheckpointError
-from starflow_world.flow import Flow
+from starflow_world.video import VideoConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 OPTIONS = {"head_width": 32, "text_length": 6, "position_scale": 5.0, "denoiser_window": 2}
@@ -26,13 +27,13 @@ def reference() -> dict[str, Tensor]:
     return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
 
 
-def run(tensors: object, folder: Path, **options):
+def run(tensors: object, folder: Path, **options) -> VideoConfig:
     torch.save(tensors, folder / "reference.pth")
     return convert(folder / "reference.pth", folder / "out", **{**OPTIONS, **options})
 
 
 def test_sizes_come_from_shapes(reference, tmp_path):
-    config = run(reference, tmp_path)
+    config = run(reference, tmp_path).flow
     assert (config.channels, config.shallow_blocks, config.shallow_layers, config.shallow_width) == (8, 5, 1, 64)
     assert (config.deep_layers, config.deep_width, config.text_width, config.text_length) == (3, 96, 24, 6)
     assert (config.denoiser_layers, config.denoiser_width, config.denoiser_text) == (8, 64, True)
@@ -68,30 +69,6 @@ def test_prefix_format_and_dtype_of_the_source_do_not_matter(reference, tmp_path
     assert torch.equal(weight, reference["blocks.5.proj_out.weight"].to(dtype))
 
 
-def test_the_published_model_has_as_many_tensors_and_parameters_as_the_paper_says():
-    """7B, text to video: the number of tensors, their sum, and some of the shapes."""
-    config = FlowConfig(
-        channels=48, text_length=256, text_width=2048, denoiser_layers=8, denoiser_look_ahead=(1,) * 8
-    )
-    with torch.device("meta"):
-        ours = Flow(config).state_dict()
-    shapes = {reference_name(name, 5): tuple(t.shape) for name, t in ours.items()}
-    assert len(shapes) == 549
-    assert sum(t.numel() for t in ours.values()) == pytest.approx(6.890e9, rel=1e-4)
-    for name, shape in {
-        "blocks.0.attn_blocks.1.attention.qkv.weight": (9216, 3072),
-        "blocks.4.attn_blocks.0.mlp.main.2.weight": (3072, 12288),
-        "blocks.5.attn_blocks.23.attention.proj.weight": (4096, 4096),
-        "blocks.5.attn_blocks.23.mlp.main.0.bias": (16384,),
-        "blocks.5.proj_txt.weight": (4096, 2048),
-        "blocks.5.proj_out.weight": (96, 4096),
-        "blocks.5.final_norm.weight": (4096,),
-        "learnable_self_denoiser.proj_out.weight": (48, 3072),
-        "learnable_self_denoiser.attn_blocks.7.mlp.norm.bias": (3072,),
-    }.items():
-        assert shapes[name] == shape, name
-
-
 def test_the_nine_entries_that_nothing_reads_may_be_absent(reference, tmp_path):
     dead = ("attn_mask", "var", "freqs_cos", "freqs_sin")
     run({name: t for name, t in reference.items() if not name.endswith(dead)}, tmp_path)
@@ -99,7 +76,7 @@ def test_the_nine_entries_that_nothing_reads_may_be_absent(reference, tmp_path):
 
 
 def test_a_source_without_denoiser_gives_a_flow_without_one(reference, tmp_path):
-    config = run({name: t for name, t in reference.items() if name.startswith("blocks")}, tmp_path)
+    config = run({name: t for name, t in reference.items() if name.startswith("blocks")}, tmp_path).flow
     assert config.denoiser_layers == 0
     assert load_flow(tmp_path / "out").denoiser is None
 
@@ -213,18 +190,21 @@ def test_an_old_torch_is_refused_before_it_reads_a_pickle(reference, tmp_path, m
 def test_a_changed_folder_is_refused(reference, tmp_path):
     run(reference, tmp_path)
     folder = tmp_path / "out"
-    config, weights = (folder / CONFIG).read_text(), (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(weights[:-4] + b"\0\0\0\0")
+    weights = folder / "model-00001-of-00001.safetensors"
+    config, content = (folder / CONFIG).read_text(), weights.read_bytes()
+    weights.write_bytes(content[:-4] + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="digest"):
         load_flow(folder)
-    (folder / WEIGHTS).write_bytes(weights)
+    weights.write_bytes(content)
     values = json.loads(config)
+    flow = values["video"]["flow"]
     for change, said in [
         ({"format": 99}, "format"),
-        ({"flow": {**values["flow"], "deep_layers": 4}}, r"12 tensors do not fit"),
-        ({"flow": {**values["flow"], "depth": 4}}, "unknown key"),
-        ({"flow": {**values["flow"], "channels": 0}}, "channels"),
-        ({"flow": None}, "mapping"),
+        ({"weights": "0" * 64}, "digest"),
+        ({"video": {**values["video"], "flow": {**flow, "deep_layers": 4}}}, "12 tensors do not fit"),
+        ({"video": {**values["video"], "depth": 4}}, "unknown key"),
+        ({"video": {**values["video"], "fps": 0}}, "fps"),
+        ({"video": None}, "mapping"),
     ]:
         (folder / CONFIG).write_text(json.dumps({**values, **change}))
         with pytest.raises(CheckpointError, match=said):
@@ -234,3 +214,16 @@ def test_a_changed_folder_is_refused(reference, tmp_path):
         load_flow(folder)
     with pytest.raises(CheckpointError):
         load_flow(tmp_path / "absent")
+
+
+def test_a_fresh_action_adapter_leaves_the_likelihood_of_a_checkpoint_as_it_is_to_the_bit(reference, tmp_path):
+    run(reference, tmp_path)
+    flow, file = load_flow(tmp_path / "out"), load_file(GOLDEN / "forward.safetensors")
+    x, text, tables = file["x"].flatten(-2).transpose(-1, -2), file["y"], flow.tables((3, 4), 5)
+    adapter = ActionEncoder(spaces.Discrete(4), flow.config.deep_width)
+    actions = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, _ = flow.nats(x, text, None, tables)
+        assert torch.equal(flow.nats(x, text, adapter(actions), tables)[0], expected)
+        adapter.project.weight.fill_(0.1)
+        assert not torch.equal(flow.nats(x, text, adapter(actions), tables)[0], expected)

@@ -3,8 +3,8 @@
     slot <- slot + gate (site - slot)          site: read off the last frame, where attention finds that something went
 
 A recurrence of gated copies (the forget gate of Gers et al. 2000; the copy of Vinyals et al. 2015): what was taken off
-the picture is kept as it looked, and the motion can put it back as it was. The attention and the gates of all frames are
-computed at once, only the sum runs along time. Slots live longer than the window of the deep block.
+the picture is kept as it looked, and the motion can put it back as it was. The attention and the gates of all frames
+are computed at once, only the sum runs along time. Slots live longer than the window of the deep block.
 """
 
 import torch

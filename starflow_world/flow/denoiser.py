@@ -42,13 +42,13 @@ class Denoiser(nn.Module):
 
         Text sees the text and the first `look_ahead` + 1 frames where there is a look-ahead; only the text where not.
         """
-        index = torch.arange(frames).repeat_interleave(tokens)
+        index = torch.arange(frames)
         ahead = index[None, :] - index[:, None]
         video = (ahead <= look_ahead) & (ahead >= look_ahead - (frames if window is None else window))
         seen_by_text = index <= look_ahead if look_ahead else torch.zeros_like(index, dtype=torch.bool)
-        mask = torch.ones(text + len(index), text + len(index), dtype=torch.bool)
-        mask[text:, text:] = video
-        mask[:text, text:] = seen_by_text
+        mask = torch.ones(text + frames * tokens, text + frames * tokens, dtype=torch.bool)
+        mask[text:, text:] = video.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+        mask[:text, text:] = seen_by_text.repeat_interleave(tokens)
         return mask
 
     def forward(
@@ -70,9 +70,12 @@ class Denoiser(nn.Module):
             keys = torch.ones(len(x), 1, 1, hidden.shape[1], dtype=torch.bool, device=x.device)
             keys[:, 0, 0, length:] = valid.repeat_interleave(tokens, dim=1)
             keys = keys | torch.eye(hidden.shape[1], dtype=torch.bool, device=x.device)
+        masks = {
+            ahead: self.mask(ahead, frames, tokens, length, window=self.window).to(x.device)
+            for ahead in set(self.look_ahead)
+        }
         for layer, ahead in zip(self.layers, self.look_ahead, strict=True):
-            mask = self.mask(ahead, frames, tokens, length, window=self.window).to(x.device)
-            hidden = layer(hidden, rotary, mask if keys is None else mask & keys)
+            hidden = layer(hidden, rotary, masks[ahead] if keys is None else masks[ahead] & keys)
         hidden = self.norm(hidden[:, length:])
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden).unflatten(1, (frames, tokens))

@@ -8,7 +8,7 @@ they are encoded again behind the text, with a start token and positions from 0.
 Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, d deep width, L text length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,14 +70,28 @@ def window_start(frame: int, window: int, context: int) -> int:
     return ((frame - window) // hop + 1) * hop
 
 
-@torch.no_grad()
 def sample_deep(
     flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, *,
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
     window: int | None = None, context: int | None = None, action: Tensor | None = None,
     chunk: int = 0, tolerance: float = 1e-3, max_sweeps: int = 0,
 ) -> Sample:
-    """u of T new frames from noise (B, T, n, c), behind text (B, L, text width) and P given frames of u (B, P, n, c).
+    """All frames of `sample_frames`, whose arguments these are."""
+    return Sample.of(list(sample_frames(
+        flow, noise, text, tables, null_text=null_text, guidance=guidance, prefix=prefix, window=window,
+        context=context, action=action, chunk=chunk, tolerance=tolerance, max_sweeps=max_sweeps,
+    )))
+
+
+@torch.no_grad()
+def sample_frames(
+    flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, *,
+    null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
+    window: int | None = None, context: int | None = None, action: Tensor | None = None,
+    chunk: int = 0, tolerance: float = 1e-3, max_sweeps: int = 0,
+) -> Iterator[Inverse]:
+    """u of T new frames, one after the other, from noise (B, T, n, c), behind text (B, L, text width) and P given
+    frames of u (B, P, n, c).
 
     `guidance` w > 0 steers away from `null_text`. `window` (none: what the tables hold) and `context` are W and C.
     action (B, P + T, d): one vector per frame, those of the prefix first. Tokens are solved `chunk` at a time within a
@@ -95,7 +109,6 @@ def sample_deep(
     decoder = _Decoder(flow, tables, length, guidance, chunk or count, tolerance, max_sweeps)
     cache = flow.start_cache(text, len(noise) * (2 if guidance else 1), tables)
     u = noise.clone() if prefix is None else torch.cat((prefix, noise), dim=1)
-    parts: list[Inverse] = []
     first = -1
     for frame in range(given, total):
         if first != (start := window_start(frame, window, keep)):
@@ -105,8 +118,7 @@ def sample_deep(
         here = None if action is None else action[:, frame : frame + 1]
         cache, solved = decoder.next_frame(cache, previous, u[:, frame], here)
         u[:, frame] = solved.tokens
-        parts.append(solved)
-    return Sample.of(parts)
+        yield solved
 
 
 def sample(

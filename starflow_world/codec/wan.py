@@ -1,0 +1,154 @@
+"""The Wan2.2 video VAE through diffusers' AutoencoderKLWan, as the published STARFlow-V uses it.
+
+    latents = (mean - m) / s [+ std * eps], all but a clip's first times `later`
+
+with the m and s of the VAE's config, per channel. The posterior's noise is scaled by its own std, not by std / s: the
+order of operations of the published program, kept because the model was trained on it.
+
+Causal in time: the first frame is a latent frame on its own, every later one stands for 4 frames. A `WanMemory` is
+what the convolutions keep of a stream, so clips can be encoded and decoded piece by piece, several at once. diffusers
+keeps it in private attributes; this module alone touches what is private there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, DataError
+
+STRIDE = 4
+
+
+@dataclass(frozen=True)
+class WanMemory:
+    """Features of the convolutions of an encoder or decoder after `frames` latent frames; never written to."""
+
+    features: tuple[Any, ...]
+    frames: int
+
+
+class WanCodec:
+    """frames (B, T, H, W, 3) u8 <-> latents (B, t, n, c), n = h * w in raster order."""
+
+    invertible = False
+
+    def __init__(self, vae: Any, *, later: float = 0.6) -> None:
+        self.vae, self.later = vae, later
+        self.device, self.dtype = vae.device, vae.dtype
+        self.mean = torch.tensor(vae.config.latents_mean, device=self.device)
+        self.std = torch.tensor(vae.config.latents_std, device=self.device)
+        if len(self.mean) != vae.config.z_dim or len(self.std) != vae.config.z_dim:
+            found = f"{len(self.mean)} means and {len(self.std)} standard deviations"
+            raise CheckpointError(f"VAE: expected {vae.config.z_dim} of both in its config, found {found}")
+
+    @staticmethod
+    def load(
+        folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        later: float = 0.6,
+    ) -> "WanCodec":
+        """The VAE in a local folder, or in its subfolder vae. Raises CheckpointError."""
+        from diffusers import AutoencoderKLWan
+
+        folder = Path(folder)
+        folder = folder / "vae" if (folder / "vae").is_dir() else folder
+        try:
+            vae = AutoencoderKLWan.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype
+            )
+        except Exception as error:  # of many kinds: what a foreign folder lacks
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
+        return WanCodec(vae.to(device).eval().requires_grad_(False), later=later)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent, c."""
+        return int(self.vae.config.z_dim)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per column and per row of a token."""
+        return 2 ** (len(self.vae.config.dim_mult) - 1) * (self.vae.config.patch_size or 1)
+
+    @torch.no_grad()
+    def encode(
+        self, frames: Tensor, memory: WanMemory | None = None, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, WanMemory]:
+        """Frames (B, T, H, W, 3) u8 -> latents (B, t, n, c), and what the stream goes on with.
+
+        T is 1 + 4k at the start of a stream and 4k later. With `generator` the posterior is sampled, as published;
+        without, its mean is taken. Raises DataError.
+        """
+        self._check(frames, memory)
+        pixels = (frames.to(self.device, self.dtype) / 127.5 - 1).permute(0, 4, 1, 2, 3)
+        if self.vae.config.patch_size is not None:
+            pixels = _patchify(pixels, self.vae.config.patch_size)
+        features = self._features("encoder") if memory is None else list(memory.features)
+        start, parts, end = 0, [], pixels.shape[2]
+        while start < end:
+            count = 1 if memory is None and start == 0 else STRIDE
+            chunk = pixels[:, :, start : start + count]
+            parts.append(self.vae.encoder(chunk, feat_cache=features, feat_idx=[0]))
+            start += count
+        mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).float().chunk(2, dim=1)
+        latents = (mean.movedim(1, -1) - self.mean) / self.std
+        if generator is not None:
+            noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents.device)
+            latents = latents + (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1) * noise
+        done = 0 if memory is None else memory.frames
+        return self._scale(latents, done).flatten(2, 3), WanMemory(tuple(features), done + len(parts))
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Tensor, grid: tuple[int, int], memory: WanMemory | None = None
+    ) -> tuple[Tensor, WanMemory]:
+        """Latents (B, t, n, c) of h x w tokens -> frames (B, T, H, W, 3) u8, and what the stream goes on with."""
+        done = 0 if memory is None else memory.frames
+        latents = self._scale(latents.to(self.device).unflatten(2, grid), done, back=True) * self.std + self.mean
+        z = self.vae.post_quant_conv(latents.movedim(-1, 1).to(self.dtype))
+        features = self._features("decoder") if memory is None else list(memory.features)
+        parts = []
+        for index in range(z.shape[2]):
+            first = done + index == 0
+            out = self.vae.decoder(z[:, :, index : index + 1], feat_cache=features, feat_idx=[0], first_chunk=first)
+            if self.vae.config.patch_size is not None:
+                out = _unpatchify(out, self.vae.config.patch_size)
+            pixels = (out.float().clamp(-1, 1) + 1) * 127.5
+            parts.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 4, 1))
+        return torch.cat(parts, dim=1), WanMemory(tuple(features), done + len(parts))
+
+    def _scale(self, latents: Tensor, done: int, *, back: bool = False) -> Tensor:
+        """All latents of a stream but its first times `later`, or divided by it."""
+        factor = torch.full((latents.shape[1],), 1 / self.later if back else self.later, device=latents.device)
+        if done == 0:
+            factor[0] = 1.0
+        return latents * factor[:, None, None, None]
+
+    def _features(self, part: str) -> list[Any]:
+        """An empty memory, one entry per causal convolution."""
+        return [None] * int(self.vae._cached_conv_counts[part])
+
+    def _check(self, frames: Tensor, memory: WanMemory | None) -> None:
+        first, scale = int(memory is None), self.pixels
+        whole = frames.ndim == 5 and frames.shape[1] >= 1 and (frames.shape[1] - first) % STRIDE == 0
+        if not whole or frames.dtype != torch.uint8 or frames.shape[2] % scale or frames.shape[3] % scale:
+            count = f"{first} + {STRIDE}k" if first else f"{STRIDE}k"
+            raise DataError(
+                f"frames: expected uint8 (rows, {count} frames, multiples of {scale}, multiples of {scale}, 3), found "
+                f"{frames.dtype} {tuple(frames.shape)}; cut and resize the clip"
+            )
+
+
+def _patchify(pixels: Tensor, patch: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, 3 * patch**2, T, H / patch, W / patch), channels ordered colour, column, row."""
+    cells = pixels.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
+    return cells.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def _unpatchify(cells: Tensor, patch: int) -> Tensor:
+    """The inverse of `_patchify`."""
+    pixels = cells.unflatten(1, (-1, patch, patch))
+    return pixels.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,126 @@
+"""Reference STARFlow-V checkpoints -> our folder: shards, their index, and video.json.
+
+torch.load is allowed in this room only, with weights_only. Loading is strict: what nothing reads is dropped by name,
+every other tensor must fit. Layouts stay; names change (names.py) and, where the caller says so, the dtype. One tensor
+is in memory at a time.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import FORMAT, read_json
+from ..config import from_dict, to_dict
+from ..errors import CheckpointError, ConfigError
+from ..files import TEMPORARY, write_text
+from ..flow import Flow
+from ..shards import TensorSource, open_shards, write_shards
+from ..video import VideoConfig
+from .names import infer, misfits, reference_name, reference_shapes
+from .sources import open_reference, refuse
+
+CONFIG = "video.json"
+
+__all__ = [
+    "CONFIG", "convert", "load_flow", "load_video", "misfits", "reference_name", "reference_shapes", "running_dtypes",
+]
+
+
+def convert(
+    source: Path | str, folder: Path | str, config: VideoConfig | None = None, *, dtype: torch.dtype | None = None,
+    head_width: int = 64, text_length: int = 256, position_scale: float = 32.0, denoiser_window: int = 10,
+    denoiser_look_ahead: int = 1,
+) -> VideoConfig:
+    """Write the flow of a reference checkpoint (sources.py) to `folder`, new or empty; returns its config.
+
+    With `config` the tensors must be those that it says. Without, sizes come from the shapes, and what no shape tells
+    from the numbers given here. `dtype` of the weights in the folder; none: that of the source. Raises CheckpointError.
+    """
+    path, folder = Path(source), Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: expected a new or empty folder, found files; choose another")
+    found = open_reference(path)
+    if config is None:
+        try:
+            flow = infer(found.shapes, head_width, text_length, position_scale, denoiser_window, denoiser_look_ahead)
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        config = VideoConfig(path.stem, flow)
+    empty = empty_flow(config)
+    refuse(path, misfits(found.shapes, reference_shapes(empty)))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    try:
+        digest = write_shards(scratch, _ours(path, empty, found, dtype))
+        values = {"format": FORMAT, "weights": digest, "video": to_dict(config)}
+        write_text(scratch / CONFIG, json.dumps(values, indent=1) + "\n")
+        scratch.chmod(0o755)
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return config
+
+
+def _ours(path: Path, flow: Flow, found: TensorSource, dtype: torch.dtype | None) -> TensorSource:
+    """The tensors of a reference under our names, in our shapes and in `dtype`, found finite as they are read."""
+    shapes = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
+    names = {name: reference_name(name, flow.config.shallow_blocks) for name in shapes}
+    dtypes = {name: dtype or found.dtypes[names[name]] for name in shapes}
+
+    def read(name: str) -> Tensor:
+        tensor = found.read(names[name]).reshape(shapes[name]).to(dtypes[name])
+        if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):  # without a mask as large as the tensor
+            refuse(path, [f"{names[name]} is not finite"])
+        return tensor
+
+    return TensorSource(shapes, dtypes, read)
+
+
+def load_video(folder: Path | str) -> tuple[VideoConfig, str]:
+    """The config of a folder that `convert` wrote, and the digest of its weights."""
+    path = Path(folder) / CONFIG
+    values = read_json(path)
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
+        raise CheckpointError(f"{path}: expected format {FORMAT}; it is damaged or of another version")
+    try:
+        return from_dict(VideoConfig, values.get("video")), values["weights"]
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_flow(
+    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Flow:
+    """The flow that `convert` wrote to `folder`, in eval mode.
+
+    In the dtype of its weights, or ready to run in `dtype` under autocast: then the products have their weights in
+    `dtype`, and norms, start tokens and heads theirs in float32, as affine maps and residuals are.
+    """
+    config, digest = load_video(folder)
+    source = open_shards(folder, digest=digest)
+    flow = empty_flow(config)
+    expected = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
+    refuse(folder, misfits(source.shapes, expected))
+    kinds = {} if dtype is None else running_dtypes(flow, dtype)
+    tensors = {name: source.read(name).to(device, kinds.get(name)) for name in expected}
+    flow.load_state_dict(tensors, strict=True, assign=True)
+    return flow.eval()
+
+
+def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of every tensor of a flow that is to run in `dtype` under autocast, as `load_flow` says."""
+    found = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
+    for room, module in flow.named_modules():
+        if isinstance(module, nn.Linear) and not room.endswith("head"):
+            found |= {f"{room}.{name}": dtype for name, _ in module.named_parameters()}
+    return found
+
+
+def empty_flow(config: VideoConfig) -> Flow:
+    """A flow of shapes only, without memory for its weights."""
+    with torch.device("meta"):
+        return Flow(config.flow)
