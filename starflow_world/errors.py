@@ -25,5 +25,9 @@ class ActionError(StarflowError):
     """An action outside the action space."""
 
 
+class ScorerError(StarflowError):
+    """A scorer that is damaged, belongs to another world, or is asked for more than its data support."""
+
+
 class WorkerError(StarflowError):
     """A process of a pool that failed for good."""

@@ -1,0 +1,169 @@
+"""Watching real environments: what the env shows is scored as it comes, and `info` says how strange it was.
+
+A monitor changes nothing: observations, rewards, ends and spaces are the env's own. Each step the frame is observed by
+the world, behind its cache, under the action that was taken; nothing is imagined. `info["surprise"]` has the fields of
+`starflow_world.score.stream.Verdict`: score, p, alarm, cusum, change, windowed, typicality, nats_per_dim, action_ratio,
+parts and heat. The frame is the observation where that is one of the world's size, else what render() gives, resized.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import iterate
+
+from starflow_world.conditioning import space_to_json
+from starflow_world.errors import ConfigError, DataError
+from starflow_world.score import Scorer, Stream, Verdict
+
+KEY = "surprise"
+
+
+class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """One env; `info["surprise"]` of reset and of every step is a dictionary.
+
+    text: what the world is told of the task; None: obs["mission"] where there is one, else nothing. ConfigError where
+    the env's actions are not the world's, or nothing of the env can be a frame.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], scorer: Scorer, *, text: str | None = None) -> None:
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, scorer=scorer, text=text)
+        gymnasium.Wrapper.__init__(self, env)
+        self.scorer, self.text = scorer, text
+        _check(scorer, env.action_space, env.observation_space, env.render_mode)
+        self._stream = Stream(scorer)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the env; its first frame begins a new episode."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        text = _text(self.scorer, observation, self.text)
+        verdict = self._stream.begin(self._frame(observation), [text])[0]
+        return observation, {**info, KEY: asdict(verdict)}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the env."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        verdict = self._stream.see([action], self._frame(observation))[0]
+        return observation, reward, terminated, truncated, {**info, KEY: asdict(verdict)}
+
+    def _frame(self, observation: Any) -> np.ndarray:
+        shown = observation if is_frame(self.scorer, observation) else self.env.render()
+        return resized(self.scorer, shown)[None]
+
+
+class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
+    """N envs in one batched forward; `infos["surprise"]` is a dictionary of arrays (N, ...), all rows filled.
+
+    text: one for all or one each. A row that the env begins anew by itself begins anew here: with autoreset same_step
+    the last frame of an episode is not shown, so it is not scored.
+    """
+
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], scorer: Scorer, *, text: str | Sequence[str] | None = None
+    ) -> None:
+        super().__init__(env)
+        self.scorer = scorer
+        self._texts = [text] * env.num_envs if text is None or isinstance(text, str) else list(text)
+        if len(self._texts) != env.num_envs:
+            raise ConfigError(f"text: expected one, or one for each of {env.num_envs} rows, found {len(self._texts)}")
+        _check(scorer, env.single_action_space, env.single_observation_space, env.render_mode)
+        self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._stream = Stream(scorer, env.num_envs)
+        self._ended = np.zeros(env.num_envs, bool)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the envs; rows that `options["reset_mask"]` leaves out go on, and keep zeros in the infos."""
+        rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.env.num_envs, bool)))
+        observations, infos = self.env.reset(seed=seed, options=options)
+        found = self._begin(rows, observations, self._frames(observations))
+        self._ended[rows] = False
+        return observations, self._told(infos, found)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the envs."""
+        chosen = list(iterate(self.env.action_space, actions))
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        ended, frames = np.asarray(terminated) | np.asarray(truncated), self._frames(observations)
+        anew = ended if self._mode is AutoresetMode.SAME_STEP else self._ended
+        if self._mode is AutoresetMode.DISABLED:
+            anew = np.zeros_like(ended)
+        found = dict(enumerate(self._stream.see(chosen, frames)))
+        if anew.any():
+            found |= self._begin(np.flatnonzero(anew), observations, frames)
+        self._ended = ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+        return observations, rewards, terminated, truncated, self._told(infos, found)
+
+    def _begin(self, rows: np.ndarray, observations: Any, frames: np.ndarray) -> dict[int, Verdict]:
+        texts = [_text(self.scorer, _row(observations, row), self._texts[row]) for row in rows.tolist()]
+        return dict(zip(rows.tolist(), self._stream.begin(frames[rows], texts, rows.tolist()), strict=True))
+
+    def _frames(self, observations: Any) -> np.ndarray:
+        if isinstance(observations, np.ndarray) and is_frame(self.scorer, observations[0]):
+            return observations
+        shown = self.env.render()
+        if shown is None or len(shown) != self.env.num_envs:
+            found = type(shown).__name__ if shown is None else f"{len(shown)} frames"
+            raise DataError(f"render: expected a frame of each of {self.env.num_envs} envs, found {found}")
+        return np.stack([resized(self.scorer, frame) for frame in shown])
+
+    def _told(self, infos: dict[str, Any], found: dict[int, Verdict]) -> dict[str, Any]:
+        """infos with the verdicts of rows as arrays (N, ...), and the mask of those rows."""
+        rows = [asdict(found[row]) if row in found else None for row in range(self.env.num_envs)]
+        return {**infos, KEY: _stacked(rows), f"_{KEY}": np.array([row is not None for row in rows])}
+
+
+def _stacked(rows: list[Any]) -> Any:
+    """Dictionaries of numbers, one per row, as a dictionary of arrays; zeros for a row that has none."""
+    example = next(row for row in rows if row is not None)
+    if isinstance(example, dict):
+        return {key: _stacked([None if row is None else row[key] for row in rows]) for key in example}
+    return np.stack([np.zeros_like(example) if row is None else np.asarray(row) for row in rows])
+
+
+def is_frame(scorer: Scorer, observation: Any) -> bool:
+    """Whether an observation is a picture of the world's size."""
+    size = (scorer.world.config.height, scorer.world.config.width, 3)
+    return isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and observation.shape == size
+
+
+def resized(scorer: Scorer, frame: Any) -> np.ndarray:
+    """A picture (H, W, 3) u8 in the world's size."""
+    import cv2
+
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        found = f"{getattr(frame, 'dtype', '')} {getattr(frame, 'shape', type(frame).__name__)}"
+        raise DataError(f"frame: expected (H, W, 3) uint8, found {found}; choose an env with render_mode='rgb_array'")
+    height, width = scorer.world.config.height, scorer.world.config.width
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+
+
+def _text(scorer: Scorer, observation: Any, given: str | None) -> str:
+    if scorer.world.networks.text is None:
+        return given or ""  # refused by the world where it is not empty
+    if given is not None:
+        return given
+    return str(observation.get("mission", "")) if isinstance(observation, dict) else ""
+
+
+def _row(observations: Any, row: int) -> Any:
+    """One row of batched observations, as far as a text may be in it."""
+    if isinstance(observations, dict) and "mission" in observations:
+        return {"mission": observations["mission"][row]}
+    return None
+
+
+def _check(scorer: Scorer, actions: spaces.Space[Any], seen: spaces.Space[Any], render_mode: str | None) -> None:
+    own, expected = space_to_json(actions), space_to_json(scorer.world.action_space)
+    if own != expected:
+        raise ConfigError(f"action space: expected the world's own, {expected:.80}, found {own:.80}")
+    size = (scorer.world.config.height, scorer.world.config.width, 3)
+    if render_mode != "rgb_array" and not (isinstance(seen, spaces.Box) and seen.shape == size):
+        raise ConfigError(f"env: expected render_mode='rgb_array' or observations {size}, found {render_mode!r} and "
+                          f"{seen}; make the env with render_mode='rgb_array'")

@@ -1,0 +1,98 @@
+"""What a scorer knows of normal episodes, and how frames become the numbers it is about."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Episode
+from ..errors import DataError, ScorerError
+from ..world import World
+from .background import complexity, novelty, residual
+from .calibration import Change, Ranks
+from .evidence import Evidence
+from .tails import Tails
+
+SHORTEST = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a scorer was asked for: `draws` noise draws of seeds `seed`, seed + 1, ...; `window` in frames."""
+
+    false_alarms: float = 0.01
+    run_length: int = 1000
+    draws: int = 1
+    seed: int = 0
+    window: int = 8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.false_alarms, float) or not 0 < self.false_alarms < 1:
+            raise ScorerError(f"false alarms: expected a rate between 0 and 1, found {self.false_alarms!r:.40}")
+        for name, smallest in {"run_length": 1, "draws": 1, "seed": 0, "window": 1}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise ScorerError(f"{name}: expected an integer >= {smallest}, found {value!r:.40}")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the noise draws."""
+        return [self.seed + draw for draw in range(self.draws)]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is normal: patches `known` (K, k) of frames, scales, ranks of frames, sorted scores (E,) of episodes."""
+
+    known: Tensor
+    tails: Tails
+    ranks: Ranks
+    change: Change
+    episodes: np.ndarray
+
+
+def check_episode(world: World, episode: Episode) -> None:
+    """DataError unless the world can score this episode."""
+    if not isinstance(episode, Episode):
+        raise DataError(f"episode: expected an Episode, found {type(episode).__name__}; build or read one")
+    episode.validate()
+    size, flat = (world.config.height, world.config.width, 3), world.networks.action.project.in_features - 1
+    if len(episode) < SHORTEST:
+        raise DataError(f"episode: expected at least {SHORTEST} frames, found {len(episode)}; leave it out")
+    if episode.frames.shape[1:] != size:
+        raise DataError(f"frames: expected the world's size {size}, found {episode.frames.shape[1:]}; resize them")
+    if episode.actions.shape[1] != flat:
+        raise DataError(f"actions: expected {flat} numbers each, as world {world.config.name} has them, found "
+                        f"{episode.actions.shape[1]}; take episodes of its own environment")
+    if episode.space != "{}" and json.loads(episode.space) != json.loads(world.config.action_space):
+        raise DataError(f"action space: expected {world.config.action_space:.80}, found {episode.space:.80}; take "
+                        "episodes of the world's own environment")
+
+
+def kinds(world: World) -> int:
+    """Kinds of frames that are judged apart: first frames, then those behind each action of a Discrete space."""
+    space = json.loads(world.config.action_space)
+    return 1 + (int(space["n"]) if space["type"] == "Discrete" else 1)
+
+
+def group_of(world: World, actions: np.ndarray) -> np.ndarray:
+    """The kind (T,) of frames that actions (T, flat) led to, the first of an episode."""
+    group = 1 + actions.argmax(1) if kinds(world) > 2 else np.ones(len(actions), np.int64)
+    group[0] = 0
+    return group
+
+
+def parts(world: World, frames: np.ndarray, evidence: Evidence, known: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Statistics (T, K) of frames (T, H, W, 3) u8 in the order of scores.PARTS, and surprise per token (T, h, w)."""
+    codec, (h, w) = world.networks.codec, world.config.grid
+    latents, shown = torch.from_numpy(evidence.latents), torch.from_numpy(frames)
+    strange = novelty(latents, known, world.config.codec.merge, world.config.noise_level)
+    unsaid = residual(codec, shown, latents.to(world.dynamics.device), (h, w))
+    surprise = evidence.surprise.sum(1)
+    found = (
+        surprise, evidence.surprise.max(1), evidence.against.sum(1), strange.amax(1).double().numpy(),
+        unsaid.amax(1).double().numpy(), surprise - complexity(frames),
+    )
+    return np.stack(found, axis=1), evidence.surprise.reshape(-1, h, w)

@@ -1,0 +1,76 @@
+"""What a scorer says of an episode."""
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+PARTS = ("surprise", "peak", "against_action", "novelty", "residual", "background")
+"""The statistics of a frame, in nats but `residual` (grey levels); all are higher the stranger a frame is.
+
+surprise: nats by which the prediction of the frame falls short of a perfect one. peak: the same of the worst token.
+against_action: log p without the frame's action - log p with it: above 0, the world did not do what the action says.
+novelty: strangest patch against the patches of normal frames. residual: what the codec cannot say, of the worst token.
+background: surprise - compressed size of the frame (Serra et al. 2020): what is strange for being so simple.
+"""
+
+COLUMNS = ("score", "p", "alarm", "cusum", "change", "windowed", "typicality", "nats_per_dim", "action_ratio")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """T frames of one episode; row t belongs to frames[t], which actions[t] led to.
+
+    score (T,): all parts together, about -log of the share of normal frames that are stranger; higher is stranger.
+    p (T,): its split-conformal p-value. alarm (T,) bool: p <= the scorer's false-alarm rate.
+    windowed (T,): mean log surprise of the last frames, in deviations of such a mean; typicality (T,): its size, so
+    that too likely counts too. cusum (T,): cumulative sum of evidence for a change; change (T,) bool: it is above its
+    threshold. nats_per_dim (T,): log-probability given history and action (higher: more likely). action_ratio (T,),
+    nats: log p(x|h,a) - log p(x|h,none), 0 for the first frame. values (T, len(PARTS)): `parts` side by side.
+    heat (T, h, w): surprise per token.
+    episode: `score` (log of the mean of exp(score), the harmonic mean p-value of Wilson 2019 on the frames' scale), its
+    `p`, `nats_per_dim` (mean), `alarms` (count), `change` (first frame of a change, -1: none).
+    """
+
+    score: np.ndarray
+    p: np.ndarray
+    alarm: np.ndarray
+    windowed: np.ndarray
+    typicality: np.ndarray
+    cusum: np.ndarray
+    change: np.ndarray
+    nats_per_dim: np.ndarray
+    action_ratio: np.ndarray
+    values: np.ndarray
+    heat: np.ndarray
+    episode: dict[str, float]
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        """The statistics by name, (T,) each."""
+        return dict(zip(PARTS, self.values.T, strict=True))
+
+    @property
+    def first_alarm(self) -> int:
+        """Index of the first flagged frame, -1 where there is none."""
+        return first_true(self.alarm)
+
+    def to_csv(self) -> str:
+        """One line per frame: every column and every part."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("frame", *COLUMNS, *PARTS))
+        columns = [getattr(self, name) for name in COLUMNS]
+        for t in range(len(self)):
+            cells = [f"{float(column[t]):.9g}" for column in (*columns, *self.values.T)]
+            writer.writerow((t, *cells))
+        return text.getvalue()
+
+
+def first_true(flags: np.ndarray) -> int:
+    """Index of the first True, -1 where there is none."""
+    return int(flags.argmax()) if flags.any() else -1

@@ -1,0 +1,95 @@
+"""A scorer on disk: scorer.safetensors holds the numbers and, sealed with them, the facts, which scorer.json shows."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ScorerError
+from ..files import read_tensors, write_tensors, write_text
+from ..world import World
+from .calibration import Change, Ranks
+from .normal import Fitted, Settings, kinds
+from .scores import PARTS
+from .tails import KNOTS, Tails
+
+FORMAT = 1
+FACTS, NUMBERS = "scorer.json", "scorer.safetensors"
+
+
+def world_facts(world: World) -> dict[str, Any]:
+    """What a scorer is bound to, told apart so that an error can name what differs."""
+    config = world.config
+    codec = {name: getattr(config.codec, name) for name in ("kind", "patch", "components", "merge")}
+    return {
+        "size": [config.height, config.width], "codec": codec, "noise_level": config.noise_level,
+        "world": config.name, "world_id": world.world_id,
+    }
+
+
+def write(folder: Path | str, world: World, settings: Settings, fitted: Fitted) -> None:
+    """Write both files; raises ScorerError where that fails."""
+    facts = {
+        "format": FORMAT, **world_facts(world), "settings": asdict(settings), "parts": list(PARTS),
+        "calibration_frames": len(fitted.ranks.scores), "calibration_episodes": len(fitted.episodes),
+        "change": {name: getattr(fitted.change, name) for name in ("calm", "spread", "threshold")},
+    }
+    text = json.dumps(facts, indent=1, sort_keys=True)
+    arrays = {
+        "tails.knots": fitted.tails.knots, "tails.shape": fitted.tails.shape, "tails.spread": fitted.tails.spread,
+        "ranks.scores": fitted.ranks.scores, "ranks.starts": fitted.ranks.starts, "ranks.ages": fitted.ranks.ages,
+        "change.mean": fitted.change.mean, "change.deviation": fitted.change.deviation, "episodes": fitted.episodes,
+    }
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    numbers = Path(folder) / NUMBERS
+    write_tensors(numbers, {"known": fitted.known, **tensors}, {"facts": text}, sealed=True, error=ScorerError)
+    write_text(Path(folder) / FACTS, text)
+
+
+def read(folder: Path | str, world: World) -> tuple[Settings, Fitted]:
+    """Read a scorer of `world`; ScorerError says what is damaged, or what does not fit."""
+    path = Path(folder) / NUMBERS
+    tensors, metadata = read_tensors(path, ScorerError, sealed=True)
+    try:
+        facts = json.loads(metadata["facts"])
+        shown = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
+        version = facts["format"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ScorerError(f"{folder}: expected a whole scorer, found damage: {error!r:.120}; calibrate anew") from None
+    if version != FORMAT:
+        raise ScorerError(f"{path}: expected a scorer of format {FORMAT}, found {version!r:.20}; calibrate anew")
+    if facts != shown:
+        raise ScorerError(f"{folder}: expected {FACTS} and {NUMBERS} of one scorer, found two; calibrate anew")
+    for name, expected in world_facts(world).items():
+        if facts.get(name) != expected:
+            found = f"{facts.get(name)!s:.100}"
+            raise ScorerError(f"{folder}: {name}: expected a scorer for {expected!s:.100}, found one for {found}; "
+                              "calibrate one for this world")
+    try:
+        return Settings(**facts["settings"]), _fitted(tensors, facts, world)
+    except (KeyError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
+        raise ScorerError(f"{path}: expected a whole scorer, found damage: {error!r:.120}; calibrate anew") from None
+
+
+def _fitted(tensors: dict[str, Tensor], facts: dict[str, Any], world: World) -> Fitted:
+    groups, count = kinds(world), len(PARTS)
+    size = len(tensors["ranks.ages"])
+    shapes = {
+        "tails.knots": (groups, count, KNOTS), "tails.shape": (groups, count), "tails.spread": (groups, count),
+        "change.mean": (groups,), "change.deviation": (groups,), "ranks.starts": (size + 1,),
+    }
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensors[name].shape)}")
+    part = {name: tensor.numpy() for name, tensor in tensors.items()}
+    change = Change(
+        part["change.mean"], part["change.deviation"], facts["settings"]["window"], **facts["change"]
+    )
+    return Fitted(
+        tensors["known"], Tails(part["tails.knots"], part["tails.shape"], part["tails.spread"]),
+        Ranks(part["ranks.scores"], part["ranks.starts"], part["ranks.ages"]), change, part["episodes"],
+    )

@@ -1,0 +1,123 @@
+"""Scoring frames as they come: rows of different ages, each observed once per step through the world's cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError, StateError
+from ..state import WorldState
+from .calibration import Memory
+from .evidence import Evidence, first, peek
+from .normal import group_of, parts
+from .scorer import Judged, Scorer
+from .scores import PARTS
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One frame of one row: as the fields of Scores at one t; heat (h, w)."""
+
+    score: float
+    p: float
+    alarm: bool
+    windowed: float
+    typicality: float
+    cusum: float
+    change: bool
+    nats_per_dim: float
+    action_ratio: float
+    parts: dict[str, float]
+    heat: np.ndarray
+
+
+class Stream:
+    """`rows` episodes that go on at the same time; what a row is told is scored as `Scorer.score` scores it."""
+
+    def __init__(self, scorer: Scorer, rows: int = 1) -> None:
+        self.scorer, self.rows = scorer, rows
+        self._state: WorldState | None = None
+        self._memory = [Memory()] * rows
+        self._age = np.zeros(rows, np.int64)
+
+    @torch.inference_mode()
+    def begin(self, frames: np.ndarray, texts: Sequence[str], rows: Sequence[int] | None = None) -> list[Verdict]:
+        """New episodes in `rows` (all of them without): first frames (k, H, W, 3) u8 and texts; their verdicts."""
+        chosen = list(range(self.rows)) if rows is None else list(rows)
+        if self._state is None and len(chosen) != self.rows:
+            raise StateError(f"stream: expected all {self.rows} rows to begin at first, found rows {chosen}")
+        world, seeds = self.scorer.world, self.scorer.settings.seeds
+        shown = self._frames(frames, len(chosen))
+        drawn = shown.repeat_interleave(len(seeds), dim=0)
+        state, transition = world.start(
+            drawn, text=[text for text in texts for _ in seeds], seed=seeds * len(chosen)
+        )
+        clean = self._clean(drawn)
+        found = first(world, transition, clean)
+        if self._state is None or len(chosen) == self.rows:
+            self._state = state
+        else:
+            places = torch.tensor([row * len(seeds) + draw for row in chosen for draw in range(len(seeds))])
+            self._state = self._state.replace_rows(places, state)
+        for row in chosen:
+            self._memory[row], self._age[row] = Memory(), 0
+        group = np.zeros(len(chosen), np.int64)
+        return self._verdicts(chosen, shown, found, clean, group)
+
+    @torch.inference_mode()
+    def see(self, actions: Sequence[Any], frames: np.ndarray) -> list[Verdict]:
+        """The next frames (rows, H, W, 3) u8 of all rows, which one action per row led to; their verdicts."""
+        if self._state is None:
+            raise StateError("stream: expected episodes that have begun, found none; call begin() first")
+        world, draws = self.scorer.world, self.scorer.settings.draws
+        flat = world.flatten(list(actions), self.rows)
+        shown = self._frames(frames, self.rows)
+        drawn, wide = shown.repeat_interleave(draws, dim=0), flat.repeat_interleave(draws, dim=0)
+        clean = self._clean(drawn)
+        state, found = peek(world, self._state, wide, drawn.to(world.dynamics.device), clean)
+        self._state, _ = world.observe(state, wide, drawn, reuse=True)
+        self._age += 1
+        group = np.array([group_of(world, np.stack((one, one)))[1] for one in flat[:, 1:].cpu().numpy()])
+        return self._verdicts(list(range(self.rows)), shown, found, clean, group)
+
+    def _frames(self, frames: np.ndarray, rows: int) -> Tensor:
+        size = (rows, self.scorer.world.config.height, self.scorer.world.config.width, 3)
+        found = np.asarray(frames)
+        if found.dtype != np.uint8 or found.shape != size:
+            raise DataError(f"frames: expected uint8 {size}, found {found.dtype} {found.shape}; resize them")
+        return torch.from_numpy(found.copy())[:, None]
+
+    def _clean(self, frames: Tensor) -> Tensor:
+        moves = self.scorer.world.dynamics
+        return moves.networks.codec.encode(frames.to(moves.device))[:, 0].to(moves.dtype)
+
+    def _verdicts(
+        self, rows: list[int], shown: Tensor, found: Tensor, clean: Tensor, group: np.ndarray
+    ) -> list[Verdict]:
+        """found (3, k * draws, n) of rows: averaged over the draws, then judged row by row."""
+        draws = self.scorer.settings.draws
+        mean = found.double().cpu().unflatten(1, (-1, draws)).mean(2).numpy()
+        nats, surprise, against = mean
+        evidence = Evidence(nats, surprise, against, clean[::draws].float().cpu().numpy())
+        values, heat = parts(self.scorer.world, shown[:, 0].numpy(), evidence, self.scorer.fitted.known)
+        per_dim = nats.sum(1) / (nats.shape[1] * self.scorer.world.config.channels)
+        verdicts = []
+        for index, row in enumerate(rows):
+            one = slice(index, index + 1)
+            judged = self.scorer.judge(values[one], group[one], self._age[row : row + 1], self._memory[row])
+            self._memory[row] = judged.memory
+            verdicts.append(self._verdict(judged, float(per_dim[index]), values[index], heat[index]))
+        return verdicts
+
+    def _verdict(self, judged: Judged, nats: float, values: np.ndarray, heat: np.ndarray) -> Verdict:
+        score, p, windowed, cusum = (float(part[0]) for part in (
+            judged.score, judged.p, judged.windowed, judged.cusum))
+        named = dict(zip(PARTS, values.tolist(), strict=True))
+        return Verdict(
+            score=score, p=p, alarm=p <= self.scorer.false_alarms, windowed=windowed, typicality=abs(windowed),
+            cusum=cusum, change=cusum > self.scorer.fitted.change.threshold, nats_per_dim=nats,
+            action_ratio=-named["against_action"], parts=named, heat=heat,
+        )

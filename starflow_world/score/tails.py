@@ -1,0 +1,71 @@
+"""How rare a number is among normal ones: statistics of any unit on one scale, -log of the share that is larger.
+
+Below the 90 % quantile the share is counted. Above it a generalised Pareto tail is fitted (Pickands 1975; probability
+weighted moments, Hosking & Wallis 1987), so that far outliers keep their order: heavy tails of normal data weigh less.
+Statistics are told apart by group, the kind of action that led to the frame: what is rare behind a turn may be common
+behind a drop. Differences below `FLOOR` (nats or grey levels) are no evidence.
+
+Shapes: N frames, K statistics, G groups.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+KNOTS, BULK = 181, 0.9
+FLOOR = 0.1
+HEAVIEST, LIGHTEST, UNSURE = 0.9, 0.1, 0.5
+FEWEST_BEYOND = 8
+FEWEST = 100
+"""Frames that a group needs for quantiles of its own; with fewer it is judged as all groups together."""
+
+
+@dataclass(frozen=True)
+class Tails:
+    """knots (G, K, KNOTS): quantiles, made strictly increasing; shape, spread (G, K): of the tail behind the last."""
+
+    knots: np.ndarray
+    shape: np.ndarray
+    spread: np.ndarray
+
+    @staticmethod
+    def fit(values: np.ndarray, group: np.ndarray, groups: int) -> "Tails":
+        """Of normal values (N, K) whose groups are (N,); group 0 is always on its own."""
+        parts = []
+        later = values[group > 0] if (group > 0).any() else values
+        for number in range(groups):
+            own = values[group == number]
+            enough = len(own) >= FEWEST or (number == 0 and len(own) > 0)
+            parts.append([_tail(column) for column in (own if enough else later).T])
+        knots, shape, spread = (np.array([[tail[i] for tail in row] for row in parts]) for i in range(3))
+        return Tails(knots, shape, spread)
+
+    def __call__(self, values: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """-log of the share of normal values that are larger, for values (N, K) of groups (N,)."""
+        found = np.empty(values.shape)
+        for number in np.unique(group):
+            rows = group == number
+            for k in range(values.shape[1]):
+                found[rows, k] = self._one(values[rows, k], number, k)
+        return found
+
+    def _one(self, values: np.ndarray, group: int, k: int) -> np.ndarray:
+        knots, shape, spread = self.knots[group, k], self.shape[group, k], self.spread[group, k]
+        bulk = np.interp(values, knots, LEVELS)
+        beyond = np.maximum(values - knots[-1], 0)
+        return np.asarray(bulk + np.log1p(shape * beyond / spread) / shape)
+
+
+LEVELS = -np.log1p(-np.linspace(0, BULK, KNOTS))
+
+
+def _tail(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Knots, shape and spread of one statistic."""
+    knots = np.quantile(values, np.linspace(0, BULK, KNOTS)) + np.linspace(0, FLOOR, KNOTS)
+    beyond = np.sort(values[values > knots[-1]] - knots[-1])
+    if len(beyond) < FEWEST_BEYOND:  # an exponential's spread, and a tail that is not sure of itself
+        return knots, UNSURE, max(float(knots[-1] - np.median(values)) / np.log(0.5 / (1 - BULK)), FLOOR)
+    mean, rank = beyond.mean(), np.arange(len(beyond) - 1, -1, -1)
+    moment = (rank / (len(beyond) - 1) * beyond).mean()
+    shape = float(np.clip(2 - mean / (mean - 2 * moment), LIGHTEST, HEAVIEST)) if mean > 2 * moment else LIGHTEST
+    return knots, shape, max(float(mean * (1 - shape)), FLOOR)
