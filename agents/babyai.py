@@ -36,9 +36,9 @@ def tiles(size: int = 8) -> dict[str, np.ndarray]:
     return found
 
 
-def read(frame: np.ndarray) -> np.ndarray:
-    """Names of the tiles (rows, columns) in a frame (H, W, 3) u8; "?" where no tile fits."""
-    known = tiles()
+def read(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """Names of the tiles (rows, columns) in a frame (H, W, 3) u8; "?" where none of `known` (by default all) fits."""
+    known = tiles() if known is None else known
     names = np.array([*known, "?"])
     pictures = np.stack(list(known.values())).astype(np.float32)
     rows, columns = frame.shape[0] // 8, frame.shape[1] // 8

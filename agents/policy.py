@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
+from starflow_world.agents.cartpole import BalancePolicy
 from starflow_world.errors import ActionError, ConfigError, DataError
 
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
@@ -291,7 +292,9 @@ def _turn(direction: int, heading: int) -> int:
     return {0: FORWARD, 1: RIGHT, 2: RIGHT, 3: LEFT}[(heading - direction) % 4]
 
 
-POLICIES = {"random": RandomPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy}
+POLICIES = {
+    "random": RandomPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy, "balance": BalancePolicy,
+}
 
 
 def make_policy(name: str) -> Policy:

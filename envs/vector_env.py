@@ -24,7 +24,6 @@ from starflow_world.envs.rows import (
     check_keys,
     check_render_mode,
     check_setup,
-    facts,
     has_start,
     info_of,
     judge,
@@ -32,6 +31,7 @@ from starflow_world.envs.rows import (
     read_given,
     restored,
 )
+from starflow_world.envs.trust import Trust, imagine
 from starflow_world.errors import ActionError, ConfigError, StateError
 from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
@@ -46,6 +46,7 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
     As `WorldEnv` row by row: row k reset with seed s behaves as a WorldEnv reset with seed s + k. autoreset_mode:
     next_step (a row that ended is begun anew by the next step, which ignores its action and rewards nothing), same_step
     (begun anew at once; `final_obs` and `final_info` in the infos) or disabled (reset(options={"reset_mask": mask})).
+    trust: limits above which a row is truncated.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
@@ -54,7 +55,7 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
         self, world: World | str | Path | None = None, num_envs: int = 1, *, path: World | str | Path | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, text: str | None = None,
         render_mode: str | None = None, reward_fn: RewardFunction | None = None, max_episode_steps: int | None = None,
-        frames_between: bool = False,
+        frames_between: bool = False, trust: Trust | None = None,
     ) -> None:
         if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise ConfigError(f"num_envs: expected an integer >= 1, found {num_envs!r:.60}")
@@ -67,6 +68,7 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
             raise ConfigError(f"autoreset: world {opened.config.name} has no start set to begin from; pass text=..., "
                               "or autoreset_mode='disabled' and give every reset its frames or text")
         self.num_envs, self.text, self.reward_fn, self.frames_between = int(num_envs), text, reward_fn, frames_between
+        self.trust = trust
         size = (opened.config.height, opened.config.width, 3)
         self.single_observation_space = spaces.Box(0, 255, size, np.uint8)
         self.single_action_space = copy.deepcopy(opened.action_space)
@@ -150,11 +152,11 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
             raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
                              'reset(options={"reset_mask": mask})')
         chosen = self._read_actions(actions, waiting)
-        world, transition = self.world.step(now.world, chosen, reuse=True)
-        found = facts(self.world, transition, world.texts, between=self.frames_between)
+        world, transition, found = imagine(self.world, now.world, chosen, self.trust, between=self.frames_between)
         frames = pictures(transition)
         rewards, terminated = self._judge(now, transition, chosen, frames, found)
-        truncated = (now.steps + 1 >= self.max_episode_steps) & ~waiting
+        late, doubted = now.steps + 1 >= self.max_episode_steps, found.get("reason", np.full(self.num_envs, "")) != ""
+        truncated = (late | doubted) & ~waiting
         ended = terminated | truncated
         infos = self._spread({}, found, np.arange(self.num_envs))
         anew = waiting

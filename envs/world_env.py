@@ -18,13 +18,13 @@ from starflow_world.envs.rows import (
     check_keys,
     check_render_mode,
     check_setup,
-    facts,
     info_of,
     judge,
     pictures,
     read_given,
     restored,
 )
+from starflow_world.envs.trust import Trust, imagine
 from starflow_world.envs.window import Window, require_pygame
 from starflow_world.errors import ActionError, StateError
 from starflow_world.state import WorldState
@@ -39,7 +39,8 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
     world (or path): a World, a folder, or the name of a shipped world. text: the prompt of every episode that is not
     given one; without frames, the first frame is imagined from it. reward_fn(obs, action, next_obs, info) gives the
     reward, or (reward, terminated), in place of the world's outcome head. max_episode_steps: truncate after so many
-    steps (by default the world's own number). frames_between: put all pixel frames of a step into `info`.
+    steps (by default the world's own number). frames_between: put all pixel frames of a step into `info`. trust:
+    limits above which the episode is truncated.
 
     `info` has the keys that `starflow_world.envs.rows.facts` lists. Calls in the wrong order raise StateError; a call
     that is refused leaves the env as it was. close() forgets the episode; reset() begins anew.
@@ -51,7 +52,7 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
     def __init__(
         self, world: World | str | Path | None = None, *, path: World | str | Path | None = None,
         text: str | None = None, render_mode: str | None = None, reward_fn: RewardFunction | None = None,
-        max_episode_steps: int | None = None, frames_between: bool = False,
+        max_episode_steps: int | None = None, frames_between: bool = False, trust: Trust | None = None,
     ) -> None:
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         if render_mode == "human":
@@ -59,7 +60,7 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
         opened = self._open(world, path)
         limit = check_setup(opened, reward_fn, max_episode_steps, text)
         self.max_episode_steps = limit if self.own_limit or max_episode_steps is not None else math.inf
-        self.text, self.reward_fn, self.frames_between = text, reward_fn, frames_between
+        self.text, self.reward_fn, self.frames_between, self.trust = text, reward_fn, frames_between, trust
         self.observation_space = spaces.Box(0, 255, (opened.config.height, opened.config.width, 3), np.uint8)
         self.action_space = copy.deepcopy(opened.action_space)
         self._now: EnvState | None = None
@@ -96,14 +97,13 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
             raise StateError("step: expected an episode under way, but it has ended; call reset()")
         if action is None:
             raise ActionError(f"action: expected an element of {self.action_space}, found None")
-        world, transition = self.world.step(now.world, [action], reuse=True)
-        frames = pictures(transition)
-        info = info_of(facts(self.world, transition, world.texts, between=self.frames_between), 0)
+        world, transition, found = imagine(self.world, now.world, [action], self.trust, between=self.frames_between)
+        frames, info = pictures(transition), info_of(found, 0)
         reward, terminated = float(transition.reward[0]), bool(transition.end[0])
         if self.reward_fn is not None:
             reward, end = judge(self.reward_fn, now.frames[0], action, frames[0], info)
             terminated = terminated if end is None else end
-        truncated = bool(now.steps[0] + 1 >= self.max_episode_steps)
+        truncated = bool(now.steps[0] + 1 >= self.max_episode_steps or info.get("reason"))
         self._now = EnvState(world, frames, now.begun, np.array([terminated or truncated]))
         self._show()
         return frames[0].copy(), reward, terminated, truncated, info

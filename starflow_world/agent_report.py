@@ -1,0 +1,112 @@
+"""What train-agent found, for people: learning curves as PNG and a report in Markdown, all of it from its figures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import atomic, write_text
+
+COLOURS = {"dream": "tab:orange", "real": "tab:blue"}
+REACHED = 0.8
+FINAL = ("success", "reward", "discounted")
+
+
+def write_report(figures: dict[str, Any], out: Path) -> None:
+    """Write curves.png and report.md into `out`."""
+    write_curves(figures, out / "curves.png")
+    write_text(out / "report.md", markdown(figures))
+
+
+def at(curve: list[dict[str, float]], steps: float, key: str = "success") -> float:
+    """A curve's value after the last point that took at most so many steps."""
+    return [point[key] for point in curve if point["steps"] <= steps][-1]
+
+
+def steps_to(curve: list[dict[str, float]], level: float = REACHED) -> float | None:
+    """Steps after which the success rate first reached a level; None if it never did."""
+    return next((point["steps"] for point in curve if point["success"] >= level), None)
+
+
+def ratios(figures: dict[str, Any]) -> dict[str, float]:
+    """Mean success of the agents that learned in the dream over that of those that learned in reality, after the same
+    steps and at the end; and how far the imagined reward of the final agents is from the real one, as a share."""
+    curves, final = figures["curves"], figures["final"]
+    common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
+    real = _mean(at(curve, common) for curve in curves["real"])
+    found = {"same_steps": _mean(at(curve, common) for curve in curves["dream"]), "end": _mean(
+        curve[-1]["success"] for curve in curves["dream"])}
+    imagined, reality = (_mean(one[where]["reward"] for one in final) for where in ("dream", "real"))
+    return {
+        **{key: value / real if real else float("nan") for key, value in found.items()},
+        "imagined_error": abs(imagined - reality) / reality if reality else float("nan"),
+    }
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The report."""
+    plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
+    common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
+    lines = [
+        f"# An agent that learned \"{plan['text']}\" in a dream", "",
+        f"World `{figures['world']}` ({figures['world_id'][:12]}), {plan['seeds']} seeds, {plan['envs']} envs, "
+        f"{plan['actions'] or 'all'} actions; episodes of at most 64 steps from {plan['starts']} real first frames. "
+        f"Every agent is judged in {plan['episodes']} real rooms that it never saw, with sampled actions.", "",
+        "![learning curves](curves.png)", "",
+        "| agent | steps | success in reality, mean (each seed) | steps to 80 % |", "| --- | --- | --- | --- |",
+        _row(f"learned in reality, {common:,.0f} steps", [_cut(curve, common) for curve in curves["real"]]),
+        _row("learned in the dream, the same steps", [_cut(curve, common) for curve in curves["dream"]]),
+        _row("learned in the dream, to the end", curves["dream"]),
+        f"| random | | {figures['random']['real']['success']:.0%} | |", "",
+        "| dream over reality | measured | wanted |", "| --- | --- | --- |",
+        f"| the same steps | {found['same_steps']:.0%} | >= 90 % |",
+        f"| all dream steps ({curves['dream'][0][-1]['steps']:,.0f}) | {found['end']:.0%} | >= 100 % at twice |",
+        f"| imagined reward of the final agent, off from the real one by | {found['imagined_error']:.0%} | <= 10 % |",
+        "", "| learned in the dream | success, dream | real | reward, dream | real | discounted, dream | real |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for seed, one in enumerate(figures["final"]):
+        cells = (f"{one[where][key]:.2f}" for key in FINAL for where in ("dream", "real"))
+        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
+    video = "`agent.mp4`: seed 0 in dreams (left) and in reality, from the same first frames."
+    return "\n".join([*lines, "", video, ""])
+
+
+def _row(name: str, curves: list[list[dict[str, float]]]) -> str:
+    success = [curve[-1]["success"] for curve in curves]
+    each, reached = ", ".join(f"{value:.0%}" for value in success), [steps_to(curve) for curve in curves]
+    steps = ", ".join("never" if value is None else f"{value:,.0f}" for value in reached)
+    return f"| {name} | {curves[0][-1]['steps']:,.0f} | {_mean(success):.0%} ({each}) | {steps} |"
+
+
+def _cut(curve: list[dict[str, float]], steps: float) -> list[dict[str, float]]:
+    return [point for point in curve if point["steps"] <= steps]
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def write_curves(figures: dict[str, Any], path: Path) -> None:
+    """Success in reality over the steps taken: every seed thin, the mean thick."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    for where, curves in figures["curves"].items():
+        for curve in curves:
+            axis.plot([p["steps"] for p in curve], [p["success"] for p in curve], color=COLOURS[where], alpha=0.3)
+        count = min(len(curve) for curve in curves)
+        steps = [point["steps"] for point in curves[0][:count]]
+        mean = np.mean([[point["success"] for point in curve[:count]] for curve in curves], axis=0)
+        label = "learned in the dream" if where == "dream" else "learned in reality"
+        axis.plot(steps, mean, color=COLOURS[where], linewidth=2.5, label=label)
+    axis.axhline(figures["random"]["real"]["success"], color="grey", linestyle="--", label="random")
+    axis.set(xlabel="env steps", ylabel="success in reality", ylim=(0, 1.02), title=figures["plan"]["text"])
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
+    pyplot.close(figure)
