@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shipped world from nothing, in stages: `make world`, about three hours of two quiet cores. A stage that is done is
+# The shipped world from nothing, in stages: `make world`, about two hours of two quiet cores. A stage that is done is
 # not done again; one that was interrupted goes on.
 set -euo pipefail
 
@@ -19,22 +19,28 @@ stage() { # stage NAME SETTING...
   before=(--init "$out")
 }
 
-moving="train.parts=[flow.motion, flow.carry, action]"
-windows=("train.lengths=[24]" train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1)
-stage motion "$moving" "${windows[@]}" train.steps=1500 train.site_learning_rate=0.015 train.learning_rate=0.004
-stage carried "$moving" "${windows[@]}" train.steps=2100 train.site_learning_rate=0.01 train.learning_rate=0.004
-stage settled "$moving" "${windows[@]}" train.steps=1300 train.site_learning_rate=0.01 train.learning_rate=0.004 \
-  train.motion_beta=0.5
+stage motion "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
+  train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.004 \
+  train.steps=1500 train.site_learning_rate=0.015
+stage carried "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
+  train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.004 \
+  train.steps=2100 train.site_learning_rate=0.01
+stage settled "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
+  train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.004 \
+  train.steps=1300 train.site_learning_rate=0.01 train.motion_beta=0.5
 stage history "train.parts=[flow.deep, flow.denoiser, flow.motion.tell, flow.shallow, text]" train.steps=1500 \
   train.outcome_weight=0 train.site_learning_rate=0.01
 stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \
   train.end_rate=0 train.starts=1 train.start_weight=1 train.outcome_weight=0 train.learning_rate=0.004
-stage events "train.parts=[outcome]" train.steps=900 train.frames=384 "train.lengths=[2]" train.start_rate=0 \
-  train.end_rate=0.5 train.starts=1 train.start_weight=0 train.outcome_weight=1 train.text_dropout=0 \
-  train.site_learning_rate=0.015
-stage seldom-events "train.parts=[outcome]" train.steps=300 train.frames=400 "train.lengths=[6]" train.start_rate=0.1 \
-  train.end_rate=0.25 train.starts=1 train.start_weight=0 train.outcome_weight=1 train.text_dropout=0 \
-  train.site_learning_rate=0.004
+stage events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
+  train.outcome_weight=1 train.text_dropout=0 train.steps=1500 train.frames=256 train.end_rate=0.5 \
+  train.site_learning_rate=0.008
+stage seldom-events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
+  train.outcome_weight=1 train.text_dropout=0 train.steps=2100 train.frames=384 train.end_rate=0.1 \
+  train.site_learning_rate=0.007
+stage all-events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
+  train.outcome_weight=1 train.text_dropout=0 train.steps=300 train.frames=512 train.end_rate=0.02 \
+  train.site_learning_rate=0.002
 stage text-starts "train.parts=[start.]" train.steps=3600 train.starts=128 train.learning_rate=0.005
 
 starflow-world evaluate runs/text-starts --data data/eval --outcomes data/valid --card

@@ -79,9 +79,10 @@ def start_losses(networks: Networks, batch: Batch, noise: Tensor) -> Losses:
 def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables, beta: float) -> Losses:
     """The nats of the motion alone, as if the deep block said nothing; noise (B, T, n, c) is standard normal.
 
-    The expectation over the noise of the frame that is predicted, which the motion cannot know, is taken in closed form:
-    what is left of the gradient's own noise is that of the frame before. Dimensions of large scale count scale**(2 beta)
-    as much (beta-NLL, Seitzer et al. 2022): where the motion expects anything it learns too slowly what to expect.
+    The expectation over the noise of the frame that is predicted, which the motion cannot know, is taken in closed
+    form: what is left of the gradient's own noise is that of the frame before. Dimensions of large scale count
+    scale**(2 beta) as much (beta-NLL, Seitzer et al. 2022): where a motion expects anything, it learns too slowly what
+    to expect.
     """
     flow, sigma = networks.flow, networks.config.noise_level
     clean, action = networks.codec.encode(batch.frames), networks.action(batch.actions)

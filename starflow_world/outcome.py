@@ -1,8 +1,8 @@
 """Reward and end of a frame, from what the deep block knows and the frame itself.
 
 A stateless head: a site network looks at the noisy latent frame under the text, each site is told the hidden state of
-its token (it has seen text, history and action) unless the config says that the frame is enough, the features are summed over the frame and become a distribution over
-reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
+its token (it has seen text, history and action) unless the config says that the frame is enough, the features are
+summed over the frame and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
 import math
@@ -53,7 +53,7 @@ class OutcomeHead(nn.Module):
         self.register_buffer("bins", bins, persistent=False)
 
     def forward(self, hidden: Tensor | None, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
-        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,). No hidden only for a head without history."""
+        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,). hidden is None for no history only."""
         dtype = self.read.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype))

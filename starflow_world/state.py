@@ -1,7 +1,7 @@
 """The state of a world: a value. Every field has a leading row axis B; methods return new values.
 
-`tokens`, `latents`, `carried`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache` is derived
-from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
+`tokens`, `latents`, `carried`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache`
+is derived from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ class WorldState:
     """B rows, each an independent world.
 
     tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): the newest noisy latents, which the
-    denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window, K = 0
-    for a flow without; actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length
-    (B,): valid frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and
-    values of the window, or None.
+    denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window
+    (K = 0 for a flow without); actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid
+    frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the
+    window, or None.
     """
 
     tokens: Tensor

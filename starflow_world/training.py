@@ -39,7 +39,8 @@ MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.a
 
 def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; site networks at their own rate."""
-    looking = [m for m in networks.modules() if isinstance(m, Motion | Carry | SiteDenoiser | OutcomeHead | ActionEncoder)]
+    kinds = (Motion, Carry, SiteDenoiser, OutcomeHead, ActionEncoder)
+    looking = [module for module in networks.modules() if isinstance(module, kinds)]
     sites = {id(p) for module in looking for p in module.parameters()}
     for head in (module for module in looking if isinstance(module, OutcomeHead)):
         if head.project is not None:  # it reads the hidden states, which are no sites
@@ -50,11 +51,11 @@ def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.opti
             muon = p.ndim == 2 and ".layers." in name and ".condition." not in name and not name.startswith("text.")
             peak = config.site_learning_rate if id(p) in sites else config.learning_rate
             groups.setdefault((muon, peak), []).append(p)
-    kinds = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
+    parts = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
     made: list[torch.optim.Optimizer] = []
-    if kinds[0]:
-        made.append(torch.optim.Muon(kinds[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    return [*made, torch.optim.AdamW(kinds[1], betas=(0.9, 0.95), weight_decay=1e-4)] if kinds[1] else made
+    if parts[0]:
+        made.append(torch.optim.Muon(parts[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return [*made, torch.optim.AdamW(parts[1], betas=(0.9, 0.95), weight_decay=1e-4)] if parts[1] else made
 
 
 def rate(step: int, config: TrainConfig) -> float:

@@ -30,7 +30,7 @@ def test_every_recipe_loads_and_is_short(path):
 def test_every_stage_of_the_shipped_world_is_a_recipe():
     script = (ROOT / "configs" / "babyai.sh").read_text().replace("\\\n", " ")
     stages = [shlex.split(line)[1:] for line in script.splitlines() if line.startswith("stage ")]
-    assert len(stages) == 8
+    assert len(stages) == 9
     recipes = {name: load_recipe(ROOT / "configs" / "babyai.yaml", tuple(settings)) for name, *settings in stages}
     assert recipes["motion"].train.parts == ("flow.motion", "flow.carry", "action")
     assert recipes["text-starts"].train.parts == ("start.",)

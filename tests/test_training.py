@@ -143,7 +143,8 @@ def test_site_networks_and_actions_learn_at_a_rate_of_their_own(data):
     rates = {names[id(p)]: group["lr"] for o in made.optimizers for group in o.param_groups for p in group["params"]}
     assert rates.keys() == set(names.values())
     for name, found in rates.items():
-        site = name.startswith(("flow.motion.", "flow.carry.", "outcome.", "action.")) and not name.startswith("outcome.project.")
+        looking = name.startswith(("flow.motion.", "flow.carry.", "outcome.", "action."))
+        site = looking and not name.startswith("outcome.project.")
         assert found == pytest.approx(2e-2 if site else 1e-3), name
 
 
@@ -329,7 +330,8 @@ def test_a_run_of_the_motion_alone_changes_nothing_else(data):
 
 
 def test_a_head_without_history_learns_without_the_flow(data):
-    made = trainer(data, world_config(outcome=replace(SMALL.outcome, history=False)), parts=("outcome",), outcome_weight=1.0)
+    world = world_config(outcome=replace(SMALL.outcome, history=False))
+    made = trainer(data, world, parts=("outcome",), outcome_weight=1.0)
     before, first = weights(made.networks), made.advance()["outcome"]
     made.networks.flow.nats = made.networks.flow.front = None  # type: ignore[assignment, method-assign]
     for _ in range(5):

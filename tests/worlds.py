@@ -16,8 +16,8 @@ TINY = WorldConfig(
     "tiny",
     FlowConfig(
         channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
-        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1, carry_slots=2, carry_width=8, codes=4,
-        denoiser_layers=1, denoiser_width=40,
+        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1,
+        carry_slots=2, carry_width=8, codes=4, denoiser_layers=1, denoiser_width=40,
         denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
     ),
     height=16, width=16, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),

@@ -76,7 +76,8 @@ class Operations:
             return 0.0
         per_site = flow.channels // flow.sites**2
         net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # of two frames at once
-        return net + 2.0 * slots * (self.sites * (width + 1 + per_site) + width + slots * per_site + 2 * width * per_site)
+        found = self.sites * (width + 1 + per_site) + 2 * width * per_site  # a site, and what it should have been
+        return net + 2.0 * slots * (found + width + slots * per_site)
 
     def outcome(self) -> float:
         """The reward and end head; 0 for a world without."""

@@ -1,4 +1,4 @@
-"""What is carried from frame to frame: causal, the same at once and frame by frame, and able to bring back what went."""
+"""What is carried from frame to frame: causal, the same at once and frame by frame, able to bring back what went."""
 
 from dataclasses import replace
 
