@@ -15,10 +15,22 @@ if TYPE_CHECKING:
     from .agents.rollout import collect
     from .check import check_world
     from .data import EpisodeDataset
+    from .envs.monitor import SurpriseMonitor, SurpriseVectorMonitor
+    from .envs.ray_vector_env import RayVectorEnv
     from .envs.rows import EnvState
     from .envs.vector_env import WorldVectorEnv
     from .envs.world_env import WorldEnv
-    from .errors import ActionError, CheckpointError, ConfigError, DataError, StarflowError, StateError, WorkerError
+    from .errors import (
+        ActionError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ScorerError,
+        StarflowError,
+        StateError,
+        WorkerError,
+    )
+    from .score import Scorer, Scores
     from .state import Transition, WorldState
     from .training import train
     from .world import Starts, World
@@ -26,15 +38,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ActionError", "CheckpointError", "ConfigError", "DataError", "EnvState", "EpisodeDataset", "StarflowError",
-    "Starts", "StateError", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv",
+    "ActionError", "CheckpointError", "ConfigError", "DataError", "EnvState", "EpisodeDataset", "RayVectorEnv",
+    "Scorer", "ScorerError", "Scores", "StarflowError", "Starts", "StateError", "SurpriseMonitor",
+    "SurpriseVectorMonitor", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv",
     "check_world", "collect", "train",
 ]
 
-_ERRORS = ("ActionError", "CheckpointError", "ConfigError", "DataError", "StarflowError", "StateError", "WorkerError")
+_ERRORS = (
+    "ActionError", "CheckpointError", "ConfigError", "DataError", "ScorerError", "StarflowError", "StateError",
+    "WorkerError",
+)
 _HOMES = dict.fromkeys(_ERRORS, "errors") | {
-    "EnvState": "envs.rows", "EpisodeDataset": "data", "Starts": "world", "Transition": "state", "World": "world",
-    "WorldEnv": "envs.world_env", "WorldState": "state", "WorldVectorEnv": "envs.vector_env",
+    "EnvState": "envs.rows", "EpisodeDataset": "data", "RayVectorEnv": "envs.ray_vector_env", "Scorer": "score",
+    "Scores": "score", "Starts": "world",
+    "SurpriseMonitor": "envs.monitor", "SurpriseVectorMonitor": "envs.monitor", "Transition": "state",
+    "World": "world", "WorldEnv": "envs.world_env", "WorldState": "state", "WorldVectorEnv": "envs.vector_env",
     "check_world": "check", "collect": "agents.rollout", "train": "training",
 }
 
@@ -62,6 +80,8 @@ def _register(name: str, entry: str, limit: int | None, kwargs: dict[str, Any]) 
 
 def _register_all() -> None:
     _register("Custom", "WorldEnv", None, {})
+    if "CartPolePixels-v0" not in registry:
+        register("CartPolePixels-v0", f"{__name__}.envs.cartpole_pixels:CartPolePixels", max_episode_steps=64)
     for config in sorted(Path(__file__).parent.glob("worlds/*/config.json")):
         name, limit = config.parent.name, json.loads(config.read_text(encoding="utf-8"))["world"]["max_episode_steps"]
         _register(_ENV_NAMES.get(name, name), "ShippedWorldEnv", limit, {"world": name})

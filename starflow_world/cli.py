@@ -3,10 +3,15 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
+from .cli_anomaly import anomaly_bench
+from .cli_video import convert, generate, plan
 from .errors import StarflowError
+from .rollout import rollout
+from .scoring.commands import calibrate, score
 
 
 def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_003) -> None:
@@ -24,7 +29,8 @@ def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_00
 
 def collect(
     *, env: str, out: Path, episodes: int = 1000, policy: str = "mixed", seed: int = 0, max_steps: int = 0,
-    frame_size: int = 64, reward: str = "event", no_end: bool = False,
+    frame_size: int = 64, reward: str = "event", no_end: bool = False, actors: int = 0, time_limit: float = 300.0,
+    address: str = "",
 ) -> None:
     """Play a real Gymnasium environment into a folder of episodes; an interrupted run goes on where it stopped.
 
@@ -32,18 +38,22 @@ def collect(
         env: Gymnasium id of an environment that renders RGB.
         out: folder for the episodes.
         episodes: how many.
-        policy: random, bot, tinker or mixed (bot, tinker and mixed are for BabyAI).
+        policy: random, bot, tinker or mixed (bot, tinker and mixed are for BabyAI), or balance (for CartPole).
         seed: every episode follows from it and its index.
         max_steps: time limit; 0: the environment's own.
         frame_size: pixels of the square frames.
         reward: event (1 where the reward is positive) or raw.
         no_end: draw actions that would end an episode again (for open-loop evaluation).
+        actors: Ray actors that play; 0: this process.
+        time_limit: seconds that an actor may take for an episode.
+        address: of a Ray cluster; empty: one started for the purpose.
     """
     from starflow_world.agents.policy import make_policy
     from starflow_world.agents.rollout import collect as run
 
     run(env, out, episodes=episodes, policy=make_policy(policy), seed=seed, max_steps=max_steps or None,
-        frame_size=frame_size, reward=reward, ends=not no_end)
+        frame_size=frame_size, reward=reward, ends=not no_end, actors=actors, time_limit=time_limit,
+        address=address or None)
     print(out)
 
 
@@ -128,21 +138,124 @@ def bench(
     run(world, out, Plan(envs, repeats, 10_000 if full else steps), profile=profile)
 
 
-def convert(checkpoint: tyro.conf.Positional[Path], *, out: Path, head_width: int = 64, text_length: int = 256,
-            position_scale: float = 32.0) -> None:
-    """Read a published STARFlow-V state dict (.pth) and write the flow as safetensors.
+def planner(
+    world: tyro.conf.Positional[str] = "babyai-gotolocal", *, env: str = "BabyAI-GoToLocalS8N4-v0",
+    out: Path = Path("out/planner"), method: str = "best-first", branches: int = 64, draws: int = 2, horizon: int = 12,
+    rounds: int = 4, budget: int = 2048, discount: float = 0.97, actions: tuple[int, ...] = (), commit: int = 0,
+    episodes: int = 50, seed: int = 100, max_steps: int = 64,
+) -> None:
+    """Let a planner act in a real environment, beside a random policy; an interrupted run goes on where it stopped.
 
     Args:
-        checkpoint: the .pth or .safetensors file.
-        out: folder for flow.safetensors and flow.json.
-        head_width: width of an attention head.
-        text_length: text tokens the model was trained with.
-        position_scale: pt_seq_len of the model.
+        world: folder or name of a shipped world, in which it plans.
+        env: Gymnasium id of the real environment.
+        out: folder for planner.json, planner.mp4 and the episodes' records.
+        method: best-first, cem or random.
+        branches: futures that are imagined at once.
+        draws: how many of them are the same course with other noise, so that luck is not taken for a plan.
+        horizon: steps that random and cem look ahead.
+        rounds: how often cem draws anew around the best.
+        budget: steps that a best-first search imagines at the most.
+        discount: of rewards, per step.
+        actions: consider these only; none: all.
+        commit: steps of a plan to take before planning anew; 0: all, while what is seen agrees.
+        episodes: how many.
+        seed: every episode follows from it and its index.
+        max_steps: time limit; 0: the environment's own.
     """
-    from .convert import convert as run
+    from starflow_world.agents.planner import Planner
+    from starflow_world.agents.search import Search
 
-    run(checkpoint, out, head_width=head_width, text_length=text_length, position_scale=position_scale)
+    from .planning import run
+    from .world import World
+
+    search = Search(method, branches, draws, horizon, rounds, budget, discount, actions)
+    run(Planner(World.load(world), search, commit), env, out, episodes=episodes, seed=seed, max_steps=max_steps or None)
     print(out)
+
+
+def whatif(
+    world: tyro.conf.Positional[str] = "babyai-gotolocal", *, episode: Path | None = None,
+    env: str = "BabyAI-GoToLocalS8N4-v0", played: str = "bot", seed: int = 0, steps: int = 64, at: int = 1,
+    actions: tuple[int, ...] = (), policy: str = "", out: Path = Path("out/whatif"),
+) -> None:
+    """Show what would have happened under other actions with the same luck, beside what did.
+
+    Args:
+        world: folder or name of a shipped world.
+        episode: file of an episode that was collected; none: one is played now.
+        env: Gymnasium id of the environment to play.
+        played: policy that plays it.
+        seed: of that episode, and of what the world draws.
+        steps: its time limit.
+        at: the first step to change; 1 is the first step of the episode.
+        actions: taken from there on in place of as many; one alone changes one action.
+        policy: in place of actions: who chooses from there on (random, best-first, cem).
+        out: folder for whatif.mp4, whatif.png and whatif.json.
+    """
+    from .data import read_episode
+    from .whatif import chooser, report, what_if
+    from .whatif import played as play
+    from .world import World
+
+    opened = World.load(world)
+    told = play(env, opened, policy=played, seed=seed, steps=steps) if episode is None else read_episode(episode)
+    other = chooser(policy, opened) if policy else None
+    report(what_if(opened, told, at=at, actions=actions, policy=other, seed=seed), out)
+
+
+def train_agent(
+    *, world: str = "babyai-gotolocal", algo: Literal["ppo"] = "ppo", text: str = "go to the red ball",
+    steps: int = 65_536, dream_steps: int = 0, envs: int = 64, seeds: int = 3, starts: int = 2000, episodes: int = 200,
+    chunk: int = 8192, actions: int = 3, round_trip: float = 0.0, disagreement: float = 0.0,
+    out: Path = Path("out/agent"), resume: bool = False,
+) -> None:
+    """Train agents in the dream only, judge them in reality beside agents that learned there, and write a report.
+
+    Args:
+        world: folder or name of a shipped world, learned from BabyAI rooms.
+        algo: how the agents learn.
+        text: the mission.
+        steps: of every agent.
+        dream_steps: of the agents that learn in the dream; 0: as many.
+        envs: episodes at a time.
+        seeds: agents that learn in the dream, and as many in reality.
+        starts: real first frames that episodes begin with, in both.
+        episodes: real rooms, never seen in training, that agents are judged in.
+        chunk: steps between two judgements; the agent is saved after each.
+        actions: offer only the first so many of the world's actions, in both (3: left, right, forward; 0: all).
+        round_trip: truncate a dream where this signal is above the limit (see Trust); 0: never.
+        disagreement: likewise; it doubles the price of a step.
+        out: folder for agents, curves.png, agent.mp4, agents.json and report.md.
+        resume: go on with an interrupted run in `out`, or add steps or seeds to one.
+    """
+    from starflow_world.envs.trust import Trust
+
+    from .train_agent import Plan
+    from .train_agent import train_agent as run
+
+    del algo  # the only one there is
+    limits = Trust(round_trip=round_trip or None, disagreement=disagreement or None)
+    plan = Plan(text, steps, dream_steps, envs, seeds, starts, episodes, chunk, actions)
+    print(run(world, out, plan, trust=limits if limits.limits else None, resume=resume))
+
+
+def rank(
+    world: tyro.conf.Positional[str] = "babyai-gotolocal", *, text: str = "go to the red ball",
+    agents: Path | None = None, episodes: int = 100, out: Path = Path("out/rank"),
+) -> None:
+    """Let policies of different quality play in the dream and in reality: are they ranked alike?
+
+    Args:
+        world: folder or name of a shipped world, learned from BabyAI rooms.
+        text: the mission.
+        agents: folder of train-agent, whose agents are ranked as well.
+        episodes: of each policy, in both.
+        out: folder for rank.json and rank.md.
+    """
+    from .rank import rank as run
+
+    print(run(world, out, text, agents=agents, episodes=episodes))
 
 
 def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
@@ -163,8 +276,10 @@ def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
 
 
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "collect": collect, "train": train, "evaluate": evaluate, "check": check, "bench": bench,
-    "convert": convert, "info": info,
+    "demo": demo, "collect": collect, "rollout": rollout, "train": train, "evaluate": evaluate, "check": check,
+    "bench": bench, "convert": convert, "generate": generate, "plan": plan, "planner": planner, "whatif": whatif,
+    "train-agent": train_agent, "rank": rank, "calibrate": calibrate, "score": score,
+    "info": info, "anomaly-bench": anomaly_bench,
 }
 
 

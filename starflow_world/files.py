@@ -118,6 +118,14 @@ def is_file(path: Path | str) -> bool:
         return False
 
 
+def is_folder(path: Path | str) -> bool:
+    """Whether there is a folder at `path`; False too for a path that no folder can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of names, dtypes, shapes, numbers and metadata."""
     facts = {key: value for key, value in metadata.items() if key != SEAL}

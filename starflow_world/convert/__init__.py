@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoint import FORMAT, read_json
 from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
-from ..files import TEMPORARY, write_text
+from ..files import TEMPORARY, is_file, is_folder, write_text
 from ..flow import Flow
 from ..shards import TensorSource, open_shards, write_shards
 from ..video import VideoConfig
@@ -41,7 +41,7 @@ def convert(
     from the numbers given here. `dtype` of the weights in the folder; none: that of the source. Raises CheckpointError.
     """
     path, folder = Path(source), Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_file(folder) or (is_folder(folder) and any(folder.iterdir())):
         raise CheckpointError(f"{folder}: expected a new or empty folder, found files; choose another")
     found = open_reference(path)
     if config is None:

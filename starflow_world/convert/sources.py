@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import DAMAGE, is_file
+from ..files import DAMAGE, is_file, is_folder
 from ..shards import TensorSource, open_shards, open_tensors
 from .names import NOT_READ
 from .records import Record, read_records
@@ -33,9 +33,9 @@ METADATA = ".metadata"
 
 def open_reference(path: Path) -> TensorSource:
     """The tensors of a reference checkpoint under the reference's names; all are floats of one dtype."""
-    if path.is_dir() and is_file(path / METADATA):
+    if is_folder(path) and is_file(path / METADATA):
         source = _open_distributed(path)
-    elif path.is_dir() and any(path.glob("*.safetensors")):
+    elif is_folder(path) and any(path.glob("*.safetensors")):
         source = open_shards(path)
     elif not is_file(path):
         expected = "a reference checkpoint (.pth, .safetensors, or a folder of either kind)"

@@ -1,0 +1,113 @@
+"""A policy that plans in a world: it shows the world what it really sees, and acts on the best plan it imagines.
+
+It goes on with a plan as long as what it sees looks as the plan said; else, and when a plan has ended, it plans anew.
+In a `WorldEnv` of the same world it plans from the env's own state.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+
+from starflow_world.agents.search import Gallery, Plan, Search, plan
+from starflow_world.envs.rows import RewardFunction
+from starflow_world.envs.world_env import WorldEnv
+from starflow_world.errors import ActionError, DataError
+from starflow_world.state import WorldState
+from starflow_world.world import World
+
+
+@dataclass(frozen=True)
+class Thought:
+    """Why an action was taken: it is the one at `place` of `plan`; `fresh` when the plan was made for it."""
+
+    plan: Plan
+    place: int
+    fresh: bool
+
+
+@dataclass
+class Planner:
+    """Plans with `search` from what it sees; `commit`: at most so many steps of a plan (0: all of it).
+
+    Frames that were seen after an action did not end the episode, so a reward or an end that the world predicts there
+    is not believed for the rest of the episode. reward_fn: judges in place of the world's outcome head; in a WorldEnv
+    that has one, by default that. `thoughts`: of the present episode, one per action.
+    """
+
+    world: World = field(repr=False)
+    search: Search = field(default_factory=Search)
+    commit: int = 0
+    reward_fn: RewardFunction | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"planner, {self.search.method}"
+
+    def reset(self, seed: int, env: gymnasium.Env) -> None:
+        if env.action_space != self.world.action_space:
+            raise ActionError(f"planner: expected an env with the actions of world {self.world.config.name}, "
+                              f"{self.world.action_space}, found {env.action_space}")
+        self._env, self._seed = env, seed
+        self._state: WorldState | None = None
+        self._played: Any = None
+        self._seen = Gallery(self.search.same)
+        self.thoughts: list[Thought] = []
+
+    def __call__(self, observation: Any) -> Any:
+        frame = picture(self._env, observation, self.world)
+        self._state = self._told(frame, observation)
+        if self.thoughts:
+            self._seen.add(frame[None])
+        thought = self._next(frame) or Thought(self._planned(self._state), 0, True)
+        self.thoughts.append(thought)
+        self._played = thought.plan.actions[thought.place]
+        return self._played
+
+    def played(self, action: Any) -> None:
+        self._played = action
+
+    def _told(self, frame: np.ndarray, observation: Any) -> WorldState:
+        """The world's state after all that was seen."""
+        inner = self._env.unwrapped
+        if isinstance(inner, WorldEnv) and inner.world.world_id == self.world.world_id:
+            return inner.get_state()
+        if self._state is None:
+            text = mission(self._env, observation) if self.world.networks.text is not None else ""
+            return self.world.start(frame[None, None], text=text, seed=[self._seed])[0]
+        return self.world.observe(self._state, [self._played], frame[None], reuse=True)[0]
+
+    def _next(self, frame: np.ndarray) -> Thought | None:
+        """The next step of the plan under way, if that still holds."""
+        if not self.thoughts:
+            return None
+        last = self.thoughts[-1]
+        place, expected = last.place + 1, Gallery(self.search.same)
+        expected.add(last.plan.frames[last.place : place])
+        goes_on = place < len(last.plan) and place != self.commit and expected.knows(frame[None])[0]
+        return Thought(last.plan, place, False) if goes_on else None
+
+    def _planned(self, state: WorldState) -> Plan:
+        inner, judge = self._env.unwrapped, self.reward_fn
+        if judge is None and isinstance(inner, WorldEnv):
+            judge = inner.reward_fn
+        seed = np.random.SeedSequence(self._seed, spawn_key=(len(self.thoughts),)).generate_state(1)[0]
+        return plan(self.world, state, self.search, seed=int(seed), seen=self._seen, reward_fn=judge)
+
+
+def picture(env: gymnasium.Env, observation: Any, world: World) -> np.ndarray:
+    """What an env shows now, (H, W, 3) u8 of the world's size: the observation of a WorldEnv, else what is rendered."""
+    frame = observation if isinstance(env.unwrapped, WorldEnv) else env.render()
+    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise DataError(f"{env}: expected (H, W, 3) uint8 from render(), found {getattr(frame, 'shape', frame)}; "
+                        'choose an env that supports render_mode="rgb_array"')
+    size = world.config.height, world.config.width
+    return frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def mission(env: gymnasium.Env, observation: Any) -> str:
+    """The task in words, where the env gives it."""
+    given = observation.get("mission") if isinstance(observation, dict) else None
+    return str(given if given is not None else getattr(env.unwrapped, "mission", ""))

@@ -1,0 +1,279 @@
+"""A pool of Ray actors, and the driver that owns all retries.
+
+Each actor opens the same work and is given one task after the other. An actor that dies, fails or hangs is replaced and
+its task is given out again: tasks are run at least once, so a task must be deterministic and its result must not depend
+on how often it ran. Then nothing is lost and nothing is there twice.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from starflow_world.agents.policy import Policy
+from starflow_world.envs.ray_actors import check_portable, connect, end_actor, failure, new_actor
+from starflow_world.errors import ConfigError, StarflowError, WorkerError
+
+ATTEMPTS = 3
+START_LIMIT = 300.0  # seconds in which an actor must have opened its work
+REASON = 200  # characters of a task's last error in the report
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """What one episode follows from: its index, the collection's seed, the policy; and in a dream the place of its
+    start in the start set, its text (None: drawn) and its time limit (None: the world's own)."""
+
+    index: int
+    seed: int
+    policy: Policy
+    start: int | None = None
+    text: str | None = None
+    max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was written for a spec: file name, SHA-256 of the episode's content, frames."""
+
+    index: int
+    file: str
+    digest: str
+    length: int
+
+
+class Work(Protocol):
+    """What the actors do; it travels to each of them."""
+
+    def open(self) -> Callable[[Any], Any]:
+        """Prepare for tasks in this process; returns what does one, and raises WorkerError when none can be done."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work. actors: processes; gpus_per_actor: a share or number of GPUs for each; threads of each;
+    time_limit: seconds that a task may take; address: of the Ray cluster to use (None: one started for the purpose)."""
+
+    actors: int = 1
+    gpus_per_actor: float = 0.0
+    threads: int = 1
+    time_limit: float = 300.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or not self.time_limit > 0:
+            raise ConfigError(f"expected threads >= 1 and time_limit > 0, found {self.threads} and {self.time_limit}")
+
+
+class Ledger:
+    """Which tasks wait, which are done and which are given up; the part of the driver that knows no Ray."""
+
+    def __init__(self, count: int, attempts: int = ATTEMPTS) -> None:
+        self.attempts = attempts
+        self.waiting = deque(range(count))
+        self.failed: dict[int, str] = {}
+        self.open = count
+        self._tries = [0] * count
+        self._streak: list[tuple[int, str]] = []  # failures on fresh actors since the last success
+
+    def done(self, task: int) -> None:
+        """A task has a result."""
+        self.open -= 1
+        self._streak = []
+
+    def lost(self, task: int, reason: str, *, fresh: bool = False) -> None:
+        """A task came back without a result: it waits again behind the others, or is given up.
+
+        fresh: an actor that had done nothing before reported it. WorkerError when such actors report one error in a row
+        for different tasks, and others have not been tried yet: then it is not the tasks' fault.
+        """
+        self._tries[task] += 1
+        if self._tries[task] >= self.attempts:
+            self.failed[task], self.open = reason, self.open - 1
+        else:
+            self.waiting.append(task)
+        self._streak += [(task, reason)] if fresh else []
+        last = self._streak[-ATTEMPTS:]
+        untried = any(self._tries[other] == 0 for other in self.waiting)
+        if untried and len({other for other, _ in last}) == ATTEMPTS and len({text for _, text in last}) == 1:
+            raise WorkerError(f"actors: expected tasks to succeed, but {ATTEMPTS} different ones failed in a row, each "
+                              f"the first of its actor, with {reason}")
+
+    def close(self, name: Callable[[int], str]) -> None:
+        """WorkerError when tasks were given up."""
+        if self.failed:
+            listed = [f"{name(task)} ({reason})" for task, reason in sorted(self.failed.items())]
+            more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
+            raise WorkerError(f"actors: expected every task to be done, but {len(listed)} failed {self.attempts} times "
+                              f"each: {'; '.join(listed[:5])}{more}; all others are done")
+
+
+class Actor:
+    """What runs in the process of an actor. Whatever a call raises, a device error too, the driver ends the process."""
+
+    def open(self, work: Work, threads: int) -> int:
+        """Prepare; returns the process id."""
+        torch.set_num_threads(threads)
+        self._do = work.open()
+        return os.getpid()
+
+    def do(self, task: Any) -> Any:
+        """Do one task."""
+        return self._do(task)
+
+
+@dataclass
+class Member:
+    """An actor at work; `proven` once it has done a task."""
+
+    actor: Any
+    pid: int = 0
+    proven: bool = False
+
+
+@dataclass
+class Job:
+    """What an actor is busy with: a task, or None while it opens its work; `until` when it should be through."""
+
+    member: Member
+    task: int | None
+    until: float
+
+
+class Lost(Exception):
+    """A job that came to nothing; `reported` by its actor."""
+
+    def __init__(self, reason: str, *, reported: bool = False) -> None:
+        super().__init__(reason)
+        self.reported = reported
+
+
+class Pool:
+    """Actors that do one kind of work. A context: when it is left, all their processes are ended."""
+
+    def __init__(self, work: Work, crew: Crew) -> None:
+        self.work, self.crew = work, crew
+        self._jobs: dict[Any, Job] = {}
+        self._idle: list[Member] = []
+        self._unopened = 0  # actors in a row that did not open their work
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are ready for tasks or busy with one."""
+        return [member.pid for member in self._members() if member.pid]
+
+    def _members(self) -> list[Member]:
+        return [*self._idle, *(job.member for job in self._jobs.values())]
+
+    def __enter__(self) -> "Pool":
+        self._own = connect(self.crew.actors, self.crew.gpus_per_actor, self.crew.address)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for member in self._members():
+            end_actor(member.actor)
+        self._jobs, self._idle = {}, []
+        if self._own:
+            ray.shutdown()
+
+    def run(
+        self, tasks: Sequence[Any], *, found: Callable[[Any], Any] | None = None, name: Callable[[int], str] = str
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (place, result) of each task as it is done; WorkerError at the end when some could not be.
+
+        found: the result of a task that was done although its actor died before it said so, else None. name: what the
+        report calls the task at a place. A WorkerError of a task, and any StarflowError of opening, ends the run.
+        """
+        import ray
+
+        check_portable("work", self.work)
+        check_portable("tasks", tasks)
+        ledger = Ledger(len(tasks))
+        while ledger.open:
+            self._hand_out(tasks, ledger)
+            patience = max(0.0, min(job.until for job in self._jobs.values()) - time.monotonic())
+            ready, _ = ray.wait(list(self._jobs), num_returns=1, timeout=patience)
+            for reference in ready or self._late():
+                job = self._jobs.pop(reference)
+                try:
+                    result = self._fetch(reference, job) if ready else self._give_up(job)
+                except Lost as lost:
+                    if job.task is None:
+                        continue
+                    result = None if found is None else found(tasks[job.task])
+                    if result is None:
+                        ledger.lost(job.task, str(lost), fresh=lost.reported and not job.member.proven)
+                        continue
+                if job.task is not None:
+                    job.member.proven = True
+                    ledger.done(job.task)
+                    yield job.task, result
+        ledger.close(name)
+
+    def _hand_out(self, tasks: Sequence[Any], ledger: Ledger) -> None:
+        """Give tasks to idle actors, and start actors where some are missing."""
+        now = time.monotonic()
+        while self._idle and ledger.waiting:
+            member, task = self._idle.pop(), ledger.waiting.popleft()
+            reference = member.actor.do.remote(tasks[task])
+            self._jobs[reference] = Job(member, task, now + self.crew.time_limit)
+        while len(self._members()) < min(self.crew.actors, ledger.open):
+            actor = new_actor(Actor, gpus=self.crew.gpus_per_actor, threads=self.crew.threads)
+            self._jobs[actor.open.remote(self.work, self.crew.threads)] = Job(Member(actor), None, now + START_LIMIT)
+
+    def _fetch(self, reference: Any, job: Job) -> Any:
+        """The result of a job that is over, its actor idle again; Lost when there is none, and the actor ended."""
+        import ray
+
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            end_actor(job.member.actor)
+            cause = failure(error)
+            if isinstance(cause, WorkerError) or (job.task is None and isinstance(cause, StarflowError)):
+                raise cause from None
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:REASON]
+            self._unopened += job.task is None
+            if self._unopened >= ATTEMPTS * self.crew.actors:
+                raise WorkerError(f"actors: expected them to open their work, but {self._unopened} in a row failed, "
+                                  f"the last with {reason}") from None
+            raise Lost(reason, reported=isinstance(error, ray.exceptions.RayTaskError)) from None
+        self._idle.append(job.member)
+        if job.task is None:
+            job.member.pid, self._unopened = result, 0
+        return result
+
+    def _late(self) -> list[Any]:
+        """The jobs whose time is up; an actor may wait for its place as long as others work."""
+        now, working = time.monotonic(), any(member.pid for member in self._members())
+        late = [reference for reference, job in self._jobs.items() if job.until <= now]
+        for reference in late:
+            if self._jobs[reference].task is None and working:
+                self._jobs[reference].until = now + START_LIMIT
+        return [reference for reference in late if self._jobs[reference].until <= now]
+
+    def _give_up(self, job: Job) -> NoReturn:
+        """End an actor whose time is up."""
+        end_actor(job.member.actor)
+        if job.task is None:
+            raise WorkerError(f"actors: expected one to start within {START_LIMIT:g} s, found none; each needs a node "
+                              f"with a CPU and {self.crew.gpus_per_actor:g} free GPUs")
+        raise Lost(f"it took longer than {self.crew.time_limit:g} s")
+
+
+def ordered(work: Work, tasks: Sequence[Any], crew: Crew, *, name: Callable[[int], str] = str) -> Iterator[Any]:
+    """The results of tasks in their order, each as soon as those before it are there; else as Pool.run."""
+    with Pool(work, crew) as pool:
+        early: dict[int, Any] = {}
+        due = 0
+        for place, result in pool.run(tasks, name=name):
+            early[place] = result
+            while due in early:
+                yield early.pop(due)
+                due += 1

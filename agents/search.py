@@ -1,0 +1,318 @@
+"""Planning by imagination: branch a state, imagine what would follow, keep the actions that promise most.
+
+What a course of actions is worth is its discounted predicted reward, each reward weighted by the probability that the
+episode had not ended before it. "random" draws N sequences, "cem" draws them again around the best (the cross-entropy
+method; Rubinstein 1999), "best-first" grows a tree whose most hopeful leaves are expanded N branches at a time and in
+which a frame that looks like one already reached is not gone on from. N branches are one forward of the world.
+
+Shapes: N branches, T steps ahead, frames (N, H, W, 3) u8.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from starflow_world.agents.proposals import choices, proposal
+from starflow_world.envs.rows import RewardFunction, facts, info_of, judge, picture, pictures
+from starflow_world.errors import ConfigError, StateError
+from starflow_world.state import WorldState
+from starflow_world.world import World
+
+METHODS = ("best-first", "cem", "random")
+PATCH = 4
+ALIVE = 1e-3
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to plan.
+
+    branches: futures that are imagined at once. draws: how many of them are the same course with other noise, so that
+    luck is not taken for a plan. horizon: steps ahead (random, cem). rounds: how often cem draws. budget: imagined
+    steps of a best-first search. discount: per step. actions: the only ones to consider (none: all of a Discrete space,
+    else what is drawn from the space). same: two frames that differ by no more grey levels, averaged over patches of
+    4 x 4 pixels, count as one.
+    """
+
+    method: str = "best-first"
+    branches: int = 64
+    draws: int = 2
+    horizon: int = 12
+    rounds: int = 4
+    budget: int = 2048
+    discount: float = 0.97
+    actions: tuple[Any, ...] = ()
+    same: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r:.60}")
+        for name in ("branches", "draws", "horizon", "rounds", "budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a number >= 1, found {getattr(self, name)}")
+        if not (0 < self.discount <= 1 and self.same >= 0):
+            raise ConfigError(f"expected 0 < discount <= 1 and same >= 0, found {self.discount} and {self.same}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The best course of actions that was found.
+
+    actions (T); frames (T, H, W, 3) u8: what should be seen after each; rewards, ends (T,): predicted rewards, and
+    probabilities that the episode ends there; chances (T,): how likely it is that all goes so up to there, as far as
+    the draws can tell; value: discounted; imagined: steps that were imagined to find it.
+    """
+
+    actions: list[Any]
+    frames: np.ndarray
+    rewards: np.ndarray
+    ends: np.ndarray
+    chances: np.ndarray
+    value: float
+    imagined: int
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def promise(self) -> float:
+        """The expected reward, undiscounted."""
+        return float((self.rewards * self.chances * np.cumprod(np.append(1.0, 1 - self.ends))[:-1]).sum())
+
+
+class Gallery:
+    """Frames, told apart by their patches' mean colours: imagined pixels vary by a grey level or two."""
+
+    def __init__(self, same: float) -> None:
+        self._same = same
+        self._known: np.ndarray | None = None
+
+    def add(self, frames: np.ndarray) -> np.ndarray:
+        """Which frames (N, H, W, 3) are new, (N,) bool; of several that are alike the first. All are known from now."""
+        marks = _marks(frames)
+        fresh = np.zeros(len(marks), bool)
+        for row, mark in enumerate(marks):
+            if not self._near(mark[None])[0]:
+                fresh[row] = True
+                self._known = mark[None] if self._known is None else np.concatenate((self._known, mark[None]))
+        return fresh
+
+    def knows(self, frames: np.ndarray) -> np.ndarray:
+        """Which frames (N, H, W, 3) look like one that was added, (N,) bool."""
+        return self._near(_marks(frames))
+
+    def _near(self, marks: np.ndarray) -> np.ndarray:
+        if self._known is None:
+            return np.zeros(len(marks), bool)
+        return np.array([np.abs(self._known - mark).max(-1).min() <= self._same for mark in marks])
+
+
+def _marks(frames: np.ndarray) -> np.ndarray:
+    """Mean colours (N, k) of patches; an edge that fills no patch counts with its pixels as far as they go."""
+    count, height, width, _ = frames.shape
+    patched = np.pad(frames, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)), mode="edge")
+    cells = patched.reshape(count, patched.shape[1] // PATCH, PATCH, patched.shape[2] // PATCH, PATCH, 3)
+    return cells.mean((2, 4), dtype=np.float32).reshape(count, -1)
+
+
+def plan(
+    world: World, state: WorldState, search: Search, *, seed: int, seen: Gallery | None = None,
+    reward_fn: RewardFunction | None = None,
+) -> Plan:
+    """The best course of actions from `state` (one row), which follows from these arguments alone.
+
+    seen: frames at which the episode is known to have gone on: the rewards and ends that the world predicts there do
+    not count. reward_fn: judges in place of the world's outcome head, as in `WorldEnv`. The branches draw noise of
+    their own, from `seed`: what the state's own key has in store is not looked at.
+    """
+    if len(state) != 1:
+        raise StateError(f"state: expected one row to plan from, found {len(state)}")
+    if not world.config.outcome.width and reward_fn is None:
+        raise ConfigError(f"world {world.config.name} predicts no rewards: pass reward_fn=...")
+    ahead = Ahead(world, np.random.default_rng(seed), Gallery(search.same) if seen is None else seen, reward_fn)
+    find = best_first if search.method == "best-first" else shoot
+    return find(ahead, state, search)
+
+
+class Outlook(NamedTuple):
+    """One step of N branches: frames (N, H, W, 3) u8, rewards (N,), probabilities of an end (N,)."""
+
+    state: WorldState
+    frames: np.ndarray
+    rewards: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass
+class Ahead:
+    """Imagines steps of branches, judges them, and counts them."""
+
+    world: World
+    rng: np.random.Generator
+    seen: Gallery
+    reward_fn: RewardFunction | None = None
+    imagined: int = 0
+
+    def branch(self, state: WorldState) -> WorldState:
+        """Branches that nobody else holds, each with noise of its own."""
+        return replace(state, key=torch.from_numpy(self.rng.integers(2**63, size=len(state))))
+
+    def step(self, state: WorldState, before: np.ndarray, actions: Sequence[Any]) -> Outlook:
+        """One step of all branches, whose state is given away; `before` (N, H, W, 3) is what they showed."""
+        state, transition = self.world.step(state, list(actions), reuse=True)
+        self.imagined += len(state)
+        frames = pictures(transition)
+        rewards, ends = (t.double().cpu().numpy().copy() for t in (transition.reward, transition.end_probability))
+        if self.reward_fn is not None:
+            found = facts(self.world, transition, state.texts, between=False)
+            ends = ends if self.world.config.outcome.width else np.zeros(len(state))
+            for row, action in enumerate(actions):
+                reward, end = judge(self.reward_fn, before[row], action, frames[row], info_of(found, row))
+                rewards[row], ends[row] = reward, ends[row] if end is None else float(end)
+        known = self.seen.knows(frames)
+        return Outlook(state, frames, np.where(known, 0.0, rewards), np.where(known, 0.0, ends))
+
+
+# ---- sequences -------------------------------------------------------------------------------------------------------
+
+
+def shoot(ahead: Ahead, state: WorldState, search: Search) -> Plan:
+    """Draw sequences of `horizon` actions, once (random) or around the best of each round (cem)."""
+    count = max(1, search.branches // search.draws)
+    found = proposal(ahead.world.action_space, search.actions, search.horizon, search.branches, ahead.rng)
+    best: Plan | None = None
+    for _ in range(search.rounds if search.method == "cem" else 1):
+        plans = _futures(ahead, state, found.draw(count), search)
+        values = np.array([plan.value for plan in plans])
+        order = np.argsort(-values, kind="stable")
+        if best is None or plans[order[0]].value > best.value:
+            best = plans[order[0]]
+        elite = [row for row in order[: max(1, count // 8)] if values[row] > values.min()]
+        if elite:  # sequences that are all worth the same teach nothing
+            found.refit(np.array(elite))
+    assert best is not None
+    return replace(best, imagined=ahead.imagined)
+
+
+def _futures(ahead: Ahead, state: WorldState, sequences: Sequence[Sequence[Any]], search: Search) -> list[Plan]:
+    """What sequences of actions (N, T) lead to on an average of `draws`, each up to where the episode is more likely
+    over than not; with the frames of its first draw."""
+    rows = [row for row in range(len(sequences)) for _ in range(search.draws)]
+    branches, looks = ahead.branch(state[[0] * len(rows)]), []
+    before = picture(ahead.world, state).repeat(len(rows), axis=0)
+    for actions in zip(*sequences, strict=True):
+        look = ahead.step(branches, before, [actions[row] for row in rows])
+        branches, before = look.state, look.frames
+        looks.append(look)
+    rewards, ends = np.stack([o.rewards for o in looks], 1), np.stack([o.ends for o in looks], 1)
+    frames = np.stack([o.frames for o in looks], 1)[:: search.draws]
+    alive = np.cumprod(np.concatenate((np.ones_like(ends[:, :1]), 1 - ends), 1), 1)
+    gains, alive = (x.reshape(-1, search.draws, x.shape[1]).mean(1) for x in (rewards * alive[:, :-1], alive))
+    rewards, ends = gains / np.maximum(alive[:, :-1], TINY), 1 - alive[:, 1:] / np.maximum(alive[:, :-1], TINY)
+    values = (gains * search.discount ** np.arange(gains.shape[1])).sum(1)
+    lengths = np.where(alive[:, 1:].min(1) < 0.5, (alive[:, 1:] < 0.5).argmax(1) + 1, gains.shape[1])
+    return [
+        Plan(list(sequence)[:end], frames[row, :end], rewards[row, :end], ends[row, :end], np.ones(end),
+             float(values[row]), 0)
+        for row, (sequence, end) in enumerate(zip(sequences, lengths.tolist(), strict=True))
+    ]
+
+
+# ---- a tree ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Node:
+    """A place in the tree: the action that led there from `parent`, what was seen and predicted, and what the way there
+    has earned; chance: that the way leads there; alive: that the episode has not ended; state: one row, given away when
+    it is expanded."""
+
+    parent: "Node | None"
+    action: Any
+    frame: np.ndarray
+    reward: float = 0.0
+    end: float = 0.0
+    earned: float = 0.0
+    chance: float = 1.0
+    alive: float = 1.0
+    depth: int = 0
+    state: WorldState | None = field(default=None, repr=False)
+
+    def way(self) -> "list[Node]":
+        """The nodes from the root's child to this one."""
+        return [] if self.parent is None else [*self.parent.way(), self]
+
+
+def best_first(ahead: Ahead, state: WorldState, search: Search) -> Plan:
+    """Expand the most hopeful leaves, `branches` at a time, until none can promise more than the best way found.
+
+    A leaf's hope is what its way has earned and, discounted, the world's largest single reward, weighted by the chance
+    to get there alive. A frame that was reached before is not gone on from.
+    """
+    moves = choices(ahead.world.action_space, search.actions, search.branches, ahead.rng)
+    largest = ahead.world.config.outcome.largest_reward
+    root = Node(None, None, picture(ahead.world, state)[0], state=state[0])
+    reached = Gallery(search.same)
+    reached.add(root.frame[None])
+    queue, count, best, each = [(-math.inf, 0, root)], 1, root, len(moves) * search.draws
+    while queue and (best is root or (ahead.imagined < search.budget and -queue[0][0] > best.earned)):
+        leaves = [heapq.heappop(queue)[2] for _ in range(min(len(queue), max(1, search.branches // each)))]
+        for child, fresh in _expand(ahead, leaves, moves, search, reached):
+            if best is root or child.earned > best.earned:
+                best = child
+            if fresh and child.chance * child.alive > ALIVE:
+                hope = child.earned + search.discount**child.depth * child.chance * child.alive * largest
+                heapq.heappush(queue, (-hope, count, child))
+                count += 1
+            else:
+                child.state = None
+        turns = max(1, (search.budget - ahead.imagined) // each)
+        queue = heapq.nsmallest(turns, queue)  # the others' turn never comes, and a state is large
+    way = best.way()
+    rewards, ends, chances = np.array([(node.reward, node.end, node.chance) for node in way]).T
+    frames = np.stack([node.frame for node in way])
+    return Plan([node.action for node in way], frames, rewards, ends, chances, best.earned, ahead.imagined)
+
+
+def _expand(
+    ahead: Ahead, leaves: Sequence[Node], moves: Sequence[Any], search: Search, reached: Gallery
+) -> list[tuple[Node, bool]]:
+    """Every move from every leaf, drawn several times in one forward: a child for each frame that came of it, with
+    whether that frame was not reached before."""
+    pairs = [(leaf, move) for leaf in leaves for move in moves]
+    rows = [pair for pair in pairs for _ in range(search.draws)]
+    state = WorldState.stack([leaf.state for leaf, _ in rows if leaf.state is not None])
+    look = ahead.step(ahead.branch(state), np.stack([leaf.frame for leaf, _ in rows]), [move for _, move in rows])
+    children = []
+    for first, (parent, action) in enumerate(pairs):
+        for alike in _alike(look.frames, range(first * search.draws, (first + 1) * search.draws), search.same):
+            row, chance = alike[0], parent.chance * len(alike) / search.draws
+            reward, end = float(look.rewards[alike].mean()), float(look.ends[alike].mean())
+            earned = parent.earned + search.discount**parent.depth * chance * parent.alive * reward
+            fresh = bool(reached.add(look.frames[row : row + 1])[0])
+            child = Node(
+                parent, action, look.frames[row], reward, end, earned, chance, parent.alive * (1 - end),
+                parent.depth + 1, look.state[row] if fresh else None,
+            )
+            children.append((child, fresh))
+    for leaf in leaves:
+        leaf.state = None
+    return children
+
+
+def _alike(frames: np.ndarray, rows: Sequence[int], same: float) -> list[list[int]]:
+    """The rows in groups whose frames look alike."""
+    groups, left = [], list(rows)
+    while left:
+        first = Gallery(same)
+        first.add(frames[left[:1]])
+        near = first.knows(frames[left])
+        groups.append([row for row, yes in zip(left, near, strict=True) if yes])
+        left = [row for row, yes in zip(left, near, strict=True) if not yes]
+    return groups

@@ -1,0 +1,238 @@
+"""A vector env whose rows are computed by Ray actors.
+
+Bit-equal to WorldVectorEnvs of the shards' widths and number of threads. The driver keeps what each row can be computed
+again from (see shard.py): an actor that dies or hangs is replaced, its rows are computed again, and the caller sees the
+frames that it would have seen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from starflow_world.conditioning import flatten_actions
+from starflow_world.envs.ray_actors import check_portable, connect, end_actor, failure, new_actor, own_threads
+from starflow_world.envs.rows import EnvState, RewardFunction, check_keys, check_render_mode
+from starflow_world.envs.shard import Answer, Course, ShardFacts, ShardHost, ShardSettings, joined, stacked
+from starflow_world.envs.trust import Trust
+from starflow_world.envs.vector_env import OPTIONS, Stepped, WorldVectorEnv
+from starflow_world.errors import ConfigError, StarflowError, StateError, WorkerError
+from starflow_world.state import WorldState
+from starflow_world.world import find_world
+
+ATTEMPTS = 3
+START_LIMIT = 300.0  # seconds in which an actor must have loaded its world
+
+
+class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
+    """As WorldVectorEnv, its `num_envs` rows (N) spread over `num_actors` processes of nearly equal widths.
+
+    world: a folder or the name of a shipped world; every actor loads it. gpus_per_actor: a share or a number of GPUs
+    for each (0: they compute on the CPU). threads: of each actor (None: the cores of this machine divided). time_limit:
+    seconds after which an actor that does not answer is taken for dead. address: of the Ray cluster to use (None: one
+    of this process alone, which lasts until the process ends or ray.shutdown() is called).
+    """
+
+    metadata: ClassVar[dict[str, Any]] = WorldVectorEnv.metadata  # type: ignore[misc]
+
+    def __init__(
+        self, world: str | Path, num_envs: int = 1, num_actors: int = 1, gpus_per_actor: float = 0.0, *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP, text: str | None = None,
+        render_mode: str | None = None, reward_fn: RewardFunction | None = None, max_episode_steps: int | None = None,
+        frames_between: bool = False, trust: Trust | None = None, threads: int | None = None,
+        time_limit: float = 300.0, address: str | None = None,
+    ) -> None:
+        self._actors: list[Any] = []
+        if not isinstance(world, str | Path):
+            raise ConfigError("world: expected a folder or the name of a shipped world, for every actor to load, found "
+                              f"{type(world).__name__}; save it and give its folder")
+        if not isinstance(num_envs, int | np.integer) or not 1 <= num_actors <= num_envs:
+            raise ConfigError(f"expected num_envs >= num_actors >= 1, found {num_envs!r:.30} and {num_actors!r:.30}")
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
+        folder, device = str(find_world(world).resolve()), "cuda" if gpus_per_actor > 0 else "cpu"
+        self._settings = ShardSettings(
+            folder, device, own_threads(num_actors) if threads is None else threads,
+            autoreset_mode, text, render_mode, reward_fn, max_episode_steps, frames_between, trust,
+        )
+        self._gpus, self._limit, self.num_envs = gpus_per_actor, time_limit, int(num_envs)
+        self._rows = np.array_split(np.arange(self.num_envs), num_actors)
+        connect(num_actors, gpus_per_actor, address)
+        check_portable("reward_fn", reward_fn)
+        facts = self._open()
+        self.autoreset_mode, self.max_episode_steps = facts.autoreset_mode, facts.max_episode_steps
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
+        self.single_observation_space, self.single_action_space = facts.observation_space, facts.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process of each actor; a replaced one has another."""
+        return tuple(facts.pid for facts in self._facts)
+
+    # ---- what a vector env does ----------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As WorldVectorEnv.reset: all observations, and the infos of the rows that were reset."""
+        found, like = check_keys(options, OPTIONS), cast(WorldVectorEnv, self)
+        chosen = WorldVectorEnv._read_mask(like, found.pop("reset_mask", None))
+        seeds = WorldVectorEnv._read_seeds(like, seed)
+        if not self._actors:
+            self._open()
+        if len(chosen) < self.num_envs:
+            self._begun("reset_mask")
+        mask, calls = np.isin(np.arange(self.num_envs), chosen), {}
+        for shard, rows in enumerate(self._rows):
+            if mask[rows].any():
+                part = self._part(found, rows) | {"reset_mask": mask[rows]}
+                calls[shard] = ("begin", [seeds[row] for row in rows], part)
+        answers = self._ask(calls)
+        frames, infos = {shard: answer.result[0] for shard, answer in answers.items()}, []
+        for shard, rows in enumerate(self._rows):
+            infos.append(answers[shard].result[1] if shard in answers else {})
+            self._frames[rows] = frames.get(shard, self._frames[rows])
+        self.closed = False
+        return self._frames.copy(), joined(infos, [len(rows) for rows in self._rows])
+
+    def step(self, actions: Any) -> Stepped:
+        """As WorldVectorEnv.step: observations, rewards, terminations, truncations, infos."""
+        self._begun("step")
+        waiting = self._course.ended
+        if self.autoreset_mode is not AutoresetMode.NEXT_STEP and waiting.any():
+            raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
+                             'reset(options={"reset_mask": mask})')
+        chosen = WorldVectorEnv._read_actions(cast(WorldVectorEnv, self), actions, waiting)
+        flatten_actions(self.single_action_space, chosen)  # refused here, no shard has moved
+        parts = [[chosen[row] for row in rows] for rows in self._rows]
+        answers = self._ask({shard: ("advance", part) for shard, part in enumerate(parts)})
+        results = [answers[shard].result for shard in range(len(parts))]
+        self._frames, rewards, terminated, truncated = (
+            np.concatenate([result[place] for result in results]) for place in range(4)
+        )
+        infos = joined([result[4] for result in results], [len(rows) for rows in self._rows])
+        return self._frames.copy(), rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The present frames, N of (H, W, 3) u8, in mode rgb_array."""
+        self._begun("render")
+        return None if self.render_mode is None else tuple(frame.copy() for frame in self._frames)
+
+    def close_extras(self, **_: Any) -> None:
+        """End the actors; reset() starts others."""
+        for actor in self._actors:
+            end_actor(actor)
+        self._actors = []
+
+    def get_state(self) -> WorldState:
+        """A copy of the world's state, N rows, on the CPU."""
+        return self.snapshot().world
+
+    def snapshot(self) -> EnvState:
+        """A copy of all that the episodes need to go on exactly, N rows, on the CPU."""
+        self._begun("snapshot")
+        answers = self._ask(dict.fromkeys(range(len(self._rows)), ("get",)))
+        return stacked([answers[shard] for shard in range(len(self._rows))])
+
+    def set_state(self, state: WorldState | EnvState) -> None:
+        """Go on from a copy of a snapshot or a state of N rows, as WorldVectorEnv.set_state does."""
+        parts = [self._part({"state": state}, rows)["state"] for rows in self._rows]
+        answers = self._ask({shard: ("put", part) for shard, part in enumerate(parts)})
+        self._frames = np.concatenate([answers[shard].result for shard in range(len(parts))])
+
+    def _begun(self, call: str) -> None:
+        if not self._actors or not self._course.begun:
+            raise StateError(f"{call}: expected episodes under way, found none; reset all rows first")
+
+    def _part(self, options: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+        """The reset options of some rows."""
+        part: dict[str, Any] = {}
+        for key, value in options.items():
+            inner = value.world if isinstance(value, EnvState) else value
+            if key == "text" and isinstance(value, str):
+                part[key] = value
+            elif not hasattr(inner, "__len__") or len(inner) != self.num_envs:
+                error = StateError if key == "state" else ConfigError
+                raise error(f"options: {key}: expected one for each of {self.num_envs} rows, found {value!r:.80}")
+            else:
+                part[key] = value[rows] if key == "state" else [value[row] for row in rows.tolist()]
+        return part
+
+    # ---- actors --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> ShardFacts:
+        """Start all actors; no row has an episode."""
+        self._facts: list[Any] = [None] * len(self._rows)
+        self._actors = [None] * len(self._rows)
+        self._course, self._unsure = Course(self.num_envs), set[int]()
+        try:
+            opened = [self._launch(shard) for shard in range(len(self._rows))]
+            for shard, reference in enumerate(opened):
+                self._facts[shard] = self._answer(shard, reference, None)
+        except BaseException:
+            self.close_extras()
+            raise
+        space = self._facts[0].observation_space
+        self._frames = np.zeros((self.num_envs, *space.shape), space.dtype)
+        return self._facts[0]
+
+    def _launch(self, shard: int) -> Any:
+        """Start a new actor for a shard; returns the reference to its facts."""
+        end_actor(self._actors[shard])
+        self._actors[shard] = new_actor(ShardHost, gpus=self._gpus, threads=self._settings.threads)
+        return self._actors[shard].open.remote(self._settings, len(self._rows[shard]))
+
+    def _ask(self, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """Call shards, a method's name and arguments for each, and return their answers.
+
+        The course goes on when all have answered. Else (one refused, the caller was interrupted) those that were asked
+        are `unsure`, and brought back to the course before they are asked again.
+        """
+        for shard in self._unsure & calls.keys() if self._course.begun else ():
+            back = ("restore", *self._course.of(self._rows[shard]))
+            self._answer(shard, self._actors[shard].call.remote(*back), back)
+        self._unsure |= calls.keys()
+        asked = {shard: self._actors[shard].call.remote(*call) for shard, call in calls.items()}
+        answers = {shard: self._answer(shard, reference, calls[shard]) for shard, reference in asked.items()}
+        for shard, answer in answers.items():
+            if isinstance(answer, Answer):
+                name, first = calls[shard][:2]
+                self._course.note(self._rows[shard], answer, first if name == "advance" else None)
+        self._unsure -= calls.keys()
+        return answers
+
+    def _answer(self, shard: int, reference: Any, call: tuple[Any, ...] | None) -> Any:
+        """The answer to a call, or to the start of an actor (None). Where none comes, the actor is replaced by one that
+        is brought to where the course is, and asked again."""
+        import ray
+
+        reason = None
+        for _ in range(ATTEMPTS):
+            try:
+                if reference is None:
+                    reference = self._renewed(shard, call)
+                return ray.get(reference, timeout=START_LIMIT if call is None else self._limit)
+            except ray.exceptions.RayError as error:
+                reason, reference = failure(error), None
+                if isinstance(reason, StarflowError):
+                    raise reason from None
+        found = " ".join(f"{type(reason).__name__}: {reason}".split())
+        raise WorkerError(f"actor of rows {self._rows[shard][0]} to {self._rows[shard][-1]}: expected an answer, but "
+                          f"{ATTEMPTS} in a row failed, the last with {found:.300}")
+
+    def _renewed(self, shard: int, call: tuple[Any, ...] | None) -> Any:
+        """The reference to the answer of a new actor."""
+        import ray
+
+        opening = self._launch(shard)
+        if call is None:
+            return opening
+        self._facts[shard] = ray.get(opening, timeout=START_LIMIT)
+        if self._course.begun:
+            back = ("restore", *self._course.of(self._rows[shard]))
+            ray.get(self._actors[shard].call.remote(*back), timeout=self._limit)
+        return self._actors[shard].call.remote(*call)
