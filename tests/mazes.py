@@ -4,8 +4,9 @@
 1 and ends the episode, a trap ends it without one.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import gymnasium
@@ -122,3 +123,13 @@ class MazeWorld(World):
         frames = np.stack([draw(cell, self.rules) for cell in self.cells(state)])
         frames += np.array([key % 2 for key in state.key.tolist()], np.uint8)[:, None, None, None]
         return torch.from_numpy(frames)[:, None]
+
+
+def begun(world: MazeWorld, cell: Cell = (0, 0)) -> WorldState:
+    """A state at a cell."""
+    return world.start(draw(cell, world.rules)[None, None])[0]
+
+
+def played_out(world: MazeWorld, actions: Iterable[int], cell: Cell = (0, 0)) -> list[Cell]:
+    """The cells that actions lead through."""
+    return list(accumulate(actions, world.rules.move, initial=cell))[1:]
