@@ -86,12 +86,16 @@ def own_threads(actors: int) -> int:
 
 
 def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
-    """An actor of a plain class, a process of its own. Ray is not to restart it: its state would be lost."""
+    """An actor of a plain class, a process of its own. Ray is not to restart it: its state would be lost.
+
+    It holds no CPU, so that any number of actors have a place; without a GPU it still goes where there are CPUs.
+    """
     import ray
 
     variables = dict.fromkeys(THREADS, str(threads))
-    options = {"num_gpus": gpus, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-    return ray.remote(plain).options(**options, runtime_env={"env_vars": variables}).remote(*args)
+    resources = {"num_gpus": gpus, "num_cpus": 0} if gpus else {}  # else Ray's own default, which a 0 would change
+    options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": variables}}
+    return ray.remote(plain).options(**resources, **options).remote(*args)
 
 
 def end_actor(actor: Any) -> None:

@@ -111,7 +111,7 @@ def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(worl
 def test_episodes_played_by_actors_are_those_played_without(
     world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {2: ("die", 1)})
+    work = faulty(world, tmp_path, {})
     assert sorted(drive(work, 6)) == list(range(6))
     assert contents(work.out) == expected(6)
 
