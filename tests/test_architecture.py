@@ -42,7 +42,7 @@ NOT_VERBS = {PACKAGE, "play"}
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
     "gymnasium": {"", "conditioning", "envs", "agents", "<verb>"},
-    "ray": {"agents.pool", "envs.ray_actors", "envs.ray_vector_env"},
+    "ray": {"agents.pool", "envs.ray_vector_env"},
     "stable_baselines3": {"agents.ppo", "agents.sb3"},
     "safetensors": {"files", "shards"},
     "transformers": {"conditioning", "t5"},

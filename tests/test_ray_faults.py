@@ -19,8 +19,7 @@ from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.pool import Crew, Pool
 from starflow_world.agents.rollout import Dream, collect, rollout
 from starflow_world.data import EpisodeDataset
-from starflow_world.envs.ray_actors import connect
-from starflow_world.envs.ray_vector_env import RayVectorEnv
+from starflow_world.envs.ray_vector_env import RayVectorEnv, connect
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ConfigError, WorkerError
 from tests.ray_work import Faulty, Introspection, contents, play_here, specs

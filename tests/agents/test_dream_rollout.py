@@ -111,9 +111,9 @@ def test_a_full_disk_is_one_clear_error_and_what_is_written_stays(
 def test_actors_without_ray_are_refused_and_everything_else_works(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from starflow_world.envs import ray_actors
+    from starflow_world.envs import ray_vector_env
 
-    monkeypatch.setattr(ray_actors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_vector_env.importlib.util, "find_spec", lambda name: None)
     assert len(imagine(world, tmp_path)) == 3
     for call in (
         lambda: imagine(world, tmp_path / "a", actors=2),
