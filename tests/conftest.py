@@ -5,8 +5,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+import pytest
 import torch
 
 torch.set_num_threads(2)
@@ -22,3 +24,12 @@ def pytest_report_header() -> str:
             found.append(f"no {name}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The last bit of a sum depends on how many share it; and worlds so small that a second thread only costs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,12 +1,10 @@
 """What imagining episodes into files promises; the same over actors is in tests/test_ray_faults.py."""
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.rollout import collect, rollout
@@ -16,14 +14,7 @@ from starflow_world.errors import CheckpointError, ConfigError, DataError, Starf
 from starflow_world.world import World
 from tests.worlds import env_world, save_world
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As a rollout computes: the last bit of a sum depends on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
