@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from starflow_world.config import DecodeConfig, FlowConfig
 from starflow_world.convert import convert, reference_name
 from starflow_world.flow import Flow
+from starflow_world.media import VideoWriter
 from starflow_world.video import VideoConfig, load_video_config
 
 PUBLISHED = load_video_config("starflow-v-7b")
@@ -74,3 +76,19 @@ def tiny_video(folder: Path, config: VideoConfig = TINY_VIDEO, dtype: torch.dtyp
     """The tiny flow after a conversion."""
     convert(tiny_reference(folder.with_suffix(".pth"), config), folder, config, dtype=dtype)
     return folder
+
+
+def tiny_folders(root: Path, config: VideoConfig = TINY_VIDEO) -> dict[str, Path]:
+    """All that the tiny model needs: its own folder, those of its text encoder and codec, and one for prompts."""
+    return {"model": tiny_video(root / "tiny", config), "text": tiny_t5(root / "t5"), "vae": tiny_wan(root / "wan"),
+            "cache": root / "prompts"}
+
+
+def moving_spot(path: Path, frames: int) -> Path:
+    """A video whose bright spot moves."""
+    with VideoWriter(path, 16) as video:
+        for t in range(frames):
+            frame = np.full((40, 64, 3), 40, np.uint8)
+            frame[8:24, 2 * t % 44 : 2 * t % 44 + 16] = (220, 200, 90)
+            video.add(frame)
+    return path

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError
+from ..noise import normals
 
 STRIDE = 4
 
@@ -75,12 +76,12 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(
-        self, frames: Tensor, memory: WanMemory | None = None, *, generator: torch.Generator | None = None
+        self, frames: Tensor, memory: WanMemory | None = None, *, keys: Tensor | None = None
     ) -> tuple[Tensor, WanMemory]:
         """Frames (B, T, H, W, 3) u8 -> latents (B, t, n, c), and what the stream goes on with.
 
-        T is 1 + 4k at the start of a stream and 4k later. With `generator` the posterior is sampled, as published;
-        without, its mean is taken. Raises DataError.
+        T is 1 + 4k at the start of a stream and 4k later. With noise keys (B,) the posterior is sampled, as published
+        (several keys for one row: as many draws of it); without, its mean is taken. Raises DataError.
         """
         self._check(frames, memory)
         pixels = (frames.to(self.device, self.dtype) / 127.5 - 1).permute(0, 4, 1, 2, 3)
@@ -95,10 +96,12 @@ class WanCodec:
             start += count
         mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).float().chunk(2, dim=1)
         latents = (mean.movedim(1, -1) - self.mean) / self.std
-        if generator is not None:
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents.device)
-            latents = latents + (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1) * noise
         done = 0 if memory is None else memory.frames
+        if keys is not None:
+            steps, shape = torch.arange(done, done + len(parts)), latents.shape[2:]
+            noise = torch.stack([normals(keys, t.expand_as(keys), "posterior", shape) for t in steps], dim=1)
+            deviation = (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1)
+            latents = latents + deviation * noise.to(self.device)
         return self._scale(latents, done).flatten(2, 3), WanMemory(tuple(features), done + len(parts))
 
     @torch.no_grad()

@@ -83,6 +83,8 @@ def _ours(path: Path, flow: Flow, found: TensorSource, dtype: torch.dtype | None
 def load_video(folder: Path | str) -> tuple[VideoConfig, str]:
     """The config of a folder that `convert` wrote, and the digest of its weights."""
     path = Path(folder) / CONFIG
+    if not is_file(path):
+        raise CheckpointError(f"{path}: expected the config of a converted video model, found none; see convert")
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
         raise CheckpointError(f"{path}: expected format {FORMAT}; it is damaged or of another version")
