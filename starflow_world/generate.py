@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .codec.wan import WanCodec
+from .codec.wan import VAE_FILES, WanCodec
 from .convert import load_flow, load_video
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .flow import Flow, Inverse
 from .media import VideoWriter, fitted, read_picture, read_video, write_png
 from .noise import make_key, normals
@@ -27,7 +27,6 @@ from .t5 import T5Text, local_folder
 from .video import FRAMES, PIXELS, VideoConfig, latent_frames
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
 ENCODED = 4
 """Latent frames that are encoded at a time."""
 
@@ -64,9 +63,7 @@ class VideoModel:
     """A flow with the text encoder and the codec that it was trained with."""
 
     def __init__(self, config: VideoConfig, flow: Flow, text: T5Text, codec: WanCodec) -> None:
-        if (codec.channels, codec.pixels) != (config.flow.channels, PIXELS):
-            expected = f"{config.flow.channels} channels and {PIXELS} pixels per token"
-            raise CheckpointError(f"VAE: expected {expected}, found {codec.channels} and {codec.pixels}")
+        codec.check(config.flow.channels, PIXELS)
         self.config, self.flow, self.text, self.codec = config, flow, text, codec
         self.device = flow.deep.start.device
 

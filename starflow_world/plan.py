@@ -15,8 +15,7 @@ import torch
 
 from .config import FlowConfig
 from .errors import ConfigError
-from .flow import Flow
-from .synthesis import precision
+from .flow import Flow, precision
 from .video import VideoConfig, latent_frames
 
 GIB = 1 << 30

@@ -8,9 +8,8 @@ and a stream of its own, while the deep block is at the next frame; the numbers 
 Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, L text length.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,10 @@ import torch
 from torch import Tensor
 
 from .config import DecodeConfig
-from .flow import Flow, Inverse, Tables, sample_frames
+from .flow import Flow, Inverse, Tables, precision, sample_frames
 
 BEHIND = 4
 """Frames that may wait for what follows the deep block."""
-MIXED_TOLERANCE = 1e-3
-"""Of the shallow blocks where products are in half precision, in noise units; float32 goes down to its rounding."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +43,6 @@ class Task:
     def frames(self) -> int:
         """P + T."""
         return self.noise.shape[1] + (0 if self.given is None else self.given.shape[1])
-
-
-@contextmanager
-def precision(flow: Flow) -> Iterator[None]:
-    """Without gradients, and with products in the dtype of the weights of a flow that was loaded to run in it."""
-    weight, mixed = flow.deep.project_in.weight, _mixed(flow)
-    with torch.no_grad(), torch.autocast(weight.device.type, weight.dtype if mixed else None, enabled=mixed):
-        yield
-
-
-def _mixed(flow: Flow) -> bool:
-    return flow.deep.project_in.weight.dtype in (torch.bfloat16, torch.float16)
 
 
 def synthesize(
@@ -89,7 +74,6 @@ class _Finish:
 
     def __init__(self, flow: Flow, task: Task, tables: Tables, emit: Callable[[Tensor], None]) -> None:
         self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
-        self.tolerance = MIXED_TOLERANCE if _mixed(flow) else None
         self.x: list[Tensor] = [] if task.given is None else list(task.given.split(1, dim=1))
         window, overlap = task.denoise_window, task.denoise_overlap
         whole = [(slice(k, k + 1), slice(0, 1)) for k in range(task.frames)]
@@ -99,7 +83,7 @@ class _Finish:
     def __call__(self, u: Tensor) -> None:
         """One more frame u (B, n, c)."""
         with precision(self.flow):
-            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables, tolerance=self.tolerance)[0])
+            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
                 seen, kept = self.windows.pop(0)
                 x = torch.cat(self.x[seen], dim=1)

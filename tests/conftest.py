@@ -5,9 +5,14 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import pytest
 import torch
+
+from starflow_world.world import World
 
 torch.set_num_threads(2)
 
@@ -22,3 +27,19 @@ def pytest_report_header() -> str:
             found.append(f"no {name}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny converted video model of four actions, whose denoiser sees no future: a step shows what a clip does."""
+    pytest.importorskip("diffusers")
+    from tests.tiny_video import TINY_VIDEO, tiny_video_world
+
+    causal = replace(TINY_VIDEO.flow, denoiser_look_ahead=())
+    space = '{"n": 4, "start": 0, "type": "Discrete"}'
+    return tiny_video_world(tmp_path_factory.mktemp("models"), flow=causal, action_space=space)
+
+
+@pytest.fixture(scope="session")
+def video_world(video_folder: Path) -> World:
+    return World.load(video_folder, device="cpu")

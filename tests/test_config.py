@@ -75,7 +75,7 @@ def test_a_config_survives_json():
     ({"flow.channels": 13}, r"expected \(12, 8, 16\), as codec and text have, found \(13, 8, 16\)"),
     ({"flow.text_length": 9}, r"expected \(12, 8, 16\)"),
     ({"text.heads": 3}, "width: expected a multiple of heads 3"),
-    ({"text.kind": "bert"}, "kind: expected one of none, t5, found 'bert'"),
+    ({"text.kind": "bert"}, "kind: expected one of none, t5, published, found 'bert'"),
     ({"codec": {"kind": "pca", "patch": 2, "components": 13}}, "components: expected a number from 1 to 12"),
     ({"height": 15}, "expected multiples of patch"),
     ({"height": 16384, "width": 16384}, "at most 1048576 tokens in a window"),

@@ -10,7 +10,7 @@ what the convolutions keep of a stream, so clips can be encoded and decoded piec
 keeps it in private attributes; this module alone touches what is private there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import Tensor
 from ..errors import CheckpointError, DataError
 from ..noise import normals
 
-STRIDE = 4
+STRIDE, SETTLED = 4, 3
+VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
+"""What is fetched of a hub's model."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class WanCodec:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
         return WanCodec(vae.to(device).eval().requires_grad_(False), later=later)
+
+    def check(self, channels: int, pixels: int) -> None:
+        """CheckpointError for a VAE of other sizes than a model expects."""
+        if (self.channels, self.pixels) != (channels, pixels):
+            expected = f"{channels} channels and {pixels} pixels per token"
+            raise CheckpointError(f"VAE: expected {expected}, found {self.channels} and {self.pixels}")
 
     @property
     def channels(self) -> int:
@@ -122,6 +130,17 @@ class WanCodec:
             pixels = (out.float().clamp(-1, 1) + 1) * 127.5
             parts.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 4, 1))
         return torch.cat(parts, dim=1), WanMemory(tuple(features), done + len(parts))
+
+    def blank(self, part: str, frames: int, grid: tuple[int, int]) -> WanMemory:
+        """The memory of the `part` (encoder, decoder) after so many empty latent frames: what one holds and its shapes
+        follow from their number, and no more from some on."""
+        (h, w), count = grid, min(frames, SETTLED)
+        if part == "decoder":
+            _, memory = self.decode(torch.zeros(1, count, h * w, self.channels), grid)
+        else:
+            size = 1 + STRIDE * (count - 1), h * self.pixels, w * self.pixels, 3
+            _, memory = self.encode(torch.zeros(1, *size, dtype=torch.uint8))
+        return replace(memory, frames=frames)
 
     def _scale(self, latents: Tensor, done: int, *, back: bool = False) -> Tensor:
         """All latents of a stream but its first times `later`, or divided by it."""

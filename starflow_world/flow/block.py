@@ -109,12 +109,12 @@ class Block(nn.Module):
             hidden = layer(hidden, rotary, mask, cache, index)
         return cache.commit(text.shape[1])
 
-    def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """A cache for this block's layers with nothing valid."""
+    def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None, *, copies: int = 1) -> KVCache:
+        """A cache for this block's layers with nothing valid; `copies` of it in one, for `KVCache.split`."""
         weight = self.project_in.weight
         dtype = weight.dtype if dtype is None else dtype
         return KVCache.empty(
-            len(self.layers), rows, capacity, self.heads, self.head_width, dtype=dtype, device=weight.device
+            copies * len(self.layers), rows, capacity, self.heads, self.head_width, dtype=dtype, device=weight.device
         )
 
     def in_order(self, x: Tensor) -> Tensor:

@@ -87,6 +87,13 @@ class KVCache:
         """One row as a value that shares the storage: what is written there is written here."""
         return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
 
+    def split(self, copies: int) -> "tuple[KVCache, ...]":
+        """The `copies` caches of equal lengths that lie in this one, layers behind layers; they share its storage."""
+        if not copies:
+            return ()
+        parts = zip(self.keys.chunk(copies), self.values.chunk(copies), strict=True)
+        return tuple(KVCache(keys, values, self.length) for keys, values in parts)
+
     def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
         """The value in which `rows` are replaced by the rows of `other`; the storage is written."""
         where = rows.to(self.keys.device)

@@ -30,6 +30,9 @@ from .inverse import solve
 from .layers import grid_positions, rotary_table, text_positions
 from .motion import Motion
 
+MIXED_TOLERANCE = 1e-3
+"""Of the shallow blocks where products are in half precision, in noise units; float32 goes down to its rounding."""
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -65,6 +68,11 @@ class Flow(nn.Module):
         self.motion = Motion(config) if config.motion_width else None
         self.carry = Carry(config) if config.motion_width and config.carry_slots else None
         self.denoiser = make_denoiser(config)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products are in half precision, and all else is not."""
+        return self.deep.project_in.weight.dtype in (torch.bfloat16, torch.float16)
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
         """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""
@@ -103,7 +111,7 @@ class Flow(nn.Module):
         """
         shape = u.shape
         if tolerance is None:
-            tolerance = 1e-12 if u.dtype == torch.float64 else 1e-5
+            tolerance = 1e-12 if u.dtype == torch.float64 else MIXED_TOLERANCE if self.mixed else 1e-5
         x, total = u.flatten(0, 1), torch.zeros_like(u).flatten(0, 1)
         sweeps = torch.zeros(len(x), dtype=torch.long, device=u.device)
         for block in reversed(self._shallow_blocks()):
@@ -202,12 +210,17 @@ class Flow(nn.Module):
         return self.deep.predict_with_text(inputs, text, tables.whole(frames, text=True), added)
 
     def start_cache(
-        self, text: Tensor | None, rows: int, tables: Tables, *, dtype: torch.dtype | None = None
+        self, text: Tensor | None, rows: int, tables: Tables, *, dtype: torch.dtype | None = None,
+        null_text: Tensor | None = None,
     ) -> KVCache:
-        """An empty cache for a window of frames behind text (B, L, text width), the text committed."""
+        """An empty cache for a window of frames behind text (B, L, text width), the text committed; with a null text
+        (B, L, text width) the parts of `split(2)` are caches behind either."""
         length = 0 if text is None else text.shape[1]
-        cache = self.deep.empty_cache(rows, length + tables.video.shape[1], dtype)
-        return cache if text is None else self.deep.write_text(text, tables.text, cache)
+        texts = [words for words in (text, null_text) if words is not None]
+        cache = self.deep.empty_cache(rows, length + tables.video.shape[1], dtype, copies=max(len(texts), 1))
+        for words, part in zip(texts, cache.split(len(texts)), strict=True):
+            self.deep.write_text(words, tables.text, part)
+        return cache.commit(length)
 
     def extend(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int

@@ -25,11 +25,10 @@ from tqdm import tqdm
 from ..convert import load_video
 from ..errors import ConfigError, DataError
 from ..files import write_text
-from ..flow import Tables
+from ..flow import Tables, precision
 from ..generate import VideoModel
 from ..media import fitted, read_video
 from ..noise import make_key
-from ..synthesis import precision
 from ..video import ASPECTS, FRAMES
 from .pictures import clip_chart
 
