@@ -79,6 +79,8 @@ def test_rows_of_a_vector_env_begin_anew_beside_others_that_go_on(video_world, m
         assert not rewards.any()
         assert infos["frames"].shape[0] == 2
         assert np.array_equal(infos["frames"][:, -1], shown)
+        state = envs.get_state()
+        assert [stream.decoder.frames for stream in state.streams] == state.step.tolist()
     assert ended.all()
 
 
