@@ -17,8 +17,8 @@ from torch import Tensor
 from .ahead import Ahead
 from .codec.stream import Stream
 from .errors import DataError, StateError
-from .flow import Affine, Inverse, KVCache, guide, precision, solve
-from .flow.sample import Guided, sample_deep
+from .flow import Affine, Inverse, KVCache, precision
+from .flow.sample import sample_deep, solve_guided
 from .networks import Networks
 from .noise import normals, uniforms
 from .pictures import Pictures
@@ -86,9 +86,10 @@ class Dynamics(Pictures):
 
     def _start_cache(self, text: Tensor | None, rows: int) -> KVCache:
         """Behind the text; with guidance also behind no text, as a second half."""
-        null = self.encode_text([""]) if self.guidance else None
-        null = None if null is None else null.expand(rows, -1, -1)
-        return self.networks.flow.start_cache(text, rows, self.tables, null_text=null)
+        null, flow = self.encode_text([""]) if self.guidance else None, self.networks.flow
+        if null is None or text is None:
+            return flow.start_cache(text, rows, self.tables)
+        return flow.start_cache(torch.cat((text, null.expand_as(text))), 2 * rows, self.tables).folded()
 
     @running
     def own(self, state: WorldState, *, reuse: bool) -> WorldState:
@@ -149,13 +150,9 @@ class Dynamics(Pictures):
 
     def _extend(self, cache: KVCache, inputs: Tensor, added: Tensor | None) -> Affine:
         """Write what follows from `inputs` (B, S, c) behind the cache; what the model says of it under the text."""
-        flow, parts = self.networks.flow, self._halves(cache)
-        said = [flow.extend(part, inputs, added, self.tables, text=self.text_length)[1] for part in parts]
-        return said[0]
-
-    def _halves(self, cache: KVCache) -> tuple[KVCache, ...]:
-        """Under the text and, with guidance, under none."""
-        return cache.split(2 if self.guidance else 1)
+        cache = cache.unfolded() if self.guidance else cache
+        _, affine = self.networks.flow.extend(cache, inputs, added, self.tables, text=self.text_length)
+        return affine.rows(slice(len(inputs)))
 
     # ---- moves ---------------------------------------------------------------------------------------------------
 
@@ -229,29 +226,19 @@ class Dynamics(Pictures):
     def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
         """Jacobi over the chunks of a frame, each committed before the next."""
         flow, parts, size = self.networks.flow, [], self.decode.chunk or self.tokens
-        cache, before = state.cache, ahead.before
-        assert cache is not None
+        assert state.cache is not None
+        cache, before = state.cache.unfolded() if self.guidance else state.cache, ahead.before
         for first in range(0, self.tokens, size):
             part = slice(first, first + size)
             count = noise[:, part].shape[1]
-            predicts = [
-                flow.predictor(half, ahead.added[:, part], count, self.tables, text=self.text_length)
-                for half in self._halves(cache)
-            ]
-            solved = solve(
-                self._guided(predicts), before, noise[:, part], guess[:, part],
-                tolerance=self.decode.tolerance, max_sweeps=self.decode.max_sweeps,
+            solved = solve_guided(
+                flow.predictor(cache, ahead.added[:, part], count, self.tables, text=self.text_length), before,
+                noise[:, part], guess[:, part], guidance=self.guidance, tolerance=self.decode.tolerance,
+                max_sweeps=self.decode.max_sweeps,
             )
             cache, before = cache.commit(count), solved.tokens[:, -1:]
-            if isinstance(solved.affine, Guided):
-                solved = replace(solved, affine=solved.affine.conditional)
             parts.append(solved)
         return Inverse.join(parts)
-
-    def _guided(self, predicts: Sequence[Callable[[Tensor], Affine]]) -> Callable[[Tensor], Affine]:
-        if not self.guidance:
-            return predicts[0]
-        return lambda inputs: guide(predicts[0](inputs), predicts[1](inputs), self.guidance)
 
     def _commit(
         self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, carried: Tensor, logdet: Tensor, affine: Affine,

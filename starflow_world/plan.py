@@ -87,7 +87,8 @@ class Needs:
         flow, d = self.config, self.config.deep_width
         keys = length + (chunk if dense else (chunk + 1) / 2)
         per_token = 6 * flow.channels * d + flow.deep_layers * (24 * d**2 + 4 * d * keys)
-        return (1 + guided) * chunk * per_token
+        shared = 2 * flow.channels * d + 6 * d**2  # the halves are alike until the first layer attends to the text
+        return chunk * ((1 + guided) * per_token - guided * shared)
 
     def sweep_bytes(self, chunk: int, length: int, *, guided: bool) -> float:
         """Weights, keys and values that such a pass reads."""

@@ -31,6 +31,10 @@ class Affine:
     scale: Tensor
     hidden: Tensor
 
+    def rows(self, rows: slice) -> "Affine":
+        """Of some rows."""
+        return Affine(self.mean[rows], self.scale[rows], self.hidden[rows])
+
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
         return (x - self.mean) / self.scale, -self.scale.log()
@@ -109,12 +113,12 @@ class Block(nn.Module):
             hidden = layer(hidden, rotary, mask, cache, index)
         return cache.commit(text.shape[1])
 
-    def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None, *, copies: int = 1) -> KVCache:
-        """A cache for this block's layers with nothing valid; `copies` of it in one, for `KVCache.split`."""
+    def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for this block's layers with nothing valid."""
         weight = self.project_in.weight
         dtype = weight.dtype if dtype is None else dtype
         return KVCache.empty(
-            copies * len(self.layers), rows, capacity, self.heads, self.head_width, dtype=dtype, device=weight.device
+            len(self.layers), rows, capacity, self.heads, self.head_width, dtype=dtype, device=weight.device
         )
 
     def in_order(self, x: Tensor) -> Tensor:

@@ -87,12 +87,18 @@ class KVCache:
         """One row as a value that shares the storage: what is written there is written here."""
         return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
 
-    def split(self, copies: int) -> "tuple[KVCache, ...]":
-        """The `copies` caches of equal lengths that lie in this one, layers behind layers; they share its storage."""
-        if not copies:
-            return ()
-        parts = zip(self.keys.chunk(copies), self.values.chunk(copies), strict=True)
-        return tuple(KVCache(keys, values, self.length) for keys, values in parts)
+    def folded(self) -> "KVCache":
+        """The halves [a; b] of 2B rows, of equal lengths, as B rows of twice the layers: what is done to a row is then
+        done to both. A view, as `unfolded` is."""
+        layers, rows, *rest = self.keys.shape
+        keys, values = (part.view(2 * layers, rows // 2, *rest) for part in (self.keys, self.values))
+        return KVCache(keys, values, self.length[: rows // 2])
+
+    def unfolded(self) -> "KVCache":
+        """The inverse of `folded`."""
+        layers, rows, *rest = self.keys.shape
+        keys, values = (part.view(layers // 2, 2 * rows, *rest) for part in (self.keys, self.values))
+        return KVCache(keys, values, self.length.repeat(2))
 
     def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
         """The value in which `rows` are replaced by the rows of `other`; the storage is written."""

@@ -210,17 +210,12 @@ class Flow(nn.Module):
         return self.deep.predict_with_text(inputs, text, tables.whole(frames, text=True), added)
 
     def start_cache(
-        self, text: Tensor | None, rows: int, tables: Tables, *, dtype: torch.dtype | None = None,
-        null_text: Tensor | None = None,
+        self, text: Tensor | None, rows: int, tables: Tables, *, dtype: torch.dtype | None = None
     ) -> KVCache:
-        """An empty cache for a window of frames behind text (B, L, text width), the text committed; with a null text
-        (B, L, text width) the parts of `split(2)` are caches behind either."""
+        """An empty cache for a window of frames behind text (B, L, text width), the text committed."""
         length = 0 if text is None else text.shape[1]
-        texts = [words for words in (text, null_text) if words is not None]
-        cache = self.deep.empty_cache(rows, length + tables.video.shape[1], dtype, copies=max(len(texts), 1))
-        for words, part in zip(texts, cache.split(len(texts)), strict=True):
-            self.deep.write_text(words, tables.text, part)
-        return cache.commit(length)
+        cache = self.deep.empty_cache(rows, length + tables.video.shape[1], dtype)
+        return cache if text is None else self.deep.write_text(text, tables.text, cache)
 
     def extend(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
@@ -231,7 +226,8 @@ class Flow(nn.Module):
         return cache.commit(count), affine
 
     def predictor(self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int) -> "Predictor":
-        """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c)."""
+        """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c);
+        behind a cache of several times B rows its results have as many (see Attention)."""
         added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
         mask, inputs = cache.visible(count), self.deep.project_in.weight.dtype
         if mask is not None:  # as numbers, which every layer of every sweep would make of it
