@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from starflow_world.check import check_world
+from starflow_world.cli import main
 from starflow_world.config import WorldConfig
 from starflow_world.errors import CheckpointError, ConfigError, DataError, StateError
 from starflow_world.files import read_tensors, write_tensors
@@ -110,6 +112,13 @@ def test_what_reads_single_frames_says_that_it_cannot(video_world, frames):
     for call in (video_world.networks.codec.encode, video_world.networks.codec.decode):
         with pytest.raises(ConfigError, match="found one that reads a stream"):
             call(frames)
+    with pytest.raises(ConfigError, match="check: expected a world whose codec reads frames one by one"):
+        check_world(video_world)
+
+
+def test_a_converted_folder_says_what_it_is(video_folder, capsys):
+    main(["info", str(video_folder)])
+    assert "'denoiser_look_ahead'" in capsys.readouterr().out
 
 
 def test_parts_that_do_not_fit_are_refused(video_folder, video_world, tmp_path):
@@ -118,3 +127,5 @@ def test_parts_that_do_not_fit_are_refused(video_folder, video_world, tmp_path):
     broken = tiny_video_world(tmp_path, window=1, context=1)
     with pytest.raises(CheckpointError, match=r"video\.json: window"):
         World.load(broken)
+    with pytest.raises(ConfigError, match="dtype: expected float32 or bfloat16"):
+        World.load(video_folder, dtype=torch.float64)

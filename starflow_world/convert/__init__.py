@@ -134,6 +134,8 @@ def to_running(networks: Networks, prompts: Path, device: torch.device, dtype: t
     else bfloat16), its codec and text encoder loaded."""
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"dtype: expected float32 or bfloat16, as published models run in, found {dtype}")
     networks.to(device)
     networks.attach(prompts, device, dtype)
     kinds = running_dtypes(networks.flow, dtype)
