@@ -17,7 +17,7 @@ from torch import Tensor
 from .ahead import Ahead
 from .codec.stream import Stream
 from .errors import DataError, StateError
-from .flow import Affine, Inverse, KVCache, precision
+from .flow import Affine, Inverse, KVCache
 from .flow.sample import sample_deep, solve_guided
 from .networks import Networks
 from .noise import normals, uniforms
@@ -29,11 +29,11 @@ R = TypeVar("R")
 
 
 def running(move: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concatenate[Dynamics, P], R]":
-    """The move, made without gradients and in the precision of the flow's weights."""
+    """The move, made in the precision of the flow's weights."""
 
     @wraps(move)
     def run(self: "Dynamics", *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(), precision(self.networks.flow):
+        with self.networks.flow.products():
             return move(self, *args, **kwargs)
 
     return run
@@ -72,6 +72,7 @@ class Dynamics(Pictures):
 
     # ---- states --------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     @running
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
         """Rows before their first frame."""

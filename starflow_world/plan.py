@@ -15,7 +15,7 @@ import torch
 
 from .config import FlowConfig
 from .errors import ConfigError
-from .flow import Flow, precision
+from .flow import Flow
 from .video import VideoConfig, latent_frames
 
 GIB = 1 << 30
@@ -239,7 +239,7 @@ def measure(
         for chunk in (min(chunk, needs.tokens) for chunk in chunks):
             length = text + count * needs.tokens
             inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=device)
-            with precision(flow):
+            with torch.no_grad(), flow.products():
                 predict = flow.predictor(cache.rollback(length), None, chunk, tables, text=text)
                 seconds = _median(partial(predict, inputs), device, repeats)
             floor = needs.sweep_seconds(GPUS[gpu], chunk, length, guided=guided)

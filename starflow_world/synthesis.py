@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .config import DecodeConfig
-from .flow import Flow, Inverse, Tables, precision, sample_frames
+from .flow import Flow, Inverse, Tables, sample_frames
 
 BEHIND = 4
 """Frames that may wait for what follows the deep block."""
@@ -56,10 +56,10 @@ def synthesize(
     """
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
-    with precision(flow):
+    with torch.no_grad(), flow.products():
         prefix = None if task.given is None else flow.shallow_forward(task.given, tables)[0]
     finish = _Finish(flow, task, tables, emit)
-    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, precision(flow):
+    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, flow.products():
         for solved in sample_frames(
             flow, task.noise, task.text, tables, null_text=task.null_text, guidance=task.guidance, prefix=prefix,
             window=task.window, context=task.context, chunk=decode.chunk, tolerance=decode.tolerance,
@@ -82,7 +82,7 @@ class _Finish:
 
     def __call__(self, u: Tensor) -> None:
         """One more frame u (B, n, c)."""
-        with precision(self.flow):
+        with torch.no_grad(), self.flow.products():
             self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
                 seen, kept = self.windows.pop(0)

@@ -25,7 +25,6 @@ from .convert import CONFIG, load_as_networks, to_running
 from .dynamics import Dynamics
 from .errors import ActionError, CheckpointError, ConfigError, DataError
 from .files import is_file
-from .flow import precision
 from .networks import Networks
 from .noise import make_key
 from .state import Transition, WorldState
@@ -168,7 +167,7 @@ class World:
         while True:
             end = min(begin + window, count)
             part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
-            with precision(flow):
+            with flow.products():
                 nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
             parts.append(nats.sum(-1)[:, known - begin :])
             if end == count:

@@ -4,10 +4,9 @@ from .block import Affine, Block
 from .cache import KVCache
 from .inverse import Inverse, solve
 from .model import Flow, Tables
-from .precision import precision
 from .sample import Sample, guide, sample_deep, sample_frames
 
 __all__ = [
-    "Affine", "Block", "Flow", "Inverse", "KVCache", "Sample", "Tables", "guide", "precision", "sample_deep",
-    "sample_frames", "solve",
+    "Affine", "Block", "Flow", "Inverse", "KVCache", "Sample", "Tables", "guide", "sample_deep", "sample_frames",
+    "solve",
 ]

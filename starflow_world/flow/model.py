@@ -13,6 +13,7 @@ Shapes: B rows, T frames, n tokens per frame, c channels, d deep width, L text l
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,6 +74,11 @@ class Flow(nn.Module):
     def mixed(self) -> bool:
         """Whether products are in half precision, and all else is not."""
         return self.deep.project_in.weight.dtype in (torch.bfloat16, torch.float16)
+
+    def products(self) -> AbstractContextManager[object]:
+        """Inside, products are in the dtype of the weights of a flow that was loaded to run in it."""
+        weight = self.deep.project_in.weight
+        return torch.autocast(weight.device.type, weight.dtype) if self.mixed else nullcontext()
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
         """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..convert import load_video
 from ..errors import ConfigError, DataError
 from ..files import write_text
-from ..flow import Tables, precision
+from ..flow import Tables
 from ..generate import VideoModel
 from ..media import fitted, read_video
 from ..noise import make_key
@@ -145,7 +145,7 @@ def clip_nats(model: VideoModel, clip: Clip, frames: Iterable[np.ndarray], aspec
 
 def window_nats(model: VideoModel, x: Tensor, text: Tensor, tables: Tables) -> Tensor:
     """Nats (K, T) of the latent frames of a window x (K, T, n, c) behind a text (1, L, w): one parallel pass a draw."""
-    with precision(model.flow):
+    with torch.no_grad(), model.flow.products():
         return torch.cat([model.flow.nats(draw, text, None, tables)[0].sum(-1) for draw in x.split(1)])
 
 
