@@ -95,15 +95,19 @@ class Dynamics(Pictures):
     @running
     def own(self, state: WorldState, *, reuse: bool) -> WorldState:
         """The state with a cache that nobody else holds, and room for a frame in every row."""
+        self.check(state)
+        cache = state.take_cache() if reuse else state.cache
+        state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
+        full = (state.length >= self.config.window).nonzero()[:, 0]
+        return self._slide(state, full) if len(full) else state
+
+    def check(self, state: WorldState) -> None:
+        """StateError for a state of another world, or elsewhere."""
         if state.world_id != self.world_id:
             raise StateError(f"state: expected one of world {self.world_id[:12]}, found one of {state.world_id[:12]}")
         if (state.tokens.dtype, state.tokens.device) != (self.dtype, self.device):
             found = f"{state.tokens.dtype} on {state.tokens.device}; save it and load it with this world"
             raise StateError(f"state: expected {self.dtype} on {self.device}, found {found}")
-        cache = state.take_cache() if reuse else state.cache
-        state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
-        full = (state.length >= self.config.window).nonzero()[:, 0]
-        return self._slide(state, full) if len(full) else state
 
     @running
     def rebuilt(self, state: WorldState) -> WorldState:

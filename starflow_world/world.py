@@ -176,6 +176,7 @@ class World:
 
     def _read_next(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
         """Noisy latents (B, n, c) of the next frame of every row, and the state whose codec has read it."""
+        self.dynamics.check(state)
         counts = {self.dynamics.ahead(step) for step in state.step.tolist()}
         if len(frames) != len(state) or counts != {frames.shape[1]}:
             expected = f"{' or '.join(map(str, sorted(counts)))} for each of {len(state)} rows"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from starflow_world.checkpoint import save_checkpoint
+from starflow_world.config import DecodeConfig
 from starflow_world.errors import StateError
 from starflow_world.generate import Request, VideoModel
 from starflow_world.media import read_video, write_png
@@ -97,6 +98,18 @@ def test_what_was_imagined_and_is_observed_gives_the_same_state_and_pictures(vid
     torch.testing.assert_close(told.tokens, state.tokens, rtol=0, atol=1e-4)
 
 
+def test_chunks_of_the_deep_block_leave_the_shallow_ones_whole(video_world):
+    counts: set[int] = set()
+    layer = video_world.networks.flow.shallow[0].layers[0]
+    handle = layer.register_forward_hook(lambda module, inputs, out: counts.add(out.shape[1]))
+    state, _ = video_world.start(text=TEXT, seed=SEED)
+    expected = video_world.step(state, [1])[1].latents
+    found = video_world.decoded(DecodeConfig(tolerance=1e-5, chunk=4)).step(state, [1])[1].latents
+    handle.remove()
+    assert counts == {6}
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 # ---- likelihood ------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +152,8 @@ def test_a_world_whose_adapter_learned_is_saved_and_loaded_as_any_other(video_wo
     fresh, _ = video_world.start(text=TEXT, seed=SEED)
     with pytest.raises(StateError, match="expected one of world"):
         other.step(fresh, [0])
+    with pytest.raises(StateError, match="expected one of world"):
+        other.observe(fresh, [0], torch.zeros(1, 4, 32, 48, 3, dtype=torch.uint8))
 
 
 def find(world: World, folder: Path) -> Path:
