@@ -32,7 +32,7 @@ def running(move: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concaten
     """The move, made in the precision of the flow's weights."""
 
     @wraps(move)
-    def run(self: "Dynamics", *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(self: "Dynamics", /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self.networks.flow.products():
             return move(self, *args, **kwargs)
 
