@@ -84,11 +84,9 @@ class Pictures:
         """Frames of the latent frame behind `step` others."""
         return STRIDE if step and self.networks.video is not None else 1
 
-    def pixels(self, begin: int, end: int) -> slice:
-        """The frames of latent frames begin .. end - 1 of a clip."""
-        if self.networks.video is None:
-            return slice(begin, end)
-        return slice(max(STRIDE * begin - STRIDE + 1, 0), STRIDE * end - STRIDE + 1)
+    def frames_of(self, count: int) -> int:
+        """Frames of the first `count` latent frames of a clip."""
+        return count if self.networks.video is None else 1 + STRIDE * (count - 1)
 
     @torch.inference_mode()
     def picture(self, state: WorldState) -> Tensor:

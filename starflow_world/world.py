@@ -100,10 +100,10 @@ class World:
             return moves.advance(state, self.flatten([None] * rows), None)
         state, x = moves.read(state, frames)
         within = min(x.shape[1], self.config.window)
-        shown = frames[:, moves.pixels(0, within)]
+        shown = frames[:, : moves.frames_of(within)]
         state, transition = moves.told(state, flat[:, :within], x[:, :within], shown)
         for t in range(within, x.shape[1]):
-            one, shown = slice(t, t + 1), frames[:, moves.pixels(t, t + 1)]
+            one, shown = slice(t, t + 1), frames[:, : moves.frames_of(t + 1)]
             state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], shown)
         return state, transition
 
