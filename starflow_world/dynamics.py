@@ -203,7 +203,8 @@ class Dynamics(Pictures):
     ) -> tuple[WorldState, Transition]:
         """Observe T frames of noisy latents x (B, T, n, c) behind an owned state with room for them.
 
-        More than one frame only behind empty rows. `frames`, which end with theirs, are returned instead of decoded ones where given.
+        More than one frame only behind empty rows. Of `frames`, where given, the last are returned in place of decoded
+        ones.
         """
         flow = self.networks.flow
         assert state.cache is not None
