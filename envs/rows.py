@@ -61,16 +61,19 @@ class EnvState:
         As `WorldState.replace_rows` without copying the other rows, whose cache may be hundreds of megabytes.
         """
         index, old, new = torch.from_numpy(rows), self.world, other.world
-        texts = list(old.texts)
-        for row, text in zip(rows.tolist(), new.texts, strict=True):
-            texts[row] = text
+        texts, streams = list(old.texts), list(old.streams or ())
+        for place, row in enumerate(rows.tolist()):
+            texts[row] = new.texts[place]
+            if new.streams is not None:
+                streams[row] = new.streams[place]
         for name in (*TENSORS, "text"):
             if getattr(old, name) is not None:
                 getattr(old, name)[index] = getattr(new, name)
         for name in ("frames", "begun", "ended"):
             getattr(self, name)[rows] = getattr(other, name)
         cache = None if old.cache is None or new.cache is None else old.cache.insert(index, new.cache)
-        return replace(self, world=replace(old, texts=tuple(texts), cache=cache))
+        known = replace(old, texts=tuple(texts), cache=cache, streams=tuple(streams) or None)
+        return replace(self, world=known)
 
 
 # ---- the world -------------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ class FromPath:
 
 def check_setup(world: World, reward_fn: RewardFunction | None, limit: int | None, text: str | None) -> int:
     """Refuse what cannot be an env; returns the number of steps after which episodes are truncated."""
-    if not world.config.outcome.width and reward_fn is None:
+    if not world.config.outcome.width and reward_fn is None and world.config.reward != "none":
         raise ConfigError(f"world {world.config.name} predicts no rewards: pass reward_fn=..., or call World.step")
     if text is not None:
         world.encode_text([check_text(text)])
@@ -159,8 +162,9 @@ def read_given(world: World, text: Any, frames: Any, actions: Any) -> Given:
     shown = _read_frames(frames, (world.config.height, world.config.width, 3))
     if actions is None:
         return Given(text, shown)
-    if not isinstance(actions, Sequence | np.ndarray) or isinstance(actions, str) or len(actions) != len(shown):
-        expected = f"a list of {len(shown)}, one per frame (the first may be None)"
+    count = world.dynamics.count(len(shown))
+    if not isinstance(actions, Sequence | np.ndarray) or isinstance(actions, str) or len(actions) != count:
+        expected = f"a list of {count}, one per latent frame (the first may be None)"
         raise ActionError(f"options: actions: expected {expected}, found {actions!r:.80}")
     return Given(text, shown, list(actions))
 
@@ -218,6 +222,9 @@ def begin_rows(
     found = [facts(world, t, s.texts, between=between) for s, t in begun]
     state = states[0] if len(states) == 1 else WorldState.stack(states)
     frames = np.concatenate([pictures(transition) for transition in transitions])
+    for part in found if between else ():  # one frame at a stream's first latent frame, and several later
+        most = max(other["frames"].shape[1] for other in found)
+        part["frames"] = part["frames"].repeat(most // part["frames"].shape[1], axis=1)
     joined = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
     return EnvState(state, frames, state.step.numpy().copy(), np.zeros(len(begun), bool)), joined
 

@@ -27,7 +27,7 @@ from .shards import INDEX, read_shards
 FORMAT = 1
 LARGEST_STARTS = 1 << 29
 CONFIG, WEIGHTS, NEXT, CARD = "config.json", "model.safetensors", "next.safetensors", "card.json"
-STARTS, TRAINING = "starts.safetensors", "training.safetensors"
+STARTS, TRAINING, PROMPTS = "starts.safetensors", "training.safetensors", "prompts"
 
 
 def read_json(path: Path | str, most: int = 1 << 24) -> Any:

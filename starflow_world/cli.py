@@ -265,10 +265,12 @@ def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
         world: folder or name of a shipped world.
     """
     from .checkpoint import CARD, CONFIG, read_json
+    from .convert import CONFIG as CONVERTED
+    from .files import is_file
     from .world import find_world
 
     folder = find_world(world)
-    for name in (CONFIG, CARD):
+    for name in (CONVERTED,) if is_file(folder / CONVERTED) else (CONFIG, CARD):
         print(f"{folder / name}\n")
         for key, value in read_json(folder / name).items():
             print(f"  {key}: {value}")

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from .errors import ConfigError
 
 MOST_LAYERS, LARGEST_SIZE, MOST_TOKENS = 1 << 10, 1 << 20, 1 << 20
+NO_ACTIONS = '{"n": 1, "start": 0, "type": "Discrete"}'
+"""The space of a world that has no choices."""
 T = TypeVar("T")
 
 
@@ -78,7 +80,8 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """How frames become latents: `patch` x `patch` pixels make one site of `components` numbers by the codec `kind`."""
+    """How frames become latents: `patch` x `patch` pixels make one site of `components` numbers by the codec `kind`:
+    pca, patch, or wan, the one of published video models."""
 
     kind: str = "pca"
     patch: int = 8
@@ -87,7 +90,7 @@ class CodecConfig:
     """Sites of merge x merge form one token, so a token has components * merge**2 channels."""
 
     def __post_init__(self) -> None:
-        one_of(self, "kind", ("pca", "patch"))
+        one_of(self, "kind", ("pca", "patch", "wan"))
         between(self, 1, 1 << 10, "patch", "components", "merge")
         if self.kind == "pca":
             between(self, 1, 3 * self.patch**2, "components")
@@ -95,7 +98,8 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """`kind` none: the world takes no text; t5: a T5 encoder of these sizes over bytes, trained with the world."""
+    """`kind` none: the world takes no text; t5: a T5 encoder of these sizes over bytes, trained with the world;
+    published: the one of a published video model, of which `length` and `width` count here."""
 
     kind: str = "none"
     length: int = 32
@@ -104,7 +108,7 @@ class TextConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        one_of(self, "kind", ("none", "t5"))
+        one_of(self, "kind", ("none", "t5", "published"))
         between(self, 1, LARGEST_SIZE, "length", "width")
         between(self, 1, MOST_LAYERS, "layers", "heads")
         if self.width % self.heads:
@@ -162,6 +166,27 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class PublishedConfig:
+    """What a published video model has around its flow, which is no part of a checkpoint: `text` and `codec` are
+    folders or hub names of its T5 encoder and its Wan VAE."""
+
+    text: str
+    codec: str
+    template: str
+    """What the encoder reads: this, with the text in place of {}."""
+    later: float
+    """Factor on all latents of a stream but its first."""
+    guidance: float
+    """How far steps are steered from what no text gives; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        positive(self, "later")
+        between(self, 0, math.inf, "guidance")
+        if self.template.count("{}") != 1:
+            raise ConfigError(f"template: expected one {{}} in it, found {self.template!r:.80}")
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """Everything that fixes a world but its weights; stored as JSON beside them."""
 
@@ -177,17 +202,23 @@ class WorldConfig:
     noise_level: float = 0.3
     window: int = 32
     context: int = 8
-    action_space: str = '{"n": 1, "start": 0, "type": "Discrete"}'
+    action_space: str = NO_ACTIONS
     max_episode_steps: int = 64
     reward: str = "event"
-    """What the reward means: event (1 at success, 0 elsewhere) or raw (as the source env gave it)."""
+    """What the reward means: event (1 at success, 0 elsewhere), raw (as the source env gave it), or none: there is no
+    task, so rewards are 0 and no episode ends by itself."""
+    published: PublishedConfig | None = None
+    """For a codec and a text encoder of these kinds."""
 
     def __post_init__(self) -> None:
         between(self, 1, 1 << 14, "height", "width")
         between(self, 2, 1 << 14, "window")
         between(self, 1, 1 << 14, "context")
         between(self, 1, math.inf, "max_episode_steps")
-        one_of(self, "reward", ("event", "raw"))
+        one_of(self, "reward", ("event", "raw", "none"))
+        kinds = self.codec.kind == "wan", self.text.kind == "published"
+        if kinds != (self.published is not None,) * 2:
+            raise ConfigError(f"published: expected it with codec.kind wan and text.kind published, found {kinds}")
         if self.context >= self.window:
             raise ConfigError(f"context: expected less than window {self.window}, found {self.context}")
         positive(self, "noise_level")
@@ -209,7 +240,7 @@ class WorldConfig:
     @property
     def channels(self) -> int:
         """Channels of a token, c."""
-        per_site = self.codec.components if self.codec.kind == "pca" else 3 * self.codec.patch**2
+        per_site = 3 * self.codec.patch**2 if self.codec.kind == "patch" else self.codec.components
         return per_site * self.codec.merge**2
 
     @property
@@ -255,6 +286,8 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if type(None) in typing.get_args(kind):
+        return None if value is None else _convert(typing.get_args(kind)[0], value, where)
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, found {value!r:.80}")
@@ -267,5 +300,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain data of a configuration, ready for JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """The plain data of a configuration, ready for JSON; what it does not have is left out, so that the digest of a
+    world does not change when worlds of another kind get a new part."""
+    return json.loads(json.dumps(dataclasses.asdict(config)), object_hook=_without_none)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

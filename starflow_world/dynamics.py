@@ -6,52 +6,47 @@ give their exact log-probability. A row's result depends on no other row.
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .ahead import Ahead
+from .codec.stream import Stream
 from .errors import DataError, StateError
-from .flow import Affine, Inverse, KVCache, solve
-from .flow.sample import sample_deep
+from .flow import Affine, Inverse, KVCache
+from .flow.sample import sample_deep, solve_guided
 from .networks import Networks
 from .noise import normals, uniforms
+from .pictures import Pictures
 from .state import Transition, WorldState
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class Dynamics:
+
+def running(move: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concatenate[Dynamics, P], R]":
+    """The move, made in the precision of the flow's weights."""
+
+    @wraps(move)
+    def run(self: "Dynamics", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.networks.flow.products():
+            return move(self, *args, **kwargs)
+
+    return run
+
+
+class Dynamics(Pictures):
     """The moves of one world's states."""
 
     def __init__(self, networks: Networks, world_id: str) -> None:
-        self.networks, self.config, self.world_id = networks, networks.config, world_id
-        self.decode = networks.config.decode
-        self.tables = networks.flow.tables(self.config.grid, self.config.window)
-        self.tokens = self.config.grid[0] * self.config.grid[1]
+        super().__init__(networks)
+        self.world_id, self.decode = world_id, networks.config.decode
         self.text_length = 0 if networks.text is None else self.config.flow.text_length
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.networks.flow.deep.start.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of latents, tokens and nats."""
-        return self.networks.flow.deep.start.dtype
-
-    @property
-    def look_back(self) -> int:
-        """Noisy latent frames before the present one that the denoiser sees."""
-        denoiser = self.networks.flow.denoiser
-        return 0 if denoiser is None else min(denoiser.memory, self.config.window - 1)
-
-    @property
-    def memory(self) -> int:
-        """Noisy latent frames that a state keeps, W': those that the denoiser looks back on, or, where frames follow
-        each other by a motion, all that a window holds."""
-        return self.look_back if self.networks.flow.motion is None else self.config.window
+        self.guidance = 0.0 if self.config.published is None else self.config.published.guidance
 
     def field_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the canonical fields of a state behind the row axis."""
@@ -75,16 +70,10 @@ class Dynamics:
         states = {text: self.networks.text([text]) for text in set(texts)}
         return torch.cat([states[text] for text in texts])
 
-    def noisy(self, frames: Tensor, keys: Tensor, first: Tensor) -> Tensor:
-        """Noisy latents (B, T, n, c) of frames (B, T, H, W, 3) whose steps are first (B,), first + 1, ..."""
-        count, shape = frames.shape[1], (self.tokens, self.config.channels)
-        noise = torch.stack([normals(keys, first + t, "observation", shape) for t in range(count)], dim=1)
-        latents = self.networks.codec.encode(frames).to(self.dtype)
-        return latents + self.config.noise_level * noise.to(self.device, self.dtype)
-
     # ---- states --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
+    @running
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
         """Rows before their first frame."""
         rows, shapes = len(texts), self.field_shapes()
@@ -93,28 +82,41 @@ class Dynamics:
         text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
             tokens, latents, carried, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
-            self.networks.flow.start_cache(text, rows, self.tables), self.world_id,
+            self._start_cache(text, rows), self.world_id, None if self.networks.video is None else (Stream(),) * rows,
         )
 
+    def _start_cache(self, text: Tensor | None, rows: int) -> KVCache:
+        """Behind the text; with guidance also behind no text, as a second half."""
+        null, flow = self.encode_text([""]) if self.guidance else None, self.networks.flow
+        if null is None or text is None:
+            return flow.start_cache(text, rows, self.tables)
+        return flow.start_cache(torch.cat((text, null.expand_as(text))), 2 * rows, self.tables).folded()
+
+    @running
     def own(self, state: WorldState, *, reuse: bool) -> WorldState:
         """The state with a cache that nobody else holds, and room for a frame in every row."""
-        if state.world_id != self.world_id:
-            raise StateError(f"state: expected one of world {self.world_id[:12]}, found one of {state.world_id[:12]}")
-        if (state.tokens.dtype, state.tokens.device) != (self.dtype, self.device):
-            found = f"{state.tokens.dtype} on {state.tokens.device}; save it and load it with this world"
-            raise StateError(f"state: expected {self.dtype} on {self.device}, found {found}")
+        self.check(state)
         cache = state.take_cache() if reuse else state.cache
         state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
         full = (state.length >= self.config.window).nonzero()[:, 0]
         return self._slide(state, full) if len(full) else state
 
+    def check(self, state: WorldState) -> None:
+        """StateError for a state of another world, or elsewhere."""
+        if state.world_id != self.world_id:
+            raise StateError(f"state: expected one of world {self.world_id[:12]}, found one of {state.world_id[:12]}")
+        if (state.tokens.dtype, state.tokens.device) != (self.dtype, self.device):
+            found = f"{state.tokens.dtype} on {state.tokens.device}; save it and load it with this world"
+            raise StateError(f"state: expected {self.dtype} on {self.device}, found {found}")
+
+    @running
     def rebuilt(self, state: WorldState) -> WorldState:
         """The state with a cache made from its canonical fields, row by row."""
         caches = []
         for row in range(len(state)):
             one, count = slice(row, row + 1), int(state.length[row])
             text = None if state.text is None else state.text[one]
-            cache = self.networks.flow.start_cache(text, 1, self.tables)
+            cache = self._start_cache(text, 1)
             if count:
                 u, carried, actions = (part[one, :count] for part in (state.tokens, state.carried, state.actions))
                 cache = self._encode(cache, u, self._past(state, row, count), carried, actions)
@@ -148,11 +150,18 @@ class Dynamics:
         """Commit whole frames u (B, T, n, c) at the start of a window; x: their noisy latents, for the motion."""
         flow, x = self.networks.flow, u if x is None else x
         _, added = flow.condition(x, None, self.networks.action(actions), self.tables.grid, carried[:, :-1])
-        inputs = flow.deep.shift(u.flatten(1, 2))
-        return flow.extend(cache, inputs, added, self.tables, text=self.text_length)[0]
+        self._extend(cache, flow.deep.shift(u.flatten(1, 2)), added)
+        return cache.commit(u.shape[1] * u.shape[2])
+
+    def _extend(self, cache: KVCache, inputs: Tensor, added: Tensor | None) -> Affine:
+        """Write what follows from `inputs` (B, S, c) behind the cache; what the model says of it under the text."""
+        cache = cache.unfolded() if self.guidance else cache
+        _, affine = self.networks.flow.extend(cache, inputs, added, self.tables, text=self.text_length)
+        return affine.rows(slice(len(inputs)))
 
     # ---- moves ---------------------------------------------------------------------------------------------------
 
+    @running
     def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         """Imagine one frame behind an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed one."""
         flow = self.networks.flow
@@ -160,10 +169,11 @@ class Dynamics:
         ahead = self._ahead(state, flat)
         guess = noise if flow.motion is not None else torch.where(ahead.present, ahead.previous, noise)
         solved = self._solve(state, ahead, noise, guess)
-        x, logdet = ahead.back(solved.tokens[:, None], chunk=min(self.decode.chunk, 1))
+        x, logdet = ahead.back(solved.tokens[:, None], chunk=int(self.decode.chunk == 1))
         carried = ahead.remember(x)
         return self._commit(state, flat[:, None], solved.tokens[:, None], x, carried, logdet, solved.affine, solved)
 
+    @running
     def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
         """Imagine the first frame of empty rows otherwise than as a step: by diffusion, or guided from no text to their
         text; nats are the unguided flow's."""
@@ -187,12 +197,14 @@ class Dynamics:
             transition, sweeps=sampled.sweeps[:, 0], residual=sampled.residual[:, 0], converged=sampled.converged[:, 0]
         )
 
+    @running
     def told(
         self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
     ) -> tuple[WorldState, Transition]:
         """Observe T frames of noisy latents x (B, T, n, c) behind an owned state with room for them.
 
-        More than one frame only behind empty rows. `frames` are returned instead of decoded ones where given.
+        More than one frame only behind empty rows. Of `frames`, where given, the last are returned in place of decoded
+        ones.
         """
         flow = self.networks.flow
         assert state.cache is not None
@@ -207,7 +219,7 @@ class Dynamics:
             carried = flow.remember(x, action, self.tables.grid)
             u, logdet, added = flow.front(x, None, action, self.tables, carried[:, :-1])
             inputs = flow.deep.shift(u.flatten(1, 2))
-        _, affine = flow.extend(state.cache, inputs, added, self.tables, text=self.text_length)
+        affine = self._extend(state.cache, inputs, added)
         return self._commit(state, flat, u, x, carried, logdet, affine, None, frames)
 
     def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
@@ -220,15 +232,15 @@ class Dynamics:
     def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
         """Jacobi over the chunks of a frame, each committed before the next."""
         flow, parts, size = self.networks.flow, [], self.decode.chunk or self.tokens
-        cache, before = state.cache, ahead.before
-        assert cache is not None
+        assert state.cache is not None
+        cache, before = state.cache.unfolded() if self.guidance else state.cache, ahead.before
         for first in range(0, self.tokens, size):
             part = slice(first, first + size)
             count = noise[:, part].shape[1]
-            predict = flow.predictor(cache, ahead.added[:, part], count, self.tables, text=self.text_length)
-            solved = solve(
-                predict, before, noise[:, part], guess[:, part],
-                tolerance=self.decode.tolerance, max_sweeps=self.decode.max_sweeps,
+            solved = solve_guided(
+                flow.predictor(cache, ahead.added[:, part], count, self.tables, text=self.text_length), before,
+                noise[:, part], guess[:, part], guidance=self.guidance, tolerance=self.decode.tolerance,
+                max_sweeps=self.decode.max_sweeps,
             )
             cache, before = cache.commit(count), solved.tokens[:, -1:]
             parts.append(solved)
@@ -256,38 +268,24 @@ class Dynamics:
         z, _ = affine.to_noise(u.flatten(1, 2))
         reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], x[:, -1])
         zeros = torch.zeros(rows, device=self.device)
+        if state.streams is not None:
+            grown, shown = self.film(grown, seen, count, frames)
+        else:
+            shown = frames[:, -1:] if frames is not None else self.newest(grown, seen)
         return grown, Transition(
-            frames=frames[:, -1:] if frames is not None else self._picture(grown, seen),
+            frames=shown,
             latents=x[:, -1], noise=z[:, -self.tokens :], reward=reward, end_probability=probability, end=end,
             nats=nats.sum((-1, -2)), token_nats=nats.sum(-1),
             sweeps=solved.sweeps if solved else zeros.long(), residual=solved.residual if solved else zeros,
             converged=solved.converged if solved else zeros == 0,
         )
 
-    @torch.inference_mode()
-    def picture(self, state: WorldState) -> Tensor:
-        """The newest frame of each row, (B, 1, H, W, 3) u8, denoised and decoded anew."""
-        latents = state.latents
-        if not self.memory:
-            u = state.tokens[torch.arange(len(state)), state.length - 1]
-            latents, _, _ = self.networks.flow.shallow_inverse(u[:, None], self.tables)
-        return self._picture(state, latents)
-
-    def _picture(self, state: WorldState, seen: Tensor) -> Tensor:
-        """The last frame, denoised and decoded, (B, 1, H, W, 3) u8; `seen` (B, T, n, c) are noisy latents."""
-        flow = self.networks.flow
-        latents = seen[:, -self.look_back - 1 :]
-        if flow.denoiser is not None:
-            age = torch.arange(latents.shape[1] - 1, -1, -1)
-            valid = (age < state.step[:, None]).to(self.device)
-            latents = flow.denoise(latents, state.text, self.tables, valid)
-        return self.networks.codec.decode(latents[:, -1:])
-
     def _outcome(self, state: WorldState, hidden: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Expected reward, p(end) and the end that is drawn or thresholded, (B,) each."""
         head = self.networks.outcome
         if head is None:
-            unknown = torch.full((len(state),), torch.nan, device=self.device)
+            none = self.config.reward == "none"
+            unknown = torch.full((len(state),), 0.0 if none else torch.nan, device=self.device)
             return unknown, unknown, torch.zeros(len(state), dtype=torch.bool, device=self.device)
         outcome = head(hidden, x, state.text, self.tables.grid)
         probability = outcome.end_logit.sigmoid()

@@ -5,9 +5,10 @@ caption, long videos slide a window over u. Given frames are encoded once; their
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .codec.wan import WanCodec
+from .codec.wan import VAE_FILES, WanCodec
 from .convert import load_flow, load_video
-from .errors import CheckpointError, ConfigError
+from .errors import ConfigError
 from .flow import Flow, Inverse
 from .media import VideoWriter, fitted, read_picture, read_video, write_png
 from .noise import make_key, normals
@@ -26,7 +27,6 @@ from .t5 import T5Text, local_folder
 from .video import FRAMES, PIXELS, VideoConfig, latent_frames
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
 ENCODED = 4
 """Latent frames that are encoded at a time."""
 
@@ -63,9 +63,7 @@ class VideoModel:
     """A flow with the text encoder and the codec that it was trained with."""
 
     def __init__(self, config: VideoConfig, flow: Flow, text: T5Text, codec: WanCodec) -> None:
-        if (codec.channels, codec.pixels) != (config.flow.channels, PIXELS):
-            expected = f"{config.flow.channels} channels and {PIXELS} pixels per token"
-            raise CheckpointError(f"VAE: expected {expected}, found {codec.channels} and {codec.pixels}")
+        codec.check(config.flow.channels, PIXELS)
         self.config, self.flow, self.text, self.codec = config, flow, text, codec
         self.device = flow.deep.start.device
 
@@ -124,21 +122,27 @@ class VideoModel:
         """Noisy latents (1, P, n, c) of the frames that the user gave."""
         size = self.config.size(request.aspect)
         if request.image is not None:
-            frames = [read_picture(request.image)]
+            frames: Iterable[np.ndarray] = [read_picture(request.image)]
         elif request.video is not None:
-            frames = list(read_video(request.video, most=request.frames))
-            frames = frames[: 1 + (len(frames) - 1) // FRAMES * FRAMES]
+            frames = read_video(request.video, most=request.frames)
         else:
             return None
-        clip = torch.from_numpy(np.stack([fitted(frame, size) for frame in frames]))[None]
-        generator, memory, latents = torch.Generator().manual_seed(key), None, []
-        for piece in (clip[:, :1], *clip[:, 1:].split(ENCODED * FRAMES, dim=1)):
-            if piece.shape[1]:
-                part, memory = self.codec.encode(piece, memory, generator=generator)
-                latents.append(part)
-        x = torch.cat(latents, dim=1).to(self.device)
-        noise = [normals(torch.tensor([key]), torch.tensor([t]), "observation", x.shape[2:]) for t in range(x.shape[1])]
-        return x + self.config.noise_level * torch.stack(noise, dim=1).to(self.device)
+        return torch.cat(list(self.noisy(frames, size, torch.tensor([key]))), dim=1)
+
+    def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
+        """Noisy latents (K, t, n, c) of a clip, piece by piece as its frames (H, W, 3) u8 come: K draws of the
+        posterior and of the noise, by keys (K,). What is left of a clip behind 1 + 4k frames is not looked at."""
+        stream, memory, done, count = iter(frames), None, 0, 1
+        while piece := list(islice(stream, count)):
+            whole = len(piece) // FRAMES * FRAMES if done else 1
+            if not whole:
+                break
+            clip = torch.from_numpy(np.stack([fitted(frame, size) for frame in piece[:whole]]))[None]
+            x, memory = self.codec.encode(clip, memory, keys=keys)
+            steps = torch.arange(done, done + x.shape[1])
+            noise = [normals(keys, t.expand_as(keys), "observation", x.shape[2:]) for t in steps]
+            yield x.to(self.device) + self.config.noise_level * torch.stack(noise, dim=1).to(self.device)
+            done, count = done + x.shape[1], ENCODED * FRAMES
 
     def run(
         self, request: Request, show: Callable[[np.ndarray], None], *, said: Callable[[Inverse], None] = lambda _: None,

@@ -1,17 +1,39 @@
 """All trained parts of a world in one module: its state dict is the checkpoint."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 from torch import Tensor, nn
 
 from .codec import make_codec
+from .codec.wan import VAE_FILES, WanCodec
 from .conditioning import ActionEncoder, TextEncoder, space_from_json
 from .config import WorldConfig
 from .flow import Flow
 from .flow.diffusion import Diffusion
 from .outcome import OutcomeHead
+from .t5 import T5Text, local_folder
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """Texts -> states (B, L, width), each in the prompt that a published model reads."""
+
+    encoder: T5Text
+    template: str
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Each distinct text is encoded once, or read from the encoder's folder."""
+        return self.encoder.encode([self.template.replace("{}", text) for text in texts])
 
 
 class Networks(nn.Module):
-    """codec, flow, action encoder, and text encoder, start diffusion and outcome head where the config has them."""
+    """codec, flow, action encoder, and text encoder, start diffusion and outcome head where the config has them.
+
+    A published video model's text encoder and codec (`video`) are no parts of a checkpoint; `attach` loads them.
+    """
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
@@ -19,11 +41,22 @@ class Networks(nn.Module):
         self.codec = make_codec(config)
         self.flow = Flow(config.flow)
         self.action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width)
-        self.text = TextEncoder(config.text) if config.text.kind != "none" else None
+        self.text: TextEncoder | PublishedText | None = TextEncoder(config.text) if config.text.kind == "t5" else None
+        self.video: WanCodec | None = None
         self.start = Diffusion(config.start, config.flow) if config.start.width else None
         self.outcome = None
         if config.outcome.width:
             self.outcome = OutcomeHead(config.outcome, config.flow)
+
+    def attach(self, prompts: Path, device: torch.device, dtype: torch.dtype) -> None:
+        """Load what the config names as `published`; `prompts`: folder for states of texts. Raises CheckpointError."""
+        parts = self.config.published
+        assert parts is not None
+        encoder = T5Text(parts.text, self.config.text.length, cache=prompts, device=device, dtype=dtype)
+        self.text = PublishedText(encoder, parts.template)
+        folder = local_folder(parts.codec, VAE_FILES)
+        self.video = WanCodec.load(folder, device=device, dtype=dtype, later=parts.later)
+        self.video.check(self.config.channels, self.config.codec.patch)
 
     def encode_text(self, texts: list[str]) -> Tensor | None:
         """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""

@@ -16,7 +16,6 @@ import torch
 from .config import FlowConfig
 from .errors import ConfigError
 from .flow import Flow
-from .synthesis import precision
 from .video import VideoConfig, latent_frames
 
 GIB = 1 << 30
@@ -88,7 +87,8 @@ class Needs:
         flow, d = self.config, self.config.deep_width
         keys = length + (chunk if dense else (chunk + 1) / 2)
         per_token = 6 * flow.channels * d + flow.deep_layers * (24 * d**2 + 4 * d * keys)
-        return (1 + guided) * chunk * per_token
+        shared = 2 * flow.channels * d + 6 * d**2  # the halves are alike until the first layer attends to the text
+        return chunk * ((1 + guided) * per_token - guided * shared)
 
     def sweep_bytes(self, chunk: int, length: int, *, guided: bool) -> float:
         """Weights, keys and values that such a pass reads."""
@@ -239,7 +239,7 @@ def measure(
         for chunk in (min(chunk, needs.tokens) for chunk in chunks):
             length = text + count * needs.tokens
             inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=device)
-            with precision(flow):
+            with torch.no_grad(), flow.products():
                 predict = flow.predictor(cache.rollback(length), None, chunk, tables, text=text)
                 seconds = _median(partial(predict, inputs), device, repeats)
             floor = needs.sweep_seconds(GPUS[gpu], chunk, length, guided=guided)

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .codec.stream import Stream, pack, unpack
 from .errors import StarflowError, StateError
 from .files import read_tensors, write_tensors
 from .flow import KVCache
+from .networks import Networks
 
 FORMAT = "1"
 CACHE = ("keys", "values", "length")
@@ -31,6 +33,10 @@ class Home(Protocol):
     def world_id(self) -> str:
         """Digest of the checkpoint."""
 
+    @property
+    def networks(self) -> Networks:
+        """All its parts."""
+
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> "WorldState":
         """Rows before their first frame."""
 
@@ -43,7 +49,7 @@ class WorldState:
     denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window
     (K = 0 for a flow without); actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid
     frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the
-    window, or None.
+    window, or None; streams (B): what a codec that reads a stream remembers, None for other codecs.
     """
 
     tokens: Tensor
@@ -57,6 +63,7 @@ class WorldState:
     key: Tensor
     cache: KVCache | None
     world_id: str
+    streams: tuple[Stream, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.length)
@@ -78,6 +85,7 @@ class WorldState:
             self, **fields, texts=tuple(self.texts[i] for i in index.tolist()),
             text=None if self.text is None else self.text[index.to(self.text.device)],
             cache=None if self.cache is None else self.cache.select(index),
+            streams=None if self.streams is None else tuple(self.streams[i] for i in index.tolist()),
         )
 
     @staticmethod
@@ -93,10 +101,11 @@ class WorldState:
             first, **fields, texts=tuple(text for s in states for text in s.texts),
             text=torch.cat(texts) if texts else None,
             cache=KVCache.stack(caches) if len(caches) == len(states) else None,
+            streams=None if first.streams is None else tuple(one for s in states for one in s.streams or ()),
         )
 
     def clone(self) -> "WorldState":
-        """A copy that shares no storage."""
+        """A copy that shares no storage that is ever written to."""
         fields = {name: getattr(self, name).clone() for name in TENSORS}
         return replace(
             self, **fields, text=None if self.text is None else self.text.clone(),
@@ -128,6 +137,10 @@ class WorldState:
         """SHA-256 over all fields, valid cache positions included."""
         found = hashlib.sha256(repr((self.texts, self.world_id)).encode())
         parts = [getattr(self, name) for name in (*TENSORS, "text")]
+        if self.streams is not None:
+            remembered, seen = pack(self.streams)
+            parts += [*remembered.values()]
+            found.update(repr(seen).encode())
         if self.cache is not None:
             for row, length in enumerate(self.cache.length.tolist()):
                 parts += [self.cache.keys[:, row, :length], self.cache.values[:, row, :length]]
@@ -146,6 +159,9 @@ class WorldState:
         found = _tensors(self)
         kept = {name: tensor for name, tensor in found.items() if exact or name in TENSORS}
         metadata = {"format": FORMAT, "world_id": self.world_id, "texts": json.dumps(self.texts)}
+        if self.streams is not None:
+            remembered, seen = pack(self.streams)
+            kept, metadata = kept | remembered, metadata | {"streams": json.dumps(seen)}
         write_tensors(path, kept, metadata, sealed=True, error=StateError)
 
     @staticmethod
@@ -160,10 +176,11 @@ class WorldState:
         except StarflowError as error:
             raise StateError(f"{path}: {error}") from None
         like = _tensors(empty)
+        streams = _unpacked(path, tensors, metadata, world)
         _check_tensors(path, tensors, like)
         fitting: dict[str, Any] = {name: t.to(like[name].device, like[name].dtype) for name, t in tensors.items()}
         cache = {name: fitting.pop(f"cache.{name}") for name in CACHE if f"cache.{name}" in fitting}
-        state = replace(empty, **fitting, cache=KVCache(**cache) if cache else None)
+        state = replace(empty, **fitting, cache=KVCache(**cache) if cache else None, streams=streams)
         _check_numbers(path, state, empty)
         return state
 
@@ -211,6 +228,20 @@ def _check_metadata(path: Path | str, metadata: dict[str, str], world_id: str) -
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise StateError(f"{path}: texts: expected a list of strings, found damage")
     return tuple(texts)
+
+
+def _unpacked(
+    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str], world: Home
+) -> tuple[Stream, ...] | None:
+    """What the codec of a video world remembers, taken out of the tensors."""
+    codec, config = world.networks.video, world.networks.config
+    if codec is None:
+        return None
+    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith("streams.")}
+    try:
+        return unpack(codec, found, json.loads(metadata["streams"]), tensors["step"].tolist(), config.grid)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StateError(f"{path}: expected what the world's codec remembers, found {error!s:.200}: damaged") from None
 
 
 def _check_tensors(path: Path | str, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

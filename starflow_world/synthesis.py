@@ -8,9 +8,8 @@ and a stream of its own, while the deep block is at the next frame; the numbers 
 Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, L text length.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,6 @@ from .flow import Flow, Inverse, Tables, sample_frames
 
 BEHIND = 4
 """Frames that may wait for what follows the deep block."""
-MIXED_TOLERANCE = 1e-3
-"""Of the shallow blocks where products are in half precision, in noise units; float32 goes down to its rounding."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,6 @@ class Task:
         return self.noise.shape[1] + (0 if self.given is None else self.given.shape[1])
 
 
-@contextmanager
-def precision(flow: Flow) -> Iterator[None]:
-    """Without gradients, and with products in the dtype of the weights of a flow that was loaded to run in it."""
-    weight, mixed = flow.deep.project_in.weight, _mixed(flow)
-    with torch.no_grad(), torch.autocast(weight.device.type, weight.dtype if mixed else None, enabled=mixed):
-        yield
-
-
-def _mixed(flow: Flow) -> bool:
-    return flow.deep.project_in.weight.dtype in (torch.bfloat16, torch.float16)
-
-
 def synthesize(
     flow: Flow, task: Task, decode: DecodeConfig, emit: Callable[[Tensor], None], *,
     said: Callable[[Inverse], None] = lambda solved: None, apart: bool | None = None,
@@ -71,10 +56,10 @@ def synthesize(
     """
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
-    with precision(flow):
+    with torch.no_grad(), flow.products():
         prefix = None if task.given is None else flow.shallow_forward(task.given, tables)[0]
     finish = _Finish(flow, task, tables, emit)
-    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, precision(flow):
+    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, flow.products():
         for solved in sample_frames(
             flow, task.noise, task.text, tables, null_text=task.null_text, guidance=task.guidance, prefix=prefix,
             window=task.window, context=task.context, chunk=decode.chunk, tolerance=decode.tolerance,
@@ -89,7 +74,6 @@ class _Finish:
 
     def __init__(self, flow: Flow, task: Task, tables: Tables, emit: Callable[[Tensor], None]) -> None:
         self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
-        self.tolerance = MIXED_TOLERANCE if _mixed(flow) else None
         self.x: list[Tensor] = [] if task.given is None else list(task.given.split(1, dim=1))
         window, overlap = task.denoise_window, task.denoise_overlap
         whole = [(slice(k, k + 1), slice(0, 1)) for k in range(task.frames)]
@@ -98,8 +82,8 @@ class _Finish:
 
     def __call__(self, u: Tensor) -> None:
         """One more frame u (B, n, c)."""
-        with precision(self.flow):
-            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables, tolerance=self.tolerance)[0])
+        with torch.no_grad(), self.flow.products():
+            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
                 seen, kept = self.windows.pop(0)
                 x = torch.cat(self.x[seen], dim=1)

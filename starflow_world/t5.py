@@ -70,7 +70,8 @@ class T5Text:
             raise DataError(f"prompt: expected at most {self.length} tokens, found {count}; shorten {text!r:.80}")
         inputs = tokenizer(text, padding="max_length", max_length=self.length, return_tensors="pt").to(self.device)
         ids, present = inputs.input_ids, inputs.attention_mask
-        states = model(input_ids=ids, attention_mask=present).last_hidden_state
+        with torch.autocast(self.device.type, enabled=False):  # the same states whatever the caller runs in
+            states = model(input_ids=ids, attention_mask=present).last_hidden_state
         return (states * present[:, :, None])[0].float().cpu()
 
     def _load(self) -> tuple[Any, Any]:

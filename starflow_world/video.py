@@ -6,7 +6,18 @@ The published model reads everything but frames as text: what to show, frames pe
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .config import DecodeConfig, FlowConfig, between, from_dict, positive
+from .config import (
+    NO_ACTIONS,
+    CodecConfig,
+    DecodeConfig,
+    FlowConfig,
+    PublishedConfig,
+    TextConfig,
+    WorldConfig,
+    between,
+    from_dict,
+    positive,
+)
 from .errors import ConfigError
 from .plain_yaml import parse_yaml
 
@@ -44,6 +55,11 @@ class VideoConfig:
     denoise_window: int = 21
     denoise_overlap: int = 10
     guidance: float = 3.5
+    aspect: str = "16:9"
+    """Of the model as a world, as the two that follow."""
+    action_space: str = NO_ACTIONS
+    """JSON of a Gymnasium space."""
+    max_episode_steps: int = 64
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(tolerance=0.01, chunk=512, max_sweeps=64))
     """The residual is a root mean square in noise units; the published threshold of 1e-3 on squares is about 0.03."""
 
@@ -57,6 +73,7 @@ class VideoConfig:
             raise ConfigError(f"flow.motion_width: expected 0, as video models have, found {self.flow.motion_width}")
         if not 1 <= self.context < max(self.window, 2):
             raise ConfigError(f"context: expected 1 <= context < window {self.window}, found {self.context}")
+        self.size(self.aspect)
         if not 0 <= self.denoise_overlap < self.denoise_window:
             expected = f"less than denoise_window {self.denoise_window}"
             raise ConfigError(f"denoise_overlap: expected {expected}, found {self.denoise_overlap}")
@@ -73,6 +90,19 @@ class VideoConfig:
         """Tokens per column and row, (h, w)."""
         height, width = self.size(aspect)
         return height // PIXELS, width // PIXELS
+
+    def world(self) -> WorldConfig:
+        """The model as a world: a step is a latent frame, the text of an episode stands in the model's own prompt, and
+        actions are added to what the deep block sees."""
+        height, width = self.size(self.aspect)
+        prompt = self.prompt("{}", fps=self.fps, aspect=self.aspect)
+        return WorldConfig(
+            self.name, self.flow, height, width, CodecConfig("wan", PIXELS, self.flow.channels),
+            TextConfig("published", self.flow.text_length, self.flow.text_width), decode=self.decode,
+            noise_level=self.noise_level, window=self.window, context=self.context, action_space=self.action_space,
+            max_episode_steps=self.max_episode_steps, reward="none",
+            published=PublishedConfig(self.text, self.codec, prompt, self.later, self.guidance),
+        )
 
     def prompt(self, text: str, *, fps: int, aspect: str, task: str = "") -> str:
         """What the text encoder reads for `text`; `fps` 0 for an image. `task`: "", extend, last or v2v."""

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import load_networks, load_starts
+from .checkpoint import PROMPTS, load_networks, load_starts
 from .conditioning import flatten_actions, space_from_json
 from .config import DecodeConfig, to_dict
+from .convert import CONFIG, load_as_networks, to_running
 from .dynamics import Dynamics
 from .errors import ActionError, CheckpointError, ConfigError, DataError
+from .files import is_file
 from .networks import Networks
 from .noise import make_key
 from .state import Transition, WorldState
@@ -43,16 +45,22 @@ class World:
 
     @staticmethod
     def load(path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None) -> "World":
-        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: of all networks (none: float32)."""
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: of all networks (none: float32).
+
+        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world; there
+        `dtype` is that of products (none: float32 on a CPU, else bfloat16)."""
         folder = find_world(path_or_name)
-        networks, digest = load_networks(folder)
+        networks, digest = load_as_networks(folder) if is_file(folder / CONFIG) else load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
         if starts is not None and tuple(starts[0].shape[1:]) != size:
             raise CheckpointError(f"{folder}: expected starts of the world's size {size}, found {starts[0].shape[1:]}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            networks = networks.to(torch.device(device), dtype or torch.float32)
+            if networks.config.published is None:
+                networks = networks.to(torch.device(device), dtype or torch.float32)
+            else:
+                to_running(networks, folder / PROMPTS, torch.device(device), dtype)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
         config = json.dumps(to_dict(networks.config), sort_keys=True)
@@ -80,8 +88,8 @@ class World:
         """
         frames = None if frames is None else self._check_frames(frames)
         rows = len(frames) if frames is not None else _count(text, seed)
-        flat = None if frames is None else self._flat_clip(actions, rows, frames.shape[1])
         moves = self.dynamics
+        flat = None if frames is None else self._flat_clip(actions, rows, moves.count(frames.shape[1]))
         state = moves.empty(_texts(text, rows), _keys(seed, rows))
         if frames is None or flat is None:
             guidance = self.config.start.guidance if guidance is None else guidance
@@ -90,12 +98,13 @@ class World:
             if guidance > 0 or self.networks.start is not None:
                 return moves.imagined_start(state, guidance)
             return moves.advance(state, self.flatten([None] * rows), None)
-        x = moves.noisy(frames, state.key, state.step)
-        within = min(frames.shape[1], self.config.window)
-        state, transition = moves.told(state, flat[:, :within], x[:, :within], frames[:, :within])
-        for t in range(within, frames.shape[1]):
-            one = slice(t, t + 1)
-            state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], frames[:, one])
+        state, x = moves.read(state, frames)
+        within = min(x.shape[1], self.config.window)
+        shown = frames[:, : moves.frames_of(within)]
+        state, transition = moves.told(state, flat[:, :within], x[:, :within], shown)
+        for t in range(within, x.shape[1]):
+            one, shown = slice(t, t + 1), frames[:, : moves.frames_of(t + 1)]
+            state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], shown)
         return state, transition
 
     @torch.inference_mode()
@@ -117,7 +126,9 @@ class World:
     def observe(
         self, state: WorldState, action: Any, frames: Any = None, *, latents: Tensor | None = None, reuse: bool = False
     ) -> tuple[WorldState, Transition]:
-        """Be told the next frame of every row: frames (B, H, W, 3) u8, or exactly these noisy latents (B, n, c)."""
+        """Be told the next frame of every row: frames (B, H, W, 3) u8, or exactly these noisy latents (B, n, c).
+
+        Where the codec reads a stream: frames (B, F, H, W, 3) of the next latent frame, which follow given ones."""
         flat = self.flatten(action, len(state))
         shown = None
         if (frames is None) == (latents is None):
@@ -125,9 +136,7 @@ class World:
         if frames is not None:
             frames = _tensor(frames)
             shown = self._check_frames(frames[:, None] if frames.ndim == 4 else frames)
-            if shown.shape[:2] != (len(state), 1):
-                raise DataError(f"frames: expected one for each of {len(state)} rows, found {tuple(shown.shape[:2])}")
-            latents = self.dynamics.noisy(shown, state.key, state.step)[:, 0]
+            state, latents = self._read_next(state, shown)
         assert latents is not None
         self._check_latents("latents", latents, len(state))
         x = latents.to(self.dynamics.device, self.dynamics.dtype)[:, None]
@@ -148,7 +157,7 @@ class World:
         Equal to what `start` and `observe` return frame by frame: clips longer than the window are cut where it slides.
         """
         frames = self._check_frames(frames)
-        rows, count = frames.shape[:2]
+        rows, count = len(frames), self.dynamics.count(frames.shape[1])
         keys = torch.tensor(_keys(seed, rows))
         flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
         x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
@@ -158,11 +167,22 @@ class World:
         while True:
             end = min(begin + window, count)
             part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
-            nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
+            with flow.products():
+                nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
             parts.append(nats.sum(-1)[:, known - begin :])
             if end == count:
                 return torch.cat(parts, dim=1)
             begin, known = end - context, end
+
+    def _read_next(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
+        """Noisy latents (B, n, c) of the next frame of every row, and the state whose codec has read it."""
+        self.dynamics.check(state)
+        counts = {self.dynamics.ahead(step) for step in state.step.tolist()}
+        if len(frames) != len(state) or counts != {frames.shape[1]}:
+            expected = f"{' or '.join(map(str, sorted(counts)))} for each of {len(state)} rows"
+            raise DataError(f"frames: expected {expected}, found {tuple(frames.shape[:2])}")
+        state, latents = self.dynamics.read(state, frames)
+        return state, latents[:, 0]
 
     # ---- inputs --------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loa
 
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
+
+from starflow_world.world import World
 
 torch.set_num_threads(2)
 
@@ -33,3 +37,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny converted video model of four actions, whose denoiser sees no future: a step shows what a clip does."""
+    pytest.importorskip("diffusers")
+    from tests.tiny_video import TINY_VIDEO, tiny_video_world
+
+    causal = replace(TINY_VIDEO.flow, denoiser_look_ahead=())
+    space = '{"n": 4, "start": 0, "type": "Discrete"}'
+    return tiny_video_world(tmp_path_factory.mktemp("models"), flow=causal, action_space=space)
+
+
+@pytest.fixture(scope="session")
+def video_world(video_folder: Path) -> World:
+    return World.load(video_folder, device="cpu")

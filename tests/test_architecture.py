@@ -29,10 +29,10 @@ LAYERS = (  # each may import its own layer and the ones before it
     {"flow"},
     {"codec", "conditioning", "outcome", "t5"},
     {"networks", "state"},
-    {"checkpoint", "ahead"},
+    {"checkpoint", "ahead", "convert", "pictures"},
     {"dynamics"},
     {"world"},
-    {"score", "data", "batches", "losses", "plots", "training", "check", "convert", "evaluate", "counterfactual"},
+    {"score", "data", "batches", "losses", "plots", "training", "check", "evaluate", "counterfactual"},
     {"envs"},
     {"agents"},
 )

@@ -11,6 +11,7 @@ import pytest
 from starflow_world.config import DecodeConfig, FlowConfig, WorldConfig, from_dict, to_dict
 from starflow_world.errors import ConfigError
 from starflow_world.recipe import RecipeConfig, TrainConfig, load_recipe
+from starflow_world.video import load_video_config
 from tests.worlds import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +43,13 @@ def test_a_config_survives_json():
     assert from_dict(WorldConfig, json.loads(text)) == TINY
     ahead = replace(TINY, flow=replace(TINY.flow, denoiser_look_ahead=(1,)))
     assert from_dict(WorldConfig, json.loads(json.dumps(to_dict(ahead)))) == ahead
+    video = load_video_config("starflow-v-7b").world()
+    assert from_dict(WorldConfig, json.loads(json.dumps(to_dict(video)))) == video
+
+
+def test_what_a_world_does_not_have_is_no_part_of_its_digest():
+    assert "published" in to_dict(load_video_config("starflow-v-7b").world())
+    assert "published" not in to_dict(TINY), "ids of worlds stay as they were before there were such parts"
 
 
 @pytest.mark.parametrize(("changes", "said"), [
@@ -75,7 +83,7 @@ def test_a_config_survives_json():
     ({"flow.channels": 13}, r"expected \(12, 8, 16\), as codec and text have, found \(13, 8, 16\)"),
     ({"flow.text_length": 9}, r"expected \(12, 8, 16\)"),
     ({"text.heads": 3}, "width: expected a multiple of heads 3"),
-    ({"text.kind": "bert"}, "kind: expected one of none, t5, found 'bert'"),
+    ({"text.kind": "bert"}, "kind: expected one of none, t5, published, found 'bert'"),
     ({"codec": {"kind": "pca", "patch": 2, "components": 13}}, "components: expected a number from 1 to 12"),
     ({"height": 15}, "expected multiples of patch"),
     ({"height": 16384, "width": 16384}, "at most 1048576 tokens in a window"),

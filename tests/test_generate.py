@@ -12,19 +12,17 @@ from starflow_world.cli import main
 from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.generate import Request, VideoModel, generate
-from starflow_world.media import VideoWriter, fitted, read_picture, read_video, write_png
+from starflow_world.media import fitted, read_picture, read_video, write_png
 from starflow_world.noise import make_key
 from starflow_world.synthesis import synthesize
-from tests.tiny_video import TINY_VIDEO, tiny_t5, tiny_video, tiny_wan
+from tests.tiny_video import TINY_VIDEO, moving_spot, tiny_folders
 
 pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {"model": tiny_video(root / "tiny"), "text": tiny_t5(root / "t5"), "vae": tiny_wan(root / "wan"),
-            "cache": root / "prompts"}
+    return tiny_folders(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +34,7 @@ def model(folders) -> VideoModel:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    """A video of 14 frames whose bright spot moves."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    with VideoWriter(path, 16) as video:
-        for t in range(14):
-            frame = np.full((40, 64, 3), 40, np.uint8)
-            frame[8:24, 2 * t : 2 * t + 16] = (220, 200, 90)
-            video.add(frame)
-    return path
+    return moving_spot(tmp_path_factory.mktemp("clip") / "clip.mp4", 14)
 
 
 def frames_of(model: VideoModel, request: Request, **options) -> np.ndarray:
@@ -78,7 +69,7 @@ def test_an_image_is_the_first_frame_in_noise(model, clip, tmp_path):
     assert torch.equal(task.noise, model.task(TEXT)[0].noise[:, 1:]), "a frame's noise follows from seed and number"
     size = model.config.size("16:9")
     frames = torch.from_numpy(fitted(picture, size))[None, None]
-    posterior = model.codec.encode(frames, generator=torch.Generator().manual_seed(make_key(TEXT.seed)))[0]
+    posterior = model.codec.encode(frames, keys=torch.tensor([make_key(TEXT.seed)]))[0]
     assert (task.given - posterior).std() == pytest.approx(0.5, rel=0.3)  # 36 numbers
     found = frames_of(model, request)
     assert found.shape == (5, *size, 3)

@@ -75,7 +75,7 @@ def test_operations_of_a_sweep_are_those_that_are_executed(chunk, frames, guided
     tables = flow.tables(GRID, 4)
     cache = flow.deep.empty_cache(1 + guided, 80 + 4 * TOKENS).rollback(80 + frames * TOKENS)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        flow.predictor(cache, None, chunk, tables, text=80)(torch.zeros(1 + guided, chunk, 6))
+        flow.predictor(cache, None, chunk, tables, text=80)(torch.zeros(1, chunk, 6))
     needs = Needs(flow.config, TOKENS)
     assert counter.get_total_flops() == needs.sweep_operations(chunk, 80 + frames * TOKENS, guided=guided, dense=True)
     fewer = needs.sweep_operations(chunk, 80 + frames * TOKENS, guided=guided)

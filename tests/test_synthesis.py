@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import Module
 
 from starflow_world.config import DecodeConfig
 from starflow_world.convert import convert, load_flow
@@ -142,6 +143,26 @@ def test_the_flow_says_of_what_was_generated_that_its_noise_was_drawn(folder):
         u, _ = flow.shallow_forward(found, tables)
         z, _ = flow.deep_forward(u, asked.text, None, tables).to_noise(u.flatten(1, 2))
     assert torch.allclose(z, asked.noise.flatten(1, 2), atol=1e-3)
+
+
+def test_halves_of_guidance_share_all_that_does_not_depend_on_the_text(folder):
+    flow, rows = load_flow(folder), {}
+    watched = {
+        "shallow": flow.shallow[0].layers[0], "denoiser": flow.denoiser.layers[0], "deep, input": flow.deep.project_in,
+        "deep, first keys": flow.deep.layers[0].attention.qkv, "deep, behind": flow.deep.layers[1].attention.qkv,
+    }
+
+    def counting(name: str):
+        def count(module: Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+            if out.shape[1] != 80:  # as many as there are tokens of text
+                rows.setdefault(name, set()).add(len(out))
+
+        return count
+
+    for name, module in watched.items():
+        module.register_forward_hook(counting(name))
+    clean(flow, task(given=1))
+    assert rows == {"shallow": {1}, "denoiser": {1}, "deep, input": {1}, "deep, first keys": {1}, "deep, behind": {2}}
 
 
 def test_half_precision_stays_close_and_its_cache_is_half_as_large(folder, flow):

@@ -3,12 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from starflow_world.config import DecodeConfig, FlowConfig
 from starflow_world.convert import convert, reference_name
 from starflow_world.flow import Flow
+from starflow_world.media import VideoWriter, fitted, read_video
+from starflow_world.state import Transition, WorldState
 from starflow_world.video import VideoConfig, load_video_config
+from starflow_world.world import World
 
 PUBLISHED = load_video_config("starflow-v-7b")
 TINY_VIDEO = replace(
@@ -20,6 +25,7 @@ TINY_VIDEO = replace(
         denoiser_look_ahead=(1, 1),
     ),
 )
+TEXT, SEED = "a red dog.", 3
 PIECES = ["▁", *"abcdefghijklmnopqrstuvwxyzAINLV0123456789:()."]
 
 
@@ -74,3 +80,42 @@ def tiny_video(folder: Path, config: VideoConfig = TINY_VIDEO, dtype: torch.dtyp
     """The tiny flow after a conversion."""
     convert(tiny_reference(folder.with_suffix(".pth"), config), folder, config, dtype=dtype)
     return folder
+
+
+def tiny_folders(root: Path, config: VideoConfig = TINY_VIDEO) -> dict[str, Path]:
+    """All that the tiny model needs: its own folder, those of its text encoder and codec, and one for prompts."""
+    return {"model": tiny_video(root / "tiny", config), "text": tiny_t5(root / "t5"), "vae": tiny_wan(root / "wan"),
+            "cache": root / "prompts"}
+
+
+def tiny_video_world(root: Path, **changes: object) -> Path:
+    """The folder of a tiny model that names its own text encoder and codec, so that it opens as a world."""
+    parts = {"text": str(tiny_t5(root / "t5")), "codec": str(tiny_wan(root / "wan"))}
+    return tiny_video(root / "tiny", replace(TINY_VIDEO, **parts, **changes))  # type: ignore[arg-type]
+
+
+def stepped(
+    world: World, steps: int, state: WorldState, action: int | None = None
+) -> tuple[WorldState, list[Transition]]:
+    """Steps of all rows, and what happened in each."""
+    seen = []
+    for _ in range(steps):
+        state, transition = world.step(state, [action] * len(state))
+        seen.append(transition)
+    return state, seen
+
+
+def sized(world: World, clip: Path) -> Tensor:
+    """The frames (1, T, H, W, 3) of a video file in the size of a world."""
+    size = world.config.height, world.config.width
+    return torch.from_numpy(np.stack([fitted(frame, size) for frame in read_video(clip, 99)]))[None]
+
+
+def moving_spot(path: Path, frames: int) -> Path:
+    """A video whose bright spot moves."""
+    with VideoWriter(path, 16) as video:
+        for t in range(frames):
+            frame = np.full((40, 64, 3), 40, np.uint8)
+            frame[8:24, 2 * t % 44 : 2 * t % 44 + 16] = (220, 200, 90)
+            video.add(frame)
+    return path

@@ -7,6 +7,7 @@ a world is reported as not applicable, with the reason. It examines the machiner
 import time
 from collections.abc import Callable, Iterator
 
+from ..errors import ConfigError
 from ..world import World
 from .density import DECODING, DENSITY, NOISE
 from .memory import CACHES, ROWS, TOGETHER
@@ -23,7 +24,8 @@ CHECKS: tuple[Check, ...] = (*NOISE, *DENSITY, *ROWS, *DECODING, *CACHES, *TOGET
 def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object] | None = None) -> Report:
     """Examine a world. `seed`: of its actions and noise; `said` is called with every result as soon as it is there.
 
-    Nothing of the world is changed. A check that raises has failed; no error of the world comes through.
+    Nothing of the world is changed. A check that raises has failed; no error of the world comes through. ConfigError
+    for a published video model, whose frames the checks cannot make.
     """
     begin, results = time.perf_counter(), []
     for result in examine(world, seed):
@@ -35,6 +37,9 @@ def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object]
 
 def examine(world: World, seed: int = 0) -> Iterator[Result]:
     """The results of `check_world`, one by one: who wants the first broken promise only can stop there."""
+    if world.networks.video is not None:
+        expected = "a world whose codec reads frames one by one"
+        raise ConfigError(f"check: expected {expected}, found {world.config.name}, whose codec reads a stream")
     subject = Subject(world, seed)
     for check in CHECKS:
         yield from _results(check, subject)

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..config import WorldConfig
+from ..errors import ConfigError
 from .patch import PatchCodec
 
 
@@ -22,9 +23,23 @@ class Codec(Protocol):
         """Whether latents keep every pixel, so that bits per dimension are defined."""
 
 
+class StreamedCodec(PatchCodec):
+    """Stands where a world has its codec for one that reads a stream (stream.py): knows its sizes, refuses frames."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Refused."""
+        raise ConfigError(f"codec {self.config.kind}: expected one that reads frames one by one, found one that reads "
+                          "a stream; use World.start, World.observe, World.log_prob or score --video")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Refused."""
+        return self.encode(latents)
+
+
 def make_codec(config: WorldConfig) -> PatchCodec:
     """The codec of a world, its basis not fitted yet."""
-    return PatchCodec(config.codec, (config.height, config.width))
+    kind = StreamedCodec if config.codec.kind == "wan" else PatchCodec
+    return kind(config.codec, (config.height, config.width))
 
 
 __all__ = ["Codec", "PatchCodec", "make_codec"]

@@ -10,7 +10,7 @@ what the convolutions keep of a stream, so clips can be encoded and decoded piec
 keeps it in private attributes; this module alone touches what is private there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError
+from ..noise import normals
 
-STRIDE = 4
+STRIDE, SETTLED = 4, 3
+VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
+"""What is fetched of a hub's model."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,12 @@ class WanCodec:
             raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
         return WanCodec(vae.to(device).eval().requires_grad_(False), later=later)
 
+    def check(self, channels: int, pixels: int) -> None:
+        """CheckpointError for a VAE of other sizes than a model expects."""
+        if (self.channels, self.pixels) != (channels, pixels):
+            expected = f"{channels} channels and {pixels} pixels per token"
+            raise CheckpointError(f"VAE: expected {expected}, found {self.channels} and {self.pixels}")
+
     @property
     def channels(self) -> int:
         """Channels of a latent, c."""
@@ -75,12 +84,12 @@ class WanCodec:
 
     @torch.no_grad()
     def encode(
-        self, frames: Tensor, memory: WanMemory | None = None, *, generator: torch.Generator | None = None
+        self, frames: Tensor, memory: WanMemory | None = None, *, keys: Tensor | None = None
     ) -> tuple[Tensor, WanMemory]:
         """Frames (B, T, H, W, 3) u8 -> latents (B, t, n, c), and what the stream goes on with.
 
-        T is 1 + 4k at the start of a stream and 4k later. With `generator` the posterior is sampled, as published;
-        without, its mean is taken. Raises DataError.
+        T is 1 + 4k at the start of a stream and 4k later. With noise keys (B,) the posterior is sampled, as published
+        (several keys for one row: as many draws of it); without, its mean is taken. Raises DataError.
         """
         self._check(frames, memory)
         pixels = (frames.to(self.device, self.dtype) / 127.5 - 1).permute(0, 4, 1, 2, 3)
@@ -95,10 +104,12 @@ class WanCodec:
             start += count
         mean, log_variance = self.vae.quant_conv(torch.cat(parts, dim=2)).float().chunk(2, dim=1)
         latents = (mean.movedim(1, -1) - self.mean) / self.std
-        if generator is not None:
-            noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents.device)
-            latents = latents + (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1) * noise
         done = 0 if memory is None else memory.frames
+        if keys is not None:
+            steps, shape = torch.arange(done, done + len(parts)), latents.shape[2:]
+            noise = torch.stack([normals(keys, t.expand_as(keys), "posterior", shape) for t in steps], dim=1)
+            deviation = (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1)
+            latents = latents + deviation * noise.to(self.device)
         return self._scale(latents, done).flatten(2, 3), WanMemory(tuple(features), done + len(parts))
 
     @torch.no_grad()
@@ -119,6 +130,17 @@ class WanCodec:
             pixels = (out.float().clamp(-1, 1) + 1) * 127.5
             parts.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 4, 1))
         return torch.cat(parts, dim=1), WanMemory(tuple(features), done + len(parts))
+
+    def blank(self, part: str, frames: int, grid: tuple[int, int]) -> WanMemory:
+        """The memory of the `part` (encoder, decoder) after so many empty latent frames: what one holds and its shapes
+        follow from their number, and no more from some on."""
+        (h, w), count = grid, min(frames, SETTLED)
+        if part == "decoder":
+            _, memory = self.decode(torch.zeros(1, count, h * w, self.channels), grid)
+        else:
+            size = 1 + STRIDE * (count - 1), h * self.pixels, w * self.pixels, 3
+            _, memory = self.encode(torch.zeros(1, *size, dtype=torch.uint8))
+        return replace(memory, frames=frames)
 
     def _scale(self, latents: Tensor, done: int, *, back: bool = False) -> Tensor:
         """All latents of a stream but its first times `later`, or divided by it."""

@@ -18,6 +18,7 @@ from ..config import from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import TEMPORARY, is_file, is_folder, write_text
 from ..flow import Flow
+from ..networks import Networks
 from ..shards import TensorSource, open_shards, write_shards
 from ..video import VideoConfig
 from .names import infer, misfits, reference_name, reference_shapes
@@ -26,7 +27,8 @@ from .sources import open_reference, refuse
 CONFIG = "video.json"
 
 __all__ = [
-    "CONFIG", "convert", "load_flow", "load_video", "misfits", "reference_name", "reference_shapes", "running_dtypes",
+    "CONFIG", "convert", "load_as_networks", "load_flow", "load_video", "misfits", "reference_name", "reference_shapes",
+    "running_dtypes", "to_running",
 ]
 
 
@@ -83,6 +85,8 @@ def _ours(path: Path, flow: Flow, found: TensorSource, dtype: torch.dtype | None
 def load_video(folder: Path | str) -> tuple[VideoConfig, str]:
     """The config of a folder that `convert` wrote, and the digest of its weights."""
     path = Path(folder) / CONFIG
+    if not is_file(path):
+        raise CheckpointError(f"{path}: expected the config of a converted video model, found none; see convert")
     values = read_json(path)
     if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
         raise CheckpointError(f"{path}: expected format {FORMAT}; it is damaged or of another version")
@@ -109,6 +113,34 @@ def load_flow(
     tensors = {name: source.read(name).to(device, kinds.get(name)) for name in expected}
     flow.load_state_dict(tensors, strict=True, assign=True)
     return flow.eval()
+
+
+def load_as_networks(folder: Path | str) -> tuple[Networks, str]:
+    """The flow that `convert` wrote to `folder` in the networks of a world whose actions change nothing yet, in the
+    dtype of its weights, and their digest."""
+    config, digest = load_video(folder)
+    try:
+        with torch.device("meta"):
+            networks = Networks(config.world())
+    except ConfigError as error:
+        raise CheckpointError(f"{Path(folder) / CONFIG}: {error}") from None
+    networks.flow = load_flow(folder)
+    networks.action.project.weight = nn.Parameter(torch.zeros(networks.action.project.weight.shape))
+    return networks.eval(), digest
+
+
+def to_running(networks: Networks, prompts: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Move a published model to a device, its flow ready to run in `dtype` as `load_flow` says (none: float32 on a CPU,
+    else bfloat16), its codec and text encoder loaded."""
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ConfigError(f"dtype: expected float32 or bfloat16, as published models run in, found {dtype}")
+    networks.to(device)
+    networks.attach(prompts, device, dtype)
+    kinds = running_dtypes(networks.flow, dtype)
+    tensors = {name: t.to(kinds[name]) for name, t in networks.flow.state_dict().items()}
+    networks.flow.load_state_dict(tensors, strict=True, assign=True)
 
 
 def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:

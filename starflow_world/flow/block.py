@@ -31,6 +31,10 @@ class Affine:
     scale: Tensor
     hidden: Tensor
 
+    def rows(self, rows: slice) -> "Affine":
+        """Of some rows."""
+        return Affine(self.mean[rows], self.scale[rows], self.hidden[rows])
+
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
         return (x - self.mean) / self.scale, -self.scale.log()

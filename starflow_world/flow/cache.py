@@ -87,6 +87,19 @@ class KVCache:
         """One row as a value that shares the storage: what is written there is written here."""
         return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
 
+    def folded(self) -> "KVCache":
+        """The halves [a; b] of 2B rows, of equal lengths, as B rows of twice the layers: what is done to a row is then
+        done to both. A view, as `unfolded` is."""
+        layers, rows, *rest = self.keys.shape
+        keys, values = (part.view(2 * layers, rows // 2, *rest) for part in (self.keys, self.values))
+        return KVCache(keys, values, self.length[: rows // 2])
+
+    def unfolded(self) -> "KVCache":
+        """The inverse of `folded`."""
+        layers, rows, *rest = self.keys.shape
+        keys, values = (part.view(layers // 2, 2 * rows, *rest) for part in (self.keys, self.values))
+        return KVCache(keys, values, self.length.repeat(2))
+
     def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
         """The value in which `rows` are replaced by the rows of `other`; the storage is written."""
         where = rows.to(self.keys.device)

@@ -86,10 +86,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True, or 0 and not -inf, where a query may
-        look; None without a cache means causal, with a cache that every key may be seen."""
+        look; None without a cache means causal, with a cache that every key may be seen. Behind a cache of several
+        times B rows, such as the halves of guidance, what is equal in all is computed once: (several times B, S, d)."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
-        query, key = rotate(qkv[:, :, :2], rotary).unbind(2)
+        query, key = rotate(qkv[:, :, :2], rotary[: len(x)]).unbind(2)
         value = qkv[:, :, 2]
+        if cache is not None and cache.rows > len(x):
+            query, key, value = (part.repeat(cache.rows // len(x), 1, 1, 1) for part in (query, key, value))
         if cache is not None:
             key, value = cache.write(layer, key, value)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -123,8 +126,9 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rotary: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """(B, S, d) -> (B, S, d)."""
-        x = x + self.attention(x, rotary, mask, cache, layer)
+        """(B, S, d) -> (B, S, d), or as many rows as the cache has."""
+        attended = self.attention(x, rotary, mask, cache, layer)
+        x = attended + (x if len(x) == len(attended) else x.repeat(len(attended) // len(x), 1, 1))
         return x + self.feed_forward(x)
 
 

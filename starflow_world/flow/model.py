@@ -13,6 +13,7 @@ Shapes: B rows, T frames, n tokens per frame, c channels, d deep width, L text l
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -29,6 +30,9 @@ from .denoiser import Denoiser, make_denoiser
 from .inverse import solve
 from .layers import grid_positions, rotary_table, text_positions
 from .motion import Motion
+
+MIXED_TOLERANCE = 1e-3
+"""Of the shallow blocks where products are in half precision, in noise units; float32 goes down to its rounding."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ class Flow(nn.Module):
         self.motion = Motion(config) if config.motion_width else None
         self.carry = Carry(config) if config.motion_width and config.carry_slots else None
         self.denoiser = make_denoiser(config)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether products are in half precision, and all else is not."""
+        return self.deep.project_in.weight.dtype in (torch.bfloat16, torch.float16)
+
+    def products(self) -> AbstractContextManager[object]:
+        """Inside, products are in the dtype of the weights of a flow that was loaded to run in it."""
+        weight = self.deep.project_in.weight
+        return torch.autocast(weight.device.type, weight.dtype) if self.mixed else nullcontext()
 
     def tables(self, grid: tuple[int, int], frames: int) -> Tables:
         """Rotary tables for up to `frames` frames of h x w tokens, in the dtype and on the device of the weights."""
@@ -103,7 +117,7 @@ class Flow(nn.Module):
         """
         shape = u.shape
         if tolerance is None:
-            tolerance = 1e-12 if u.dtype == torch.float64 else 1e-5
+            tolerance = 1e-12 if u.dtype == torch.float64 else MIXED_TOLERANCE if self.mixed else 1e-5
         x, total = u.flatten(0, 1), torch.zeros_like(u).flatten(0, 1)
         sweeps = torch.zeros(len(x), dtype=torch.long, device=u.device)
         for block in reversed(self._shallow_blocks()):
@@ -218,7 +232,8 @@ class Flow(nn.Module):
         return cache.commit(count), affine
 
     def predictor(self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int) -> "Predictor":
-        """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c)."""
+        """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c);
+        behind a cache of several times B rows its results have as many (see Attention)."""
         added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
         mask, inputs = cache.visible(count), self.deep.project_in.weight.dtype
         if mask is not None:  # as numbers, which every layer of every sweep would make of it

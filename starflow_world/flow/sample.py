@@ -62,6 +62,24 @@ def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Guided
     return Guided(mean, conditional.scale / denominator.sqrt(), conditional.hidden, conditional)
 
 
+def solve_guided(
+    predict: Callable[[Tensor], Affine], before: Tensor, noise: Tensor, guess: Tensor, *,
+    guidance: float, tolerance: float, max_sweeps: int = 0,
+) -> Inverse:
+    """As `solve`. With guidance > 0 `predict` says something of 2B rows, [under the text; under the null text]; what is
+    returned is what the model says of the tokens under the text."""
+    rows = len(noise)
+
+    def guided(inputs: Tensor) -> Affine:
+        both = predict(inputs)
+        return guide(both.rows(slice(rows)), both.rows(slice(rows, None)), guidance)
+
+    solved = solve(
+        guided if guidance else predict, before, noise, guess, tolerance=tolerance, max_sweeps=max_sweeps
+    )
+    return replace(solved, affine=solved.affine.conditional) if isinstance(solved.affine, Guided) else solved
+
+
 def window_start(frame: int, window: int, context: int) -> int:
     """The first frame of the window in which frame number `frame` is sampled."""
     if frame < window:
@@ -156,9 +174,7 @@ class _Decoder:
         if not u.shape[1]:
             return cache
         _, added = self.flow.condition(u, None, action, self.tables.grid)
-        inputs = self._twice(self.flow.deep.shift(u.flatten(1, 2)))
-        added = None if added is None else self._twice(added)
-        return self.flow.extend(cache, inputs, added, self.tables, text=self.text)[0]
+        return self.flow.extend(cache, self.flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text)[0]
 
     def next_frame(
         self, cache: KVCache, previous: Tensor | None, noise: Tensor, action: Tensor | None
@@ -170,30 +186,13 @@ class _Decoder:
         parts: list[Inverse] = []
         for start in range(0, noise.shape[1], self.chunk):
             part = slice(start, start + self.chunk)
-            z, here = noise[:, part], None if added is None else self._twice(added[:, 0, part])
-            predict = self._guided(self.flow.predictor(cache, here, z.shape[1], self.tables, text=self.text))
-            solved = solve(
-                predict, before, z, guess[:, part], tolerance=self.tolerance, max_sweeps=self.max_sweeps
+            z, here = noise[:, part], None if added is None else added[:, 0, part]
+            solved = solve_guided(
+                self.flow.predictor(cache, here, z.shape[1], self.tables, text=self.text), before, z, guess[:, part],
+                guidance=self.guidance, tolerance=self.tolerance, max_sweeps=self.max_sweeps,
             )
-            cache, before = cache.commit(z.shape[1]), solved.tokens[:, -1:]
-            if isinstance(solved.affine, Guided):
-                solved = replace(solved, affine=solved.affine.conditional)
-            parts.append(solved)
+            cache, before, parts = cache.commit(z.shape[1]), solved.tokens[:, -1:], [*parts, solved]
         return cache, Inverse.join(parts)
-
-    def _twice(self, x: Tensor) -> Tensor:
-        return torch.cat((x, x)) if self.guidance else x
-
-    def _guided(self, predict: Callable[[Tensor], Affine]) -> Callable[[Tensor], Affine]:
-        if not self.guidance:
-            return predict
-
-        def guided(inputs: Tensor) -> Affine:
-            both, rows = predict(self._twice(inputs)), len(inputs)
-            conditional = Affine(both.mean[:rows], both.scale[:rows], both.hidden[:rows])
-            return guide(conditional, Affine(both.mean[rows:], both.scale[rows:], both.hidden[rows:]), self.guidance)
-
-        return guided
 
 
 def _checked_context(total: int, held: int, window: int, context: int | None) -> int:

@@ -1,7 +1,9 @@
 """Scores as pictures: the heat-map over a frame, a strip chart of an episode, a video."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -9,6 +11,9 @@ import numpy as np
 from ..files import atomic
 from ..media import VideoWriter, caption, enlarge
 from ..score import Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIDE, SHOWN = 256, 8
 HOT, ALARM = np.array([255.0, 60.0, 40.0]), (230, 40, 40)
@@ -29,7 +34,6 @@ def overlay(frame: np.ndarray, heat: np.ndarray, *, alarm: bool) -> np.ndarray:
 
 def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> None:
     """A PNG: the strangest frames of an episode with their heat-maps, and its scores over time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     strangest = np.sort(np.argsort(-scores.score, kind="stable")[:SHOWN])
@@ -50,6 +54,35 @@ def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> N
         axis.grid(alpha=0.3)
     axis.set_xlabel("frame")
     figure.suptitle(title)
+    _save(path, figure)
+
+
+def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_dim: np.ndarray) -> None:
+    """A PNG: some of a clip's frames (h, w, 3), one per latent frame, over the nats per dim of all, (K, T), with their
+    spread over draws of noise."""
+    from matplotlib.figure import Figure
+
+    draws, total = nats_per_dim.shape
+    count = min(total, SHOWN)
+    figure = Figure(figsize=(16, 6), layout="constrained")
+    grid = figure.add_gridspec(2, count, height_ratios=(1, 1.5))
+    for column, t in enumerate(np.linspace(0, total - 1, count).round().astype(int).tolist()):
+        axis = figure.add_subplot(grid[0, column])
+        axis.imshow(frames[t])
+        axis.set_title(f"latent frame {t}: {nats_per_dim[:, t].mean():.3f}", fontsize=9)
+        axis.set_axis_off()
+    axis = figure.add_subplot(grid[1, :])
+    spread = nats_per_dim.std(0, ddof=1) if draws > 1 else None
+    axis.errorbar(np.arange(total), nats_per_dim.mean(0), spread, marker=".", linewidth=1, color="tab:blue")
+    axis.set(xlabel="latent frame", ylabel="nats per dim")
+    axis.grid(alpha=0.3)
+    figure.suptitle(title, wrap=True)
+    _save(path, figure)
+
+
+def _save(path: Path, figure: "Figure") -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_png(picture)
     with atomic(path) as temporary:
