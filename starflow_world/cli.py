@@ -1,5 +1,6 @@
 """The command line: dispatches, and turns errors into one line. Exit 0: done, 1: a StarflowError, 2: wrong usage."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(
     config: tyro.conf.Positional[Path], overrides: tyro.conf.Positional[tuple[str, ...]] = (), *, data: Path, out: Path,
     valid: Path | None = None, resume: bool = False, init: Path | None = None,
 ) -> None:
-    """Train a world on collected episodes.
+    """Train a world on collected episodes; several processes together if torchrun starts them.
 
     Args:
         config: recipe, such as configs/babyai.yaml.
@@ -72,14 +73,18 @@ def train(
         resume: go on with an interrupted run in `out`.
         init: checkpoint folder or name of a shipped world to start from.
     """
+    from .distributed import joined
     from .recipe import load_recipe
     from .training import train as run
     from .world import find_world
 
     start = None if init is None else find_world(init)
     command = f"starflow-world train {' '.join(sys.argv[2:])}"
-    run(load_recipe(config, overrides), data, out, valid=valid, resume=resume, init=start, command=command)
-    print(out)
+    with joined(os.environ) as processes:
+        run(load_recipe(config, overrides), data, out, valid=valid, resume=resume, init=start, command=command,
+            processes=processes)
+    if processes.main:
+        print(out)
 
 
 def evaluate(

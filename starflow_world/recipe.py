@@ -61,6 +61,9 @@ class TrainConfig:
     denoiser_weight: float = 0.1
     seed: int = 0
     precision: str = "bf16"
+    """Of products; weights, sums over processes and losses are float32."""
+    checkpointing: bool = False
+    """Activation checkpointing: compute what is inside a layer again in the backward pass instead of keeping it."""
     half: tuple[str, ...] = ()
     """Beginnings of the names of the parameters that checkpoints store as float16."""
     save_minutes: float = 5.0
