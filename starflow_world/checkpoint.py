@@ -177,7 +177,7 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 
 
 def save_training(
-    folder: Path | str, networks: Networks, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
 ) -> None:
     """Write all that a resumed run needs as one file: weights, optimizer states, and `facts` (JSON)."""
     tensors = training_tensors(networks, optimizers)
@@ -194,7 +194,9 @@ def training_tensors(networks: torch.nn.Module, optimizers: list[torch.optim.Opt
     return tensors
 
 
-def load_training(folder: Path | str, networks: Networks, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def load_training(
+    folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
     """Restore what `save_training` wrote; returns its facts."""
     path = Path(folder) / TRAINING
     tensors, metadata = read_tensors(path)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from .errors import ConfigError
@@ -141,6 +141,16 @@ def recompute(root: nn.Module) -> None:
     """Activation checkpointing: what is inside a layer is not kept for the backward pass but computed again there."""
     for layer in layers(root):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def fill(module: nn.Module, read: Callable[[str], Tensor]) -> None:
+    """Give a module, sharded or not, the tensors `read(name)`, one at a time; every process takes its part."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            value = read(name).to(tensor.device, tensor.dtype)
+            if isinstance(tensor, DTensor):
+                value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+            tensor.copy_(value)
 
 
 def settle(root: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers of worlds: Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else."""
+"""Optimizers. Worlds: Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; video: AdamW."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from .flow.carry import Carry
 from .flow.denoiser import SiteDenoiser
 from .flow.motion import Motion
 from .outcome import OutcomeHead
-from .recipe import TrainConfig
+from .recipe import TrainConfig, VideoTrainConfig
 
 NEWTON_SCHULZ, SWEEPS, SMALLEST = (3.4445, -4.775, 2.0315), 5, 1e-7
 MOMENTUM, DECAY = 0.95, 0.01
@@ -77,7 +77,19 @@ def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.opti
     return [*made, torch.optim.AdamW(parts[1], betas=(0.9, 0.95), weight_decay=1e-4)] if parts[1] else made
 
 
-def rate(step: int, config: TrainConfig) -> float:
+def video_optimizers(flow: nn.Module, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for the flow and AdamW for its denoiser, as STARFlow-V was trained."""
+    parts: dict[bool, list[nn.Parameter]] = {}
+    for name, p in flow.named_parameters():
+        parts.setdefault(name.startswith("denoiser."), []).append(p)
+    settings = {False: (config.learning_rate, 0.95), True: (config.denoiser_learning_rate, 0.999)}
+    return [
+        torch.optim.AdamW([{"params": parts[part], "peak": peak}], betas=(0.9, memory), weight_decay=1e-4)
+        for part, (peak, memory) in settings.items() if part in parts
+    ]
+
+
+def rate(step: int, config: TrainConfig | VideoTrainConfig) -> float:
     """Share of the full learning rate at a step: linear warm-up, then linear to zero (what is left of the excess nats
     is mostly the jitter of the last steps)."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))

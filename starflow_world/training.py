@@ -5,46 +5,31 @@ not. A step with a loss or gradient that is not finite is skipped and counted; t
 train together (distributed.py) share the rows of every batch and the weights, and take every decision together.
 """
 
-import json
-import math
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from .batches import Batch, Sampler
-from .checkpoint import (
-    CONFIG,
-    TRAINING,
-    load_networks,
-    load_strictly,
-    load_training,
-    save_checkpoint,
-    save_starts,
-    save_training,
-    training_facts,
-)
-from .config import WorldConfig, from_dict, to_dict
+from .checkpoint import CONFIG, TRAINING, load_networks, load_strictly, save_checkpoint, save_starts
+from .config import WorldConfig
 from .data import EpisodeDataset, Windows
-from .distributed import ALONE, Processes, clip, interruptions, recompute, settle, shard, whole
-from .errors import ConfigError, StarflowError
-from .files import remove_leftovers, write_text
+from .distributed import ALONE, Processes, recompute, shard, whole
+from .errors import ConfigError
+from .files import remove_leftovers
 from .losses import Losses, losses, motion_losses, outcome_losses, start_losses
 from .networks import Networks
-from .optimizers import make_optimizers, rate
+from .optimizers import make_optimizers
 from .plots import write_curves
 from .recipe import RecipeConfig, TrainConfig
-from .sharded import STATE, load_sharded, save_sharded, sharded_facts
+from .sharded import STATE
+from .steps import METRICS, Steps, keep_until, note, run
 
-MOST_SKIPPED = 10
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
 MAY_CHANGE = (
-    "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
+    "data.", "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
 )
 
 
@@ -58,14 +43,14 @@ def objective(parts: tuple[str, ...], *, history: bool = True) -> str:
     return "motion" if moving and all(part in moving or part.startswith("action") for part in parts) else "all"
 
 
-class Trainer:
-    """Networks, optimizers and the number of the next step: all that a resumed run needs."""
+class Trainer(Steps):
+    """The training of a world."""
 
     def __init__(
         self, world: WorldConfig, config: TrainConfig, windows: Windows, *, init: Path | str | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.world, self.config, self.processes = world, config, processes
+        self.world, self.config = world, config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.networks = Networks(world)
@@ -86,9 +71,9 @@ class Trainer:
         called = {"flow": ("condition",) if self.objective == "motion" else ("nats", "denoiser_output")}
         for name, part in self.networks.named_children():
             shard(part, processes, config.precision, called.get(name, ("loss",) if name == "start" else ()))
-        self.optimizers = make_optimizers(self.networks, config)
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
-        self.step = self.skipped = self.skipped_in_a_row = 0
+        optimizers = make_optimizers(self.networks, config)
+        super().__init__(self.networks, optimizers, config, processes, sharded=processes.mesh is not None)
 
     def fit_codec(self, most: int = 4096) -> None:
         """Fit the codec to frames spread over the dataset."""
@@ -98,13 +83,10 @@ class Trainer:
 
     def advance(self) -> dict[str, float]:
         """One training step; returns its figures."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(self.step, self.config)
+        self.begin()
         if self.objective == "start":
             first = self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False)
-            return self._finish({"start": first.start.item()})
+            return self.finish({"start": first.start.item()})
         often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
         denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
         beta = self.config.motion_beta * (1 - self.step / self.config.steps)
@@ -121,14 +103,7 @@ class Trainer:
             figures["start_excess"] = float(first.excess.mean())
             if self.networks.start is not None:
                 figures["start"] = first.start.item()
-        return self._finish(figures)
-
-    def _finish(self, figures: dict[str, float]) -> dict[str, float]:
-        settle(self.networks)
-        figures = {**self.processes.means(figures), "norm": float(self._clip())}
-        self._update(all(map(math.isfinite, figures.values())))
-        self.step += 1
-        return {"step": self.step, **figures, "skipped": self.skipped}
+        return self.finish(figures)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Standard normals (B, T, n, c) for this process's rows of a batch."""
@@ -165,28 +140,6 @@ class Trainer:
         networks.load_state_dict(tensors, assign=True)
         return networks
 
-    def _clip(self) -> Tensor:
-        """Clip the gradients of each part (shallow, deep, motion, denoiser, text, ...) to norm 1, each on its own:
-        their scales differ by far and change in their own ways. Returns the largest norm."""
-        parts: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self.networks.named_parameters():
-            parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("flow.") else 1]), []).append(parameter)
-        return torch.stack([clip(part, 1.0) for part in parts.values()]).amax()
-
-    def _update(self, finite: bool) -> None:
-        if finite:
-            self.skipped_in_a_row = 0
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= MOST_SKIPPED:
-            raise StarflowError(
-                f"training: expected finite losses, found {MOST_SKIPPED} steps in a row without, up to {self.step}; "
-                "lower train.learning_rate or look at the data"
-            )
-
 
 def train(
     recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
@@ -202,11 +155,11 @@ def train(
     world = replace(recipe.world, action_space=dataset.action_space_json)
     windows = processes.in_turn(dataset.memory_map)
     trainer = Trainer(world, recipe.train, windows, init=None if resume else init, processes=processes)
-    metrics = out / "metrics.jsonl"
+    metrics = out / METRICS
     card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
     processes.once(lambda: remove_leftovers(out))
     if resume:
-        _resume(trainer, out, recipe)
+        trainer.resume(out, recipe, MAY_CHANGE)
         # The run may have died between its last two files.
         _save_checkpoint(trainer, out, card)
     elif any((out / name).exists() for name in (CONFIG, TRAINING, STATE)):
@@ -214,19 +167,19 @@ def train(
     elif init is None:
         trainer.fit_codec()
     if processes.main:
-        _keep_until(metrics, trainer.step)
+        out.mkdir(parents=True, exist_ok=True)
+        keep_until(metrics, trainer.step)
         _write_starts(out, trainer.sampler.windows)
     held_out = None
     if valid is not None:
         undropped = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
         held_out = Sampler(processes.in_turn(EpisodeDataset(valid).memory_map), undropped, processes)
-    for figures in _run(trainer, out, recipe, card):
+    for figures in run(trainer, trainer.config, world.name, lambda: _save(trainer, out, recipe, card)):
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
         if held_out and due and trainer.objective in ("all", "motion"):
             figures |= validate(trainer, held_out)
         if processes.main:
-            with metrics.open("a") as file:
-                file.write(json.dumps(figures) + "\n")
+            note(metrics, figures)
     if processes.main:
         write_curves(metrics, out / "curves.png")
     return out
@@ -239,36 +192,8 @@ def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
     save_starts(out, frames, [windows.texts[index] for index in chosen])
 
 
-def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> Iterator[dict[str, float]]:
-    """Advance to the last step, saving now and then; yields the figures of every step."""
-    config, processes, saved = trainer.config, trainer.processes, time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    name, quiet = f"train {recipe.world.name}", not processes.main
-    with (
-        tqdm(total=config.steps, initial=trainer.step, desc=name, unit="step", disable=quiet) as bar,
-        interruptions(processes) as told_to_stop,
-    ):
-        while trainer.step < config.steps:
-            figures = trainer.advance()
-            yield figures
-            bar.update()
-            shown = ("nats_per_dim", "excess", "start")
-            bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
-            stop, due = told_to_stop(), processes.any(time.monotonic() - saved > 60 * config.save_minutes)
-            if stop or due or trainer.step == config.steps:
-                _save(trainer, out, recipe, card)
-                saved = time.monotonic()
-            if stop:
-                raise KeyboardInterrupt
-
-
 def _save(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> None:
-    skips = {"skipped": trainer.skipped, "in_a_row": trainer.skipped_in_a_row}
-    facts = {"step": trainer.step, **skips, "recipe": to_dict(recipe)}
-    if trainer.processes.mesh is None:
-        save_training(out, trainer.networks, trainer.optimizers, facts)
-    else:
-        save_sharded(out, trainer.networks, trainer.optimizers, facts, trainer.processes)
+    trainer.save(out, recipe)
     _save_checkpoint(trainer, out, card)
 
 
@@ -276,25 +201,6 @@ def _save_checkpoint(trainer: Trainer, out: Path, card: dict[str, object]) -> No
     networks = trainer.whole()
     if trainer.processes.main:
         save_checkpoint(out, networks, {**card, "steps": trainer.step}, trainer.config.half)
-
-
-def _resume(trainer: Trainer, out: Path, recipe: RecipeConfig) -> None:
-    alone = trainer.processes.mesh is None
-    facts = training_facts(out) if alone else sharded_facts(out)
-    before, now = (_flat(to_dict(r)) for r in (from_dict(RecipeConfig, facts.get("recipe")), recipe))
-    changed = [key for key in now if not key.startswith("data.") and before[key] != now[key] and key not in MAY_CHANGE]
-    if changed:
-        raise ConfigError(f"{out}: expected the config that the run began with, found other {', '.join(changed)}")
-    (load_training if alone else load_sharded)(out, trainer.networks, trainer.optimizers)
-    trainer.step, trainer.skipped, trainer.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
-
-
-def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
-    """Nested dictionaries as one, with dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return found
 
 
 def _initialise(networks: Networks, init: Path | str) -> None:
@@ -305,18 +211,13 @@ def _initialise(networks: Networks, init: Path | str) -> None:
     load_strictly(networks, tensors, init)
 
 
-def _keep_until(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, and a line that a killed run did not finish."""
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
-
-
 @torch.no_grad()
 def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str, float]:
     """Excess nats per frame on held-out windows: first frames of true starts, and frames after the first."""
     excess: list[Tensor] = []
     first: list[Tensor] = []
+    # Outside of layers this is float32; their matrices are gathered in what they are trained in.
+    mixed = trainer.sharded and trainer.config.precision == "bf16"
     for index in range(batches):
         generator = torch.Generator().manual_seed(index)
         parts = ((held_out.batch(index), excess), (held_out.starts(index), first))
@@ -325,10 +226,11 @@ def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str,
             if trainer.objective == "motion":
                 found.append(motion_losses(trainer.networks, batch, noise, trainer.tables, 0.0).excess[:, 1:].flatten())
                 continue
-            part = losses(
-                trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False,
-                processes=trainer.processes,
-            )
+            with torch.autocast(trainer.processes.device.type, torch.bfloat16, enabled=mixed):
+                part = losses(
+                    trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False,
+                    processes=trainer.processes,
+                )
             found.append(part.excess[:, 1:].flatten() if part.excess.shape[1] > 1 else part.excess.flatten())
     figures = {"valid_excess": float(torch.cat(excess).mean())}
     return trainer.processes.means(figures | ({"valid_start_excess": float(torch.cat(first).mean())} if first else {}))

@@ -32,7 +32,7 @@ LAYERS = (  # each may import its own layer and the ones before it
     {"checkpoint", "sharded", "ahead"},
     {"dynamics"},
     {"world"},
-    {"score", "data", "batches", "losses", "plots", "optimizers", "training", "check", "convert", "evaluate",
+    {"score", "data", "batches", "losses", "plots", "optimizers", "steps", "training", "check", "convert", "evaluate",
      "counterfactual"},
     {"envs"},
     {"agents"},

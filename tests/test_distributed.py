@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,20 +21,19 @@ import starflow_world.training
 from starflow_world.checkpoint import WEIGHTS, load_networks
 from starflow_world.config import StartConfig
 from starflow_world.data import EpisodeDataset
-from starflow_world.distributed import ALONE, Processes, joined, whole
+from starflow_world.distributed import ALONE, Processes, whole
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import read_tensors, write_tensors
 from starflow_world.networks import Networks
 from starflow_world.sharded import STATE
 from starflow_world.shards import open_shards
 from starflow_world.training import Trainer, train
-from tests.test_files import launched
+from tests.processes import Work, alone, ended, start, together
 from tests.test_training import FAST, SMALL, fill, recipe, world_config
 
 STEPS = 3
 WORLD = replace(SMALL, start=StartConfig(20, 1, 4))
 RATES = {"learning_rate": 4e-4, "site_learning_rate": 4e-4}  # at which rounding errors of tiny gradients stay small
-Work = Callable[[Processes], object]
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +48,6 @@ def no_curves() -> None:
     patch.setattr(starflow_world.training, "write_curves", lambda metrics, out: None)
     yield
     patch.undo()
-
-
-def start(count: int, work: Work) -> list[int]:
-    """Processes that do `work` together, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def one(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        found = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in found.items()})
-        with joined(os.environ) as processes:
-            work(processes)
-
-    return [launched(lambda rank=rank: one(rank)) for rank in range(count)]  # type: ignore[misc]
-
-
-def ended(started: list[int]) -> list[int]:
-    """Their exit codes."""
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
-
-
-def together(count: int, work: Work) -> None:
-    assert ended(start(count, work)) == [0] * count
 
 
 def training(data: Path, out: Path, disturb: Callable[[Processes], None] = lambda _: None, **changes: object) -> Work:
@@ -111,7 +83,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_learn_what_one_does(data, undisturbed, tmp_path):
-    assert ended([launched(lambda: training(data, tmp_path)(ALONE))]) == [0]
+    alone(training(data, tmp_path))
     one, two = weights(tmp_path), weights(undisturbed)
     torch.manual_seed(FAST.seed)
     error, moved = apart(one, two), apart(one, Networks(world_config(start=WORLD.start)).state_dict())
@@ -139,7 +111,7 @@ def test_two_processes_have_the_gradients_of_one(data, tmp_path, changes):
         if processes.main:
             write_tensors(tmp_path / f"{processes.count}.safetensors", found)
 
-    assert ended([launched(lambda: work(ALONE))]) == [0]
+    alone(work)
     together(2, work)
     one, two = (read_tensors(tmp_path / f"{count}.safetensors")[0] for count in (1, 2))
     assert len(one) > 5
