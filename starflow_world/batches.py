@@ -4,7 +4,7 @@ A window starts at a true episode start at the promised rate, ends with its epis
 anywhere else. All windows of a batch have one length and lie inside one episode: there is no padding.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        return Batch(
+            self.frames.to(device), self.actions.to(device), self.rewards.to(device), self.ends.to(device), self.texts
+        )
 
 
 class Sampler:

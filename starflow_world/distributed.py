@@ -6,6 +6,7 @@ whole batch on every process, which then takes its own rows: many processes see 
 """
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +110,9 @@ def joined(environment: Mapping[str, str]) -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         count = dist.get_world_size()
-        yield Processes(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
+        with warnings.catch_warnings():  # FSDP warns of views that someone may write to; nobody here does
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            yield Processes(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
     finally:
         dist.destroy_process_group()
 
@@ -125,7 +128,7 @@ def shard(root: nn.Module, processes: Processes, precision: str, methods: Sequen
     kind = torch.bfloat16 if precision == "bf16" else None
     products = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers(root):
-        matrices = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+        matrices: list[nn.Module] = [module for module in layer.modules() if isinstance(module, nn.Linear)]
         fully_shard(matrices, mesh=processes.mesh, mp_policy=products)
     fully_shard(root, mesh=processes.mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
     for method in methods:

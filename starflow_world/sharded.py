@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from .checkpoint import read_json, training_tensors
 from .distributed import Processes
@@ -33,7 +34,7 @@ def save_sharded(
     folder = Path(folder)
     home = folder / f"training-{facts['step']:08}"
     processes.once(lambda: shutil.rmtree(home, ignore_errors=True))  # what a run that died here left
-    dcp.save(
+    save(
         training_tensors(networks, optimizers),
         storage_writer=HuggingFaceStorageWriter(str(home), save_distributed=True),
     )
@@ -63,7 +64,7 @@ def load_sharded(folder: Path | str, networks: nn.Module, optimizers: list[torch
         tensors = training_tensors(networks, optimizers)
         if strangers := sizes.keys() ^ tensors.keys():
             raise ValueError(f"{sorted(strangers)[0]} in one of checkpoint and run")
-        dcp.load(tensors, storage_reader=reader)
+        load(tensors, storage_reader=reader)
     except (*DAMAGE, IndexError, CheckpointException) as damage:
         raise CheckpointError(f"{home}: expected the state of this training, found damage: {damage!r:.300}") from None
 

@@ -265,7 +265,7 @@ def test_torchrun_trains_a_model_that_generates(root, tmp_path):
     settings = [f"video.flow.{key}={json.dumps(value)}" for key, value in sizes.items()]
     settings += [f"video.{key}={getattr(TINY_VIDEO, key)}" for key in ("side", "window", "context", "denoise_window")]
     settings += ["video.denoise_overlap=2", f"video.text={root / 't5'}", f"video.codec={root / 'wan'}"]
-    settings += ["train.steps=3", "train.clips=2", "train.pictures=2", "train.frames=9", "train.aspect=1:1"]
+    settings += ["train.steps=3", "train.clips=2", "train.pictures=2", "train.frames=9", 'train.aspect="1:1"']
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "starflow_world.cli"]
     train = [*command, "train", str(tmp_path / "tiny.yaml"), *settings]
     subprocess.run([*train, "--data", str(root / "clips"), "--out", str(tmp_path / "run")], cwd=ROOT, check=True)
