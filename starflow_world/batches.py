@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import Windows
+from .distributed import ALONE, Processes
 from .errors import DataError
 from .recipe import TrainConfig
 
@@ -28,12 +29,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        return Batch(
+            self.frames.to(device), self.actions.to(device), self.rewards.to(device), self.ends.to(device), self.texts
+        )
+
 
 class Sampler:
-    """Draws batches from a memory-mapped dataset."""
+    """Draws batches from a memory-mapped dataset: the rows of this process, of a batch that all draw alike."""
 
-    def __init__(self, windows: Windows, config: TrainConfig) -> None:
-        self.windows, self.config = windows, config
+    def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE) -> None:
+        self.windows, self.config, self.processes = windows, config, processes
         self.lengths = tuple(length for length in config.lengths if (windows.lengths >= length).any())
         if not self.lengths:
             found = f"the longest has {windows.lengths.max()}"
@@ -64,14 +71,16 @@ class Sampler:
         return self._gather(rng, episodes, np.zeros(len(episodes), int), 1)
 
     def _gather(self, rng: np.random.Generator, episodes: np.ndarray, start: np.ndarray, length: int) -> Batch:
-        parts = [self.windows.window(int(e), int(s), length) for e, s in zip(episodes, start, strict=True)]
-        actions = np.stack([part["actions"] for part in parts])
-        present = np.ones((*actions.shape[:2], 1), np.float32)
+        present = np.ones((len(episodes), length, 1), np.float32)
         present[:, 0, 0] = start > 0
         # A window's first action is never dropped: none there means a true start, and text alone must find true starts.
-        present[:, 1:] *= rng.random((len(parts), length - 1, 1)) >= self.config.action_dropout
+        present[:, 1:] *= rng.random((len(episodes), length - 1, 1)) >= self.config.action_dropout
+        dropped = rng.random(len(episodes)) < self.config.text_dropout
+        mine = self.processes.part(len(episodes))
+        episodes, start, present, dropped = episodes[mine], start[mine], present[mine], dropped[mine]
+        parts = [self.windows.window(int(e), int(s), length) for e, s in zip(episodes, start, strict=True)]
+        actions = np.stack([part["actions"] for part in parts])
         texts = [self.windows.texts[e] for e in episodes]
-        dropped = rng.random(len(parts)) < self.config.text_dropout
         return Batch(
             torch.from_numpy(np.stack([part["frames"] for part in parts])),
             torch.from_numpy(np.concatenate((present, actions * present), axis=-1, dtype=np.float32)),

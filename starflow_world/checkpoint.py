@@ -177,18 +177,26 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 
 
 def save_training(
-    folder: Path | str, networks: Networks, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
+    folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
 ) -> None:
     """Write all that a resumed run needs as one file: weights, optimizer states, and `facts` (JSON)."""
+    tensors = training_tensors(networks, optimizers)
+    write_tensors(Path(folder) / TRAINING, tensors, {"facts": json.dumps(facts)}, sealed=True)
+
+
+def training_tensors(networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Weights and optimizer states, by names of their own."""
     tensors = {f"weights/{name}": t for name, t in networks.state_dict().items()}
     for index, optimizer in enumerate(optimizers):
         for key, values in optimizer.state_dict()["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer/{index}/{key}/{name}"] = torch.as_tensor(value)
-    write_tensors(Path(folder) / TRAINING, tensors, {"facts": json.dumps(facts)}, sealed=True)
+    return tensors
 
 
-def load_training(folder: Path | str, networks: Networks, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def load_training(
+    folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
     """Restore what `save_training` wrote; returns its facts."""
     path = Path(folder) / TRAINING
     tensors, metadata = read_tensors(path)

@@ -1,5 +1,6 @@
 """The command line: dispatches, and turns errors into one line. Exit 0: done, 1: a StarflowError, 2: wrong usage."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,25 +62,39 @@ def train(
     config: tyro.conf.Positional[Path], overrides: tyro.conf.Positional[tuple[str, ...]] = (), *, data: Path, out: Path,
     valid: Path | None = None, resume: bool = False, init: Path | None = None,
 ) -> None:
-    """Train a world on collected episodes.
+    """Train a world on collected episodes, or a video model on clips; by many processes if torchrun starts them.
 
     Args:
-        config: recipe, such as configs/babyai.yaml.
+        config: recipe, such as configs/babyai.yaml, or configs/starflow_v_train.yaml for a video model.
         overrides: section.key=value, such as train.steps=100.
-        data: folder of episodes.
+        data: folder of episodes; or of clips and pictures, with captions in .txt files of their names.
         out: folder for the checkpoint, metrics.jsonl and curves.png.
         valid: folder of held-out episodes.
         resume: go on with an interrupted run in `out`.
-        init: checkpoint folder or name of a shipped world to start from.
+        init: checkpoint folder or name of a shipped world to start from; or a folder that convert wrote.
     """
-    from .recipe import load_recipe
-    from .training import train as run
-    from .world import find_world
+    from .distributed import joined
+    from .errors import ConfigError
+    from .recipe import load_recipe, recipe_values, video_recipe
 
-    start = None if init is None else find_world(init)
-    command = f"starflow-world train {' '.join(sys.argv[2:])}"
-    run(load_recipe(config, overrides), data, out, valid=valid, resume=resume, init=start, command=command)
-    print(out)
+    values = recipe_values(config, overrides)
+    with joined(os.environ) as processes:
+        if "video" in values:
+            from .train_video import train_video
+
+            if valid is not None:
+                raise ConfigError(f"valid: expected none for a video model, found {valid}")
+            train_video(video_recipe(values), data, out, resume=resume, init=init, processes=processes)
+        else:
+            from .training import train as run
+            from .world import find_world
+
+            start = None if init is None else find_world(init)
+            command = f"starflow-world train {' '.join(sys.argv[2:])}"
+            run(load_recipe(config, overrides), data, out, valid=valid, resume=resume, init=start, command=command,
+                processes=processes)
+    if processes.main:
+        print(out)
 
 
 def evaluate(

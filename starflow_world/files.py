@@ -6,6 +6,7 @@ A sealed tensor file carries a digest of its own content: safetensors recognises
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,9 +55,12 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def remove_leftovers(folder: Path | str) -> None:
-    """Delete temporaries that a killed process left in `folder`."""
+    """Delete temporaries, files and folders, that a killed process left in `folder`."""
     for leftover in Path(folder).glob(f"{TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+        if is_folder(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write_tensors(

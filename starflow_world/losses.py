@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import Batch
+from .distributed import ALONE, Processes
 from .flow import Tables
 from .networks import Networks
 from .recipe import TrainConfig
@@ -34,9 +35,11 @@ class Losses:
 
 
 def losses(
-    networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool
+    networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool,
+    processes: Processes = ALONE,
 ) -> Losses:
-    """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step."""
+    """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step. The mean
+    of the losses over processes, each of which has part of a batch, is that of the whole batch."""
     flow, sigma = networks.flow, networks.config.noise_level
     x = networks.codec.encode(batch.frames) + sigma * noise
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
@@ -53,24 +56,26 @@ def losses(
             target = gradient.detach() * sigma**2 / flow.config.denoiser_step
         guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
         denoiser_loss = config.denoiser_weight * (guess - target).square()[:, -max(1, x.shape[1] - 1) :].mean()
+    heft = processes.mean(weight.sum()).clamp_min(1e-6)  # a batch may weigh nothing
     return Losses(
         nats.detach().sum(-1).mean() / dims,
         (floor - nats.detach().sum(-1)),
-        -(nats.sum(-1) * weight).sum() / weight.sum().clamp_min(1e-6) / dims,  # a batch may weigh nothing
+        -(nats.sum(-1) * weight).sum() / heft / dims,
         denoiser_loss,
         config.outcome_weight * _outcome_loss(networks, hidden, x, text, batch),
-        start_losses(networks, batch, noise).start if x.shape[1] == 1 else nats.new_zeros(()),
+        start_losses(networks, batch, noise, processes).start if x.shape[1] == 1 else nats.new_zeros(()),
     )
 
 
-def start_losses(networks: Networks, batch: Batch, noise: Tensor) -> Losses:
+def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Processes = ALONE) -> Losses:
     """The loss of the start diffusion alone, on first frames (B, 1, ...) in noise (B, 1, n, c), at noise levels spread
     evenly over the rows from a random offset. It reads the text and does not shape it."""
     zero = noise.new_zeros(())
     found, start = zero, networks.start
     if start is not None:
         clean, text = networks.codec.encode(batch.frames)[:, 0], networks.encode_text(batch.texts)
-        level = (torch.arange(len(clean)) + torch.special.ndtr(noise[0, 0, 0, 0])) / len(clean)
+        rows, offset = len(clean) * processes.count, torch.special.ndtr(processes.first(noise[0, 0, 0, 0]))
+        level = (torch.arange(rows, device=clean.device) + offset)[processes.part(rows)] / rows
         text = None if text is None else text.detach()
         found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.codec.grid)
     return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
@@ -114,7 +119,7 @@ def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
     The first frame of a window in mid-episode has no past to follow from, and no step ever imagines one: weight 0. True
     starts: `start_weight`, small, because their many nats would drown out how frames follow each other.
     """
-    weight = torch.ones(batch.frames.shape[:2])
+    weight = torch.ones(batch.frames.shape[:2], device=batch.frames.device)
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
     return weight
 

@@ -1,6 +1,7 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,7 @@ import numpy as np
 from .errors import DataError
 from .files import atomic, is_file
 
+DAMAGED = (av.FFmpegError, ValueError, OSError, IndexError)
 INK, PAPER = (235, 235, 235), (24, 24, 24)
 
 
@@ -55,22 +57,35 @@ def read_picture(path: Path | str) -> np.ndarray:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def read_video(path: Path | str, most: int) -> Iterator[np.ndarray]:
-    """The first `most` frames (H, W, 3) u8 of a video file, at least one. Raises DataError."""
+def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarray]:
+    """`most` frames (H, W, 3) u8 of a video file from number `start` on, or those that there are, at least one. Raises
+    DataError."""
     count = 0
     try:
-        if not is_file(path):
-            raise ValueError("no file")
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
+        with _opened(path) as container:
+            for frame in islice(container.decode(video=0), start, start + most):
                 yield frame.to_ndarray(format="rgb24")
                 count += 1
-                if count == most:
-                    break
-    except (av.FFmpegError, ValueError, OSError, IndexError) as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: expected a video, found {error}") from None
     if not count:
         raise DataError(f"{path}: expected a video, found no frames")
+
+
+def measure_video(path: Path | str) -> tuple[int, float]:
+    """Frames and frames per second of a video file, of which nothing is decoded. Raises DataError."""
+    try:
+        with _opened(path) as container:
+            fps = float(container.streams.video[0].average_rate or 0)
+            return sum(bool(packet.size) for packet in container.demux(video=0)), fps
+    except DAMAGED as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
+
+
+def _opened(path: Path | str) -> av.container.InputContainer:
+    if not is_file(path):
+        raise ValueError("no file")
+    return av.open(str(path))
 
 
 def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

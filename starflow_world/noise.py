@@ -34,6 +34,6 @@ def uniforms(keys: Tensor, steps: Tensor, purpose: str) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def make_key(seed: int) -> int:
-    """The noise key that belongs to a user's seed (0 <= seed)."""
+def make_key(seed: int | Sequence[int]) -> int:
+    """The noise key that belongs to a user's seed (0 <= seed), or to several numbers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> (64 - KEY_BITS)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import WorldConfig, between, from_dict, one_of, positive
+from .config import WorldConfig, between, from_dict, one_of, positive, to_dict
 from .errors import ConfigError
 from .plain_yaml import parse_yaml
+from .video import ASPECTS, VideoConfig, latent_frames, load_video_config
 
 LARGEST_FILE = 1 << 15
 
@@ -61,6 +62,9 @@ class TrainConfig:
     denoiser_weight: float = 0.1
     seed: int = 0
     precision: str = "bf16"
+    """Of products; weights, sums over processes and losses are float32."""
+    checkpointing: bool = False
+    """Activation checkpointing: compute what is inside a layer again in the backward pass instead of keeping it."""
     half: tuple[str, ...] = ()
     """Beginnings of the names of the parameters that checkpoints store as float16."""
     save_minutes: float = 5.0
@@ -82,6 +86,55 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class VideoTrainConfig:
+    """How a text-to-video model is trained: a step is one of clips or one of pictures."""
+
+    steps: int = 100_000
+    clips: int = 8
+    """Rows of a step of clips, on all processes together."""
+    frames: int = 81
+    """Of a clip, 1 + 4k."""
+    pictures: int = 64
+    """Rows of a step of pictures."""
+    picture_rate: float = 0.2
+    """Share of steps that are of pictures."""
+    rows_at_once: int = 1
+    """Rows that go through the model of a process at once; the rest follow before the step is taken."""
+    aspect: str = "16:9"
+    caption_dropout: float = 0.1
+    image_dropout: float = 0.25
+    """Share of steps of clips in which the first latent frame is dropped and the model is told to extend."""
+    learning_rate: float = 5e-5
+    denoiser_learning_rate: float = 1e-4
+    warmup: int = 1000
+    seed: int = 0
+    precision: str = "bf16"
+    """As for worlds; models for `generate` are written in it."""
+    checkpointing: bool = True
+    """As for worlds."""
+    save_minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        one_of(self, "precision", ("bf16", "f32"))
+        one_of(self, "aspect", tuple(ASPECTS))
+        between(self, 1, math.inf, "steps", "clips", "pictures", "rows_at_once")
+        between(self, 0, math.inf, "warmup", "seed", "save_minutes")
+        between(self, 0, 1, "picture_rate", "caption_dropout", "image_dropout")
+        positive(self, "learning_rate")
+        positive(self, "denoiser_learning_rate")
+        if latent_frames(self.frames) == 1:
+            raise ConfigError("frames: expected at least 5 in a clip, found 1; pictures are steps of their own")
+
+
+@dataclass(frozen=True)
+class VideoRecipe:
+    """A file that describes a text-to-video model and its training."""
+
+    video: VideoConfig
+    train: VideoTrainConfig = field(default_factory=VideoTrainConfig)
+
+
+@dataclass(frozen=True)
 class RecipeConfig:
     """A file in configs/: the world, its data and its training."""
 
@@ -92,6 +145,22 @@ class RecipeConfig:
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConfig:
     """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`."""
+    return from_dict(RecipeConfig, recipe_values(path, overrides))
+
+
+def video_recipe(values: dict[str, Any]) -> VideoRecipe:
+    """The recipe of a video model; `like` in its `video` names the config that says what it does not."""
+    video = values["video"]
+    if isinstance(video, dict) and "like" in video:
+        known = to_dict(load_video_config(video["like"]))
+        said = {key: value for key, value in video.items() if key != "like"}
+        flow = {**known["flow"], **said["flow"]} if isinstance(said.get("flow"), dict) else known["flow"]
+        values = {**values, "video": {**known, **said, "flow": flow}}
+    return from_dict(VideoRecipe, values)
+
+
+def recipe_values(path: Path | str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain data of a recipe of either kind."""
     path, size, text = Path(path), -1, ""
     try:
         if path.is_file() and (size := path.stat().st_size) <= LARGEST_FILE:
@@ -106,7 +175,7 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConf
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
     for override in overrides:
         _override(values, override)
-    return from_dict(RecipeConfig, values)
+    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -1,68 +1,36 @@
 """Training: the flow by maximum likelihood, the denoiser by flow-score matching, outcomes by cross-entropy.
 
 Everything drawn in step s follows from (seed, s), so a run that was killed and resumed has the weights of one that was
-not. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run.
+not. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run. Processes that
+train together (distributed.py) share the rows of every batch and the weights, and take every decision together.
 """
 
-import json
-import math
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from .batches import Batch, Sampler
-from .checkpoint import load_training, save_checkpoint, save_starts, save_training, training_facts
-from .conditioning import ActionEncoder
-from .config import WorldConfig, from_dict, to_dict
+from .checkpoint import CONFIG, TRAINING, load_networks, load_strictly, save_checkpoint, save_starts
+from .config import WorldConfig
 from .data import EpisodeDataset, Windows
-from .errors import ConfigError, StarflowError
-from .files import remove_leftovers, write_text
-from .flow.carry import Carry
-from .flow.denoiser import SiteDenoiser
-from .flow.motion import Motion
+from .distributed import ALONE, Processes, recompute, shard, whole
+from .errors import ConfigError
+from .files import remove_leftovers
 from .losses import Losses, losses, motion_losses, outcome_losses, start_losses
 from .networks import Networks
-from .outcome import OutcomeHead
+from .optimizers import make_optimizers
 from .plots import write_curves
 from .recipe import RecipeConfig, TrainConfig
+from .sharded import STATE
+from .steps import METRICS, Steps, keep_until, note, run
 
-MOST_SKIPPED = 10
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
-MAY_CHANGE = ("train.steps", "train.save_minutes", "train.valid_every", "world.action_space")
-
-
-def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; site networks at their own rate."""
-    kinds = (Motion, Carry, SiteDenoiser, OutcomeHead, ActionEncoder)
-    looking = [module for module in networks.modules() if isinstance(module, kinds)]
-    sites = {id(p) for module in looking for p in module.parameters()}
-    for head in (module for module in looking if isinstance(module, OutcomeHead)):
-        if head.project is not None:  # it reads the hidden states, which are no sites
-            sites -= {id(p) for p in head.project.parameters()}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, p in networks.named_parameters():
-        if p.requires_grad:
-            muon = p.ndim == 2 and ".layers." in name and ".condition." not in name and not name.startswith("text.")
-            peak = config.site_learning_rate if id(p) in sites else config.learning_rate
-            groups.setdefault((muon, peak), []).append(p)
-    parts = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
-    made: list[torch.optim.Optimizer] = []
-    if parts[0]:
-        made.append(torch.optim.Muon(parts[0], weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
-    return [*made, torch.optim.AdamW(parts[1], betas=(0.9, 0.95), weight_decay=1e-4)] if parts[1] else made
-
-
-def rate(step: int, config: TrainConfig) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then linear to zero (what is left of the excess nats
-    is mostly the jitter of the last steps)."""
-    rise = min(1.0, (step + 1) / max(1, config.warmup))
-    return min(rise, (config.steps - step) / config.steps)
+MAY_CHANGE = (
+    "data.", "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
+)
 
 
 def objective(parts: tuple[str, ...], *, history: bool = True) -> str:
@@ -75,14 +43,19 @@ def objective(parts: tuple[str, ...], *, history: bool = True) -> str:
     return "motion" if moving and all(part in moving or part.startswith("action") for part in parts) else "all"
 
 
-class Trainer:
-    """Networks, optimizers and the number of the next step: all that a resumed run needs."""
+class Trainer(Steps):
+    """The training of a world."""
 
-    def __init__(self, world: WorldConfig, config: TrainConfig, windows: Windows) -> None:
+    def __init__(
+        self, world: WorldConfig, config: TrainConfig, windows: Windows, *, init: Path | str | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.world, self.config = world, config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.networks = Networks(world)
+        if init is not None:
+            _initialise(self.networks, init)
         if config.parts:
             chosen = [p for name, p in self.networks.named_parameters() if name.startswith(config.parts)]
             if not chosen:
@@ -91,26 +64,29 @@ class Trainer:
             for parameter in chosen:
                 parameter.requires_grad_()
         self.objective = objective(config.parts, history=world.outcome.history)
-        self.optimizers = make_optimizers(self.networks, config)
-        self.sampler = Sampler(windows, config)
+        self.sampler = Sampler(windows, config, processes)
+        if config.checkpointing:
+            recompute(self.networks)
+        self.networks.to(processes.device)
+        called = {"flow": ("condition",) if self.objective == "motion" else ("nats", "denoiser_output")}
+        for name, part in self.networks.named_children():
+            shard(part, processes, config.precision, called.get(name, ("loss",) if name == "start" else ()))
         self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
-        self.step = self.skipped = self.skipped_in_a_row = 0
+        optimizers = make_optimizers(self.networks, config)
+        super().__init__(self.networks, optimizers, config, processes, sharded=processes.mesh is not None)
 
     def fit_codec(self, most: int = 4096) -> None:
         """Fit the codec to frames spread over the dataset."""
         frames = self.sampler.windows.frames
         index = torch.linspace(0, len(frames) - 1, min(most, len(frames))).long().numpy()
-        self.networks.codec.fit(torch.from_numpy(frames[index]))
+        self.networks.codec.fit(torch.from_numpy(frames[index]).to(self.processes.device))
 
     def advance(self) -> dict[str, float]:
         """One training step; returns its figures."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(self.step, self.config)
+        self.begin()
         if self.objective == "start":
-            figures = {"start": self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False).start.item()}
-            return self._finish(figures, math.isfinite(figures["start"]))
+            first = self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False)
+            return self.finish({"start": first.start.item()})
         often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
         denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
         beta = self.config.motion_beta * (1 - self.step / self.config.steps)
@@ -127,92 +103,85 @@ class Trainer:
             figures["start_excess"] = float(first.excess.mean())
             if self.networks.start is not None:
                 figures["start"] = first.start.item()
-        return self._finish(figures, math.isfinite(figures["nats_per_dim"]))
+        return self.finish(figures)
 
-    def _finish(self, figures: dict[str, float], finite: bool) -> dict[str, float]:
-        norm = self._clip()
-        self._update(bool(torch.isfinite(norm)) and finite)
-        self.step += 1
-        return {"step": self.step, **figures, "norm": float(norm), "skipped": self.skipped}
+    def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Standard normals (B, T, n, c) for this process's rows of a batch."""
+        n, c, rows = self.world.grid[0] * self.world.grid[1], self.world.channels, len(batch) * self.processes.count
+        drawn = torch.randn(rows, batch.frames.shape[1], n, c, generator=generator)
+        return drawn[self.processes.part(rows)].to(self.processes.device)
 
     def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool, beta: float = 0.0) -> Losses:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + stream)
-        n, c = self.world.grid[0] * self.world.grid[1], self.world.channels
-        noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        noise, batch, processes = self.noise(batch, generator), batch.to(self.processes.device), self.processes
+        with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             if self.objective == "start":
-                found = start_losses(self.networks, batch, noise)
+                found = start_losses(self.networks, batch, noise, processes)
             elif self.objective == "outcome":
                 found = outcome_losses(self.networks, batch, noise, self.config)
             elif self.objective == "motion":
                 found = motion_losses(self.networks, batch, noise, self.tables, beta)
             else:
-                found = losses(self.networks, batch, noise, self.tables, self.config, denoiser=denoiser)
+                found = losses(
+                    self.networks, batch, noise, self.tables, self.config, denoiser=denoiser, processes=processes
+                )
         if found.total.requires_grad:
             (weight * found.total).backward()
         return found
 
-    def _clip(self) -> Tensor:
-        """Clip the gradients of each part (shallow, deep, motion, denoiser, text, ...) to norm 1, each on its own:
-        their scales differ by far and change in their own ways. Returns the largest norm."""
-        parts: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self.networks.named_parameters():
-            parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("flow.") else 1]), []).append(parameter)
-        return torch.stack([nn.utils.clip_grad_norm_(part, 1.0) for part in parts.values()]).amax()
-
-    def _update(self, finite: bool) -> None:
-        if finite:
-            self.skipped_in_a_row = 0
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= MOST_SKIPPED:
-            raise StarflowError(
-                f"training: expected finite losses, found {MOST_SKIPPED} steps in a row without, up to {self.step}; "
-                "lower train.learning_rate or look at the data"
-            )
+    def whole(self) -> Networks:
+        """The networks with all their weights, on the main process; on the others their shapes."""
+        if self.processes.mesh is None:
+            return self.networks
+        where = "cpu" if self.processes.main else "meta"
+        tensors = {name: whole(t).to(where) for name, t in self.networks.state_dict().items()}
+        with torch.device("meta"):
+            networks = Networks(self.world)
+        networks.load_state_dict(tensors, assign=True)
+        return networks
 
 
 def train(
     recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
-    init: Path | str | None = None, command: str = "",
+    init: Path | str | None = None, command: str = "", processes: Processes = ALONE,
 ) -> Path:
     """Train a world on the episodes in `data` into the folder `out`; returns it.
 
     `resume` goes on where a killed run saved last; `init` starts from the weights of a checkpoint. Learning curves are
-    JSON lines in `out`/metrics.jsonl, figures of held-out episodes (`valid`) among them.
+    JSON lines in `out`/metrics.jsonl, figures of held-out episodes (`valid`) among them. All `processes` call this
+    alike; told to stop (SIGINT, SIGTERM) they save and raise KeyboardInterrupt.
     """
     out, dataset = Path(out), EpisodeDataset(data)
     world = replace(recipe.world, action_space=dataset.action_space_json)
-    trainer = Trainer(world, recipe.train, dataset.memory_map())
-    metrics = out / "metrics.jsonl"
+    windows = processes.in_turn(dataset.memory_map)
+    trainer = Trainer(world, recipe.train, windows, init=None if resume else init, processes=processes)
+    metrics = out / METRICS
     card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
-    remove_leftovers(out)
+    processes.once(lambda: remove_leftovers(out))
     if resume:
-        _resume(trainer, out, recipe)
+        trainer.resume(out, recipe, MAY_CHANGE)
         # The run may have died between its last two files.
-        save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step}, recipe.train.half)
-    elif any((out / name).exists() for name in ("config.json", "training.safetensors")):
+        _save_checkpoint(trainer, out, card)
+    elif any((out / name).exists() for name in (CONFIG, TRAINING, STATE)):
         raise ConfigError(f"{out}: expected an empty folder, found a checkpoint; add --resume or choose another folder")
-    elif init is not None:
-        _initialise(trainer, init)
-    else:
+    elif init is None:
         trainer.fit_codec()
-    _keep_until(metrics, trainer.step)
-    _write_starts(out, trainer.sampler.windows)
+    if processes.main:
+        out.mkdir(parents=True, exist_ok=True)
+        keep_until(metrics, trainer.step)
+        _write_starts(out, trainer.sampler.windows)
     held_out = None
     if valid is not None:
         undropped = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
-        held_out = Sampler(EpisodeDataset(valid).memory_map(), undropped)
-    for figures in _run(trainer, out, recipe, card):
+        held_out = Sampler(processes.in_turn(EpisodeDataset(valid).memory_map), undropped, processes)
+    for figures in run(trainer, trainer.config, world.name, lambda: _save(trainer, out, recipe, card)):
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
         if held_out and due and trainer.objective in ("all", "motion"):
             figures |= validate(trainer, held_out)
-        with metrics.open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-    write_curves(metrics, out / "curves.png")
+        if processes.main:
+            note(metrics, figures)
+    if processes.main:
+        write_curves(metrics, out / "curves.png")
     return out
 
 
@@ -223,58 +192,23 @@ def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
     save_starts(out, frames, [windows.texts[index] for index in chosen])
 
 
-def _run(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> Iterator[dict[str, float]]:
-    """Advance to the last step, saving now and then; yields the figures of every step."""
-    config, saved = trainer.config, time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=config.steps, initial=trainer.step, desc=f"train {recipe.world.name}", unit="step") as bar:
-        while trainer.step < config.steps:
-            figures = trainer.advance()
-            yield figures
-            bar.update()
-            shown = ("nats_per_dim", "excess", "start")
-            bar.set_postfix({key: f"{figures[key]:.3f}" for key in shown if key in figures})
-            if time.monotonic() - saved > 60 * config.save_minutes or trainer.step == config.steps:
-                skips = {"skipped": trainer.skipped, "in_a_row": trainer.skipped_in_a_row}
-                facts = {"step": trainer.step, **skips, "recipe": to_dict(recipe)}
-                save_training(out, trainer.networks, trainer.optimizers, facts)
-                save_checkpoint(out, trainer.networks, {**card, "steps": trainer.step}, config.half)
-                saved = time.monotonic()
+def _save(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> None:
+    trainer.save(out, recipe)
+    _save_checkpoint(trainer, out, card)
 
 
-def _resume(trainer: Trainer, out: Path, recipe: RecipeConfig) -> None:
-    facts = training_facts(out)
-    before, now = (_flat(to_dict(r)) for r in (from_dict(RecipeConfig, facts.get("recipe")), recipe))
-    changed = [key for key in now if not key.startswith("data.") and before[key] != now[key] and key not in MAY_CHANGE]
-    if changed:
-        raise ConfigError(f"{out}: expected the config that the run began with, found other {', '.join(changed)}")
-    load_training(out, trainer.networks, trainer.optimizers)
-    trainer.step, trainer.skipped, trainer.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
+def _save_checkpoint(trainer: Trainer, out: Path, card: dict[str, object]) -> None:
+    networks = trainer.whole()
+    if trainer.processes.main:
+        save_checkpoint(out, networks, {**card, "steps": trainer.step}, trainer.config.half)
 
 
-def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
-    """Nested dictionaries as one, with dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return found
-
-
-def _initialise(trainer: Trainer, init: Path | str) -> None:
-    from .checkpoint import load_networks, load_strictly
-
-    networks, _ = load_networks(init)
-    tensors = networks.state_dict()
-    if networks.start is None:  # a start diffusion may be added to a world that has none
-        tensors |= {name: t for name, t in trainer.networks.state_dict().items() if name.startswith("start.")}
-    load_strictly(trainer.networks, tensors, init)
-
-
-def _keep_until(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, and a line that a killed run did not finish."""
-    if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+def _initialise(networks: Networks, init: Path | str) -> None:
+    found, _ = load_networks(init)
+    tensors = found.state_dict()
+    if found.start is None:  # a start diffusion may be added to a world that has none
+        tensors |= {name: t for name, t in networks.state_dict().items() if name.startswith("start.")}
+    load_strictly(networks, tensors, init)
 
 
 @torch.no_grad()
@@ -282,16 +216,21 @@ def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str,
     """Excess nats per frame on held-out windows: first frames of true starts, and frames after the first."""
     excess: list[Tensor] = []
     first: list[Tensor] = []
+    # Outside of layers this is float32; their matrices are gathered in what they are trained in.
+    mixed = trainer.sharded and trainer.config.precision == "bf16"
     for index in range(batches):
         generator = torch.Generator().manual_seed(index)
         parts = ((held_out.batch(index), excess), (held_out.starts(index), first))
         for batch, found in parts[: 1 if trainer.objective == "motion" else 2]:
-            n, c = trainer.world.grid[0] * trainer.world.grid[1], trainer.world.channels
-            noise = torch.randn(*batch.frames.shape[:2], n, c, generator=generator)
+            noise, batch = trainer.noise(batch, generator), batch.to(trainer.processes.device)
             if trainer.objective == "motion":
                 found.append(motion_losses(trainer.networks, batch, noise, trainer.tables, 0.0).excess[:, 1:].flatten())
                 continue
-            part = losses(trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False)
+            with torch.autocast(trainer.processes.device.type, torch.bfloat16, enabled=mixed):
+                part = losses(
+                    trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False,
+                    processes=trainer.processes,
+                )
             found.append(part.excess[:, 1:].flatten() if part.excess.shape[1] > 1 else part.excess.flatten())
     figures = {"valid_excess": float(torch.cat(excess).mean())}
-    return figures | ({"valid_start_excess": float(torch.cat(first).mean())} if first else {})
+    return trainer.processes.means(figures | ({"valid_start_excess": float(torch.cat(first).mean())} if first else {}))

@@ -129,7 +129,8 @@ def load_video_config(name: Path | str) -> VideoConfig:
             path = CONFIGS / f"{str(name).replace('-', '_')}.yaml"
         text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= LARGEST_FILE else ""
     except (OSError, ValueError):
-        known = ", ".join(sorted(file.stem.replace("_", "-") for file in CONFIGS.glob("starflow*.yaml")))
+        models = set(CONFIGS.glob("starflow*.yaml")) - set(CONFIGS.glob("*_train.yaml"))
+        known = ", ".join(sorted(file.stem.replace("_", "-") for file in models))
         raise ConfigError(f"config: expected a YAML file or one of {known}, found {str(name)!r:.120}") from None
     values = parse_yaml(text, path)
     if not isinstance(values, dict):

@@ -34,8 +34,8 @@ from starflow_world.config import WorldConfig, to_dict
 from starflow_world.errors import CheckpointError, ConfigError, StarflowError
 from starflow_world.files import read_tensors, write_tensors
 from starflow_world.networks import Networks
+from starflow_world.optimizers import make_optimizers
 from starflow_world.recipe import TrainConfig
-from starflow_world.training import make_optimizers
 from starflow_world.world import World, find_world
 from tests.worlds import TINY, randomise
 

@@ -22,8 +22,9 @@ from starflow_world.data import Episode, EpisodeDataset, episode_path, write_epi
 from starflow_world.errors import ConfigError, StarflowError
 from starflow_world.losses import losses, motion_losses
 from starflow_world.networks import Networks
+from starflow_world.optimizers import rate
 from starflow_world.recipe import DataConfig, RecipeConfig, TrainConfig
-from starflow_world.training import Trainer, objective, rate
+from starflow_world.training import Trainer, objective
 from tests.worlds import TINY, randomise
 
 SIDE = 8

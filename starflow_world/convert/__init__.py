@@ -27,8 +27,8 @@ from .sources import open_reference, refuse
 CONFIG = "video.json"
 
 __all__ = [
-    "CONFIG", "convert", "load_as_networks", "load_flow", "load_video", "misfits", "reference_name", "reference_shapes",
-    "running_dtypes", "to_running",
+    "CONFIG", "convert", "empty_flow", "load_as_networks", "load_flow", "load_video", "misfits", "reference_name",
+    "reference_shapes", "running_dtypes", "to_running", "write_model",
 ]
 
 
@@ -54,17 +54,25 @@ def convert(
         config = VideoConfig(path.stem, flow)
     empty = empty_flow(config)
     refuse(path, misfits(found.shapes, reference_shapes(empty)))
+    write_model(folder, config, _ours(path, empty, found, dtype))
+    return config
+
+
+def write_model(folder: Path, config: VideoConfig, tensors: TensorSource) -> None:
+    """Write the tensors of a flow and its config to `folder`; what is there is replaced when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    scratch, old = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent)) for _ in range(2))
     try:
-        digest = write_shards(scratch, _ours(path, empty, found, dtype))
+        digest = write_shards(scratch, tensors)
         values = {"format": FORMAT, "weights": digest, "video": to_dict(config)}
         write_text(scratch / CONFIG, json.dumps(values, indent=1) + "\n")
         scratch.chmod(0o755)
+        if folder.exists():
+            folder.replace(old)
         scratch.replace(folder)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return config
+        for leftover in (scratch, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _ours(path: Path, flow: Flow, found: TensorSource, dtype: torch.dtype | None) -> TensorSource:
