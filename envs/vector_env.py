@@ -203,6 +203,7 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
     def set_state(self, state: WorldState | EnvState) -> None:
         """Go on from a copy of a snapshot or a state of N rows, as WorldEnv.set_state does."""
         self._now = restored(self.world, state, self.num_envs, None if self._now is None else self._now.begun)
+        self.closed = False
 
     def _begun(self, call: str) -> EnvState:
         if self._now is None:
