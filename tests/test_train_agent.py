@@ -1,6 +1,7 @@
 """train-agent and rank, from the first frame to the report, in a world that knows nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from starflow_world.config import CodecConfig, TextConfig
 from starflow_world.envs.trust import Trust
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.networks import Networks
-from starflow_world.rank import rank
+from starflow_world.rank import candidates, rank
 from starflow_world.train_agent import JUDGED_FROM, Plan, Task, first_frames, make_task, train_agent
 from starflow_world.world import World
 from tests.worlds import TINY, randomise, save_world, tiny_config
@@ -101,6 +102,14 @@ def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) ->
     assert all(name in (tmp_path / "rank.md").read_text() for name in figures["scores"])
     with pytest.raises(DataError, match="train-agent"):
         rank(str(world), tmp_path, TEXT, agents=tmp_path, episodes=1)
+
+
+def test_agents_of_several_runs_are_told_apart(done: Path, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        shutil.copytree(done / "dream-0", tmp_path / run / "dream-0")
+    names = [policy.name for policy in candidates(TEXT, tmp_path)]
+    assert names[-2:] == ["PPO a/dream-0", "PPO b/dream-0"]
+    assert candidates(TEXT, tmp_path / "a" / "dream-0")[-1].name == "PPO dream-0"
 
 
 def curve(*success: float) -> list[dict[str, float]]:
