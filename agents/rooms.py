@@ -19,7 +19,8 @@ from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
 from starflow_world.agents.rollout import make_env
-from starflow_world.errors import DataError
+from starflow_world.envs.vector_env import read_seeds
+from starflow_world.errors import ConfigError, DataError
 
 ENV, LIMIT, TILE = "BabyAI-GoToLocalS8N4-v0", 64, 8
 PATIENCE = 2000
@@ -116,8 +117,9 @@ class Rooms(VectorEnv[np.ndarray, Any, np.ndarray]):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin all episodes. seed: of the choice of rooms, s for s, s + 1, ... or one (or None) for each row."""
-        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else seed or ()
-        for row, one in enumerate(seeds):
+        if options:
+            raise ConfigError(f"options: expected none, a room follows from its seed alone, found {options!r:.80}")
+        for row, one in enumerate(read_seeds(seed, self.num_envs)):
             if one is not None:
                 self._generators[row] = seeding.np_random(one)[0]
         infos: dict[str, Any] = {}
