@@ -1,6 +1,6 @@
 """Score a folder of episodes: a CSV per episode, a summary, pictures of what was flagged. Resumable.
 
-An episode is done when the summary has its line, which is written last. A folder belongs to one scorer and one set of
+An episode is done when the summary has its line, which is written last, and its video is there where one is wanted. A folder belongs to one scorer and one set of
 episodes.
 """
 
@@ -46,7 +46,8 @@ def score_folder(
     remove_leftovers(out)
     _record(out, {"scorer": digest(Path(scorer) / NUMBERS), "data": str(Path(data).resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
-    todo = [str(path.resolve()) for path in episodes.paths if path.stem not in lines]
+    done = {name for name in lines if not videos or (out / f"{name}.mp4").exists()}
+    todo = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
     tasks = [json.dumps(todo[start : start + 4 * batch]) for start in range(0, len(todo), 4 * batch)]
     with tqdm(total=len(episodes), initial=len(episodes) - len(todo), desc="score", unit="episode") as bar:
         for result in _spread(work, tasks, actors, gpus_per_actor) if actors and tasks else map(here, tasks):
