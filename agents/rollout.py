@@ -47,10 +47,11 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed
     actors: Ray actors to play them (0: this process), each within `time_limit` seconds; address: of a Ray cluster.
     Raises DataError when `out` holds a collection of another recipe, or the env renders no RGB frames.
     """
+    _check_max_steps(max_steps)
     if reward not in REWARDS or episodes < 1 or frame_size < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected reward of {sorted(REWARDS)}, episodes and frame_size >= 1, seed and actors >= 0, "
                           f"found {reward!r}, {episodes}, {frame_size}, {seed}, {actors}")
-    out, max_steps = Path(out), max_steps if ends or max_steps else NO_END_STEPS
+    out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
     policy = policy if ends else NoEnd(policy)
     recipe = {"env": env_id, "env_kwargs": env_kwargs or {}, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "reward": reward, "frame_size": frame_size}
@@ -73,6 +74,7 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     process), each with gpus_per_actor GPUs (0: on the CPU) and within `time_limit` seconds per episode. The numbers
     depend on `threads`, and on nothing else of these. Raises DataError when `out` holds a collection of another recipe.
     """
+    _check_max_steps(max_steps)
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed >= 0 and actors >= 0, found {episodes}, {seed} and {actors}")
     out, folder = Path(out), find_world(world).resolve()
@@ -90,6 +92,11 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     crew = Crew(max(1, actors), gpus_per_actor, threads, time_limit, address)
     _play_all(Rollouts(Dream(str(folder), device), out.resolve()), specs, actors, crew, progress)
     return out
+
+
+def _check_max_steps(max_steps: int | None) -> None:
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"max_steps: expected a number >= 1, or None for the env's own limit, found {max_steps}")
 
 
 # ---- playing ---------------------------------------------------------------------------------------------------------
