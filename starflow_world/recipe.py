@@ -10,9 +10,7 @@ from typing import Any
 
 from .config import WorldConfig, between, from_dict, one_of, positive
 from .errors import ConfigError
-from .plain_yaml import parse_yaml
-
-LARGEST_FILE = 1 << 15
+from .plain_yaml import parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)
@@ -92,18 +90,7 @@ class RecipeConfig:
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConfig:
     """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`."""
-    path, size, text = Path(path), -1, ""
-    try:
-        if path.is_file() and (size := path.stat().st_size) <= LARGEST_FILE:
-            text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        size = -1
-    if not 0 <= size <= LARGEST_FILE:
-        found = f"{size} bytes" if size >= 0 else "none"
-        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {found}")
-    values = parse_yaml(text, path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
+    values = read_yaml(path)
     for override in overrides:
         _override(values, override)
     return from_dict(RecipeConfig, values)
