@@ -14,7 +14,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gymnasium
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from starflow_world.agents.policy import NoEnd, Policy
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
 from starflow_world.conditioning import space_to_json
 from starflow_world.data import Episode, episode_path, read_episode, write_episode
+from starflow_world.envs.shown import mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ConfigError, DataError, WorkerError
 from starflow_world.files import remove_leftovers, write_text
@@ -246,14 +246,14 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         observation, begun = env.reset(seed=env_seed, options=options)
     policy.reset(policy_seed, env)
-    text = _text(env, observation, begun)
-    frames, carried = [_frame(env, frame_size)], [_carrying(env)]
+    text, size = mission(env, observation, begun), (frame_size, frame_size)
+    frames, carried = [shown(env.render(), size)], [_carrying(env)]
     actions: list[np.ndarray] = [np.zeros(spaces.flatdim(env.action_space), np.float32)]
     rewards, terminated, truncated = [0.0], False, False
     while not (terminated or truncated):
         action = policy(observation)
         observation, gain, terminated, truncated, _ = env.step(action)
-        frames.append(_frame(env, frame_size))
+        frames.append(shown(env.render(), size))
         carried.append(_carrying(env))
         actions.append(np.asarray(spaces.flatten(env.action_space, action), np.float32))
         rewards.append(REWARDS[reward](float(gain)))
@@ -263,21 +263,6 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
     last = np.arange(1, len(frames) + 1) == len(frames)
     return Episode(np.stack(frames), np.stack(actions), np.array(rewards, np.float32), terminated=last & terminated,
                    truncated=last & truncated, text=text, space=space_to_json(env.action_space), info=info)
-
-
-def _frame(env: gymnasium.Env, size: int) -> np.ndarray:
-    """What the env shows now, (size, size, 3) uint8."""
-    frame = env.render()
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise DataError(f"{env}: expected (H, W, 3) uint8 from render(), found {getattr(frame, 'shape', frame)}; "
-                        'choose an env that supports render_mode="rgb_array"')
-    return frame if frame.shape[:2] == (size, size) else cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _text(env: gymnasium.Env, observation: Any, begun: dict[str, Any]) -> str:
-    """The task in words, where the env gives it."""
-    mission = observation.get("mission") if isinstance(observation, dict) else None
-    return str(mission if mission is not None else getattr(env.unwrapped, "mission", begun.get("text", "")))
 
 
 def _carrying(env: gymnasium.Env) -> str | None:

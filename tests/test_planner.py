@@ -64,6 +64,14 @@ def test_a_worlds_rewards_may_be_replaced():
     assert found.rewards[0] == 1
 
 
+def test_a_planner_hears_the_text_of_an_episode_that_another_world_imagines():
+    env, planner = WorldEnv(env_world(noise_level=0.4)), Planner(env_world(), Search("random", branches=2, horizon=1))
+    observation, info = env.reset(seed=0, options={"text": "b"})
+    planner.reset(0, env)
+    planner(observation)
+    assert planner._state.texts == (info["text"],) == (env.mission,) == ("b",)
+
+
 # ---- in the real env -------------------------------------------------------------------------------------------------
 
 

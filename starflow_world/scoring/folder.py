@@ -1,7 +1,7 @@
 """Score a folder of episodes: a CSV per episode, a summary, pictures of what was flagged. Resumable.
 
-An episode is done when the summary has its line, which is written last, and its video is there where one is wanted. A folder belongs to one scorer and one set of
-episodes.
+An episode is done when the summary has its line, which is written last, and its video is there where one is wanted. A
+folder belongs to one scorer and one set of episodes.
 """
 
 import csv
