@@ -5,7 +5,6 @@ again; an interrupted run, run again, ends in the same bytes as one that was not
 spread over actors. `collection.json` says how the folder came to be.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from starflow_world.data import Episode, episode_path, read_episode, write_episo
 from starflow_world.envs.shown import mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ConfigError, DataError, WorkerError
-from starflow_world.files import remove_leftovers, write_text
+from starflow_world.files import claim, remove_leftovers
 from starflow_world.world import World, find_world
 
 REWARDS: dict[str, Callable[[float], float]] = {"event": lambda reward: float(reward > 0), "raw": float}
@@ -55,7 +54,7 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed
     policy = policy if ends else NoEnd(policy)
     recipe = {"env": env_id, "env_kwargs": env_kwargs or {}, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "reward": reward, "frame_size": frame_size}
-    _record(out, recipe, episodes, PACKAGES)
+    _claim(out, recipe, episodes, PACKAGES)
     scene = RealScene(env_id, env_kwargs or {}, max_steps, reward, frame_size)
     specs = [EpisodeSpec(index, seed, policy) for index in range(episodes)]
     crew = Crew(max(1, actors), time_limit=time_limit, address=address)
@@ -87,7 +86,7 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     opened.encode_text([text or ""])
     recipe = {"world": opened.world_id, "text": text, "start": start, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "device": device, "threads": threads}
-    _record(out, recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
+    _claim(out, recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
     specs = [EpisodeSpec(index, seed, policy, start, text, max_steps) for index in range(episodes)]
     crew = Crew(max(1, actors), gpus_per_actor, threads, time_limit, address)
     _play_all(Rollouts(Dream(str(folder), device), out.resolve()), specs, actors, crew, progress)
@@ -271,24 +270,9 @@ def _carrying(env: gymnasium.Env) -> str | None:
     return None if carried is None else f"{carried.color} {carried.type}"
 
 
-def _record(out: Path, recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
-    """Write collection.json, unless the folder belongs to another recipe."""
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    path = out / "collection.json"
-    recipe = json.loads(json.dumps(recipe))
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected the record of a collection, found {error}; use a new folder") from error
-        if found != recipe:
-            raise DataError(f"{path}: expected the recipe {recipe}, found {found}; use a new folder")
+def _claim(out: Path, recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
     record = {"recipe": recipe, "episodes": episodes, "packages": _versions(packages)}
-    try:
-        write_text(path, json.dumps(record, indent=1))
-    except OSError as error:
-        raise DataError(f"{path}: expected to write a file, found {error}; make room for it") from error
+    claim(out / "collection.json", record, key="recipe")
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

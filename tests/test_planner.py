@@ -160,8 +160,15 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
     again = planning.run(planner, maze_id, tmp_path, episodes=2, seed=0, max_steps=30)
     assert [policy.name for policy in calls] == ["random"]
     assert again["planner"] == found["planner"]
-    with pytest.raises(DataError, match="expected the recipe"):
+    with pytest.raises(DataError, match="another run's; use a new folder"):
         planning.run(planner, maze_id, tmp_path, episodes=2, seed=1, max_steps=30)
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"seed": -1}])
+def test_runs_that_cannot_be_meant_are_refused(maze_id, tmp_path, wrong):
+    with pytest.raises(ConfigError, match="expected episodes >= 1 and seed >= 0"):
+        planning.run(Planner(MazeWorld()), maze_id, tmp_path, **{"episodes": 1, "seed": 0} | wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_random_plays_the_same_choices(maze_id):

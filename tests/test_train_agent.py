@@ -63,7 +63,7 @@ def test_a_run_leaves_agents_figures_curves_a_video_and_a_report(done: Path) -> 
 def test_a_run_goes_on_and_adds_what_is_asked_for(world: Path, done: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         train_agent(str(world), done, PLAN)
-    with pytest.raises(ConfigError, match="new folder"):
+    with pytest.raises(DataError, match="new folder"):
         train_agent(str(world), done, replace(PLAN, starts=4), resume=True)
     before = (done / "real-0" / "agent.safetensors").read_bytes()
     train_agent(str(world), done, replace(PLAN, dream_steps=768), trust=Trust(round_trip=1e6), resume=True)
