@@ -13,6 +13,7 @@ pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
 from starflow_world.agent_report import at, markdown, ratios, steps_to
+from starflow_world.agents.rooms import LIMIT
 from starflow_world.config import CodecConfig, TextConfig
 from starflow_world.envs.trust import Trust
 from starflow_world.errors import ConfigError, DataError
@@ -130,6 +131,20 @@ def test_the_report_compares_after_the_same_steps_and_at_the_end() -> None:
     assert at(figures["curves"]["dream"][0], 250) == 0.6
     assert [steps_to(one) for one in figures["curves"]["real"]] == [200, 200]
     assert steps_to(curve(0, 0.5)) is None
+
+
+def test_the_report_says_by_how_much_the_steps_differ_and_shows_a_figure_in_one_way() -> None:
+    final = {"success": 0.815, "reward": 0.815, "discounted": 0.5}
+    plan = {"text": TEXT, "seeds": 1, "envs": 8, "actions": 3, "starts": 3, "episodes": 200}
+    figures = {"world": "w", "world_id": "0" * 64, "plan": plan, "final": [{"dream": final, "real": final}],
+               "random": {"real": {"success": 0.1}}, "curves": {"real": [curve(0, 0.5)], "dream": [curve(0, 0.815)]}}
+    text = markdown(figures)
+    assert f"at most {LIMIT} steps" in text
+    assert "times the steps" not in text
+    assert text.count("81.5%") == 6
+    assert "82%" not in text
+    figures["curves"]["dream"] = [curve(0, 0.5, 0.6, 0.5)]
+    assert "| 3 times the steps (300) | 100% | >= 100 % at twice |" in markdown(figures)
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"envs": 0}, {"dream_steps": -1}, {"seeds": 0}])
