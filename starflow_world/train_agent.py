@@ -112,10 +112,14 @@ def make_task(world: str, text: str, *, starts: int, episodes: int) -> Task:
     return Task(World.load(world), text, learned, judged)
 
 
-def train_agent(world: str, out: Path, plan: Plan, *, trust: Trust | None = None, resume: bool = False) -> Path:
+def train_agent(
+    world: str, out: Path, plan: Plan, *, algo: str = "ppo", trust: Trust | None = None, resume: bool = False
+) -> Path:
     """Train, judge and report; ConfigError where `out` has a run already and it is not to be resumed, DataError where
     that is another one."""
     out = Path(out)
+    if algo != "ppo":
+        raise ConfigError(f"algo: expected ppo, the only one there is, found {algo!r:.60}")
     if not resume and any(out.glob("*/agent.safetensors")):
         raise ConfigError(f"{out}: expected a new folder, found agents; pass --resume to go on with them")
     task = make_task(world, plan.text, starts=plan.starts, episodes=plan.episodes)
