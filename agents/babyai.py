@@ -62,10 +62,10 @@ def is_valid(names: np.ndarray, objects: int = 4) -> bool:
 
 @torch.inference_mode()
 def text_starts(
-    world: World, missions: Sequence[str], *, guidance: float | None = None, seed: int = 0
+    world: World, missions: Sequence[str], *, seed: int = 0
 ) -> tuple[dict[str, Share], np.ndarray]:
     """First frames imagined from missions alone: share with the named object, share that is valid; and the frames."""
-    _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))], guidance=guidance)
+    _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))])
     frames = first.frames[:, 0].cpu().numpy()
     seen = [read(frame) for frame in frames]
     named = sum(named_object(text) in names for text, names in zip(missions, seen, strict=True))

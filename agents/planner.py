@@ -7,14 +7,14 @@ In a `WorldEnv` of the same world it plans from the env's own state.
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import gymnasium
 import numpy as np
 
 from starflow_world.agents.search import Gallery, Plan, Search, plan
 from starflow_world.envs.rows import RewardFunction
+from starflow_world.envs.shown import mission, shown
 from starflow_world.envs.world_env import WorldEnv
-from starflow_world.errors import ActionError, DataError
+from starflow_world.errors import ActionError
 from starflow_world.state import WorldState
 from starflow_world.world import World
 
@@ -57,7 +57,8 @@ class Planner:
         self.thoughts: list[Thought] = []
 
     def __call__(self, observation: Any) -> Any:
-        frame = picture(self._env, observation, self.world)
+        size = self.world.config.height, self.world.config.width
+        frame = shown(observation if isinstance(self._env.unwrapped, WorldEnv) else self._env.render(), size)
         self._state = self._told(frame, observation)
         if self.thoughts:
             self._seen.add(frame[None])
@@ -75,7 +76,7 @@ class Planner:
         if isinstance(inner, WorldEnv) and inner.world.world_id == self.world.world_id:
             return inner.get_state()
         if self._state is None:
-            text = mission(self._env, observation) if self.world.networks.text is not None else ""
+            text = mission(self._env, observation, {}) if self.world.networks.text is not None else ""
             return self.world.start(frame[None, None], text=text, seed=[self._seed])[0]
         return self.world.observe(self._state, [self._played], frame[None], reuse=True)[0]
 
@@ -95,19 +96,3 @@ class Planner:
             judge = inner.reward_fn
         seed = np.random.SeedSequence(self._seed, spawn_key=(len(self.thoughts),)).generate_state(1)[0]
         return plan(self.world, state, self.search, seed=int(seed), seen=self._seen, reward_fn=judge)
-
-
-def picture(env: gymnasium.Env, observation: Any, world: World) -> np.ndarray:
-    """What an env shows now, (H, W, 3) u8 of the world's size: the observation of a WorldEnv, else what is rendered."""
-    frame = observation if isinstance(env.unwrapped, WorldEnv) else env.render()
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise DataError(f"{env}: expected (H, W, 3) uint8 from render(), found {getattr(frame, 'shape', frame)}; "
-                        'choose an env that supports render_mode="rgb_array"')
-    size = world.config.height, world.config.width
-    return frame if frame.shape[:2] == size else cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA)
-
-
-def mission(env: gymnasium.Env, observation: Any) -> str:
-    """The task in words, where the env gives it."""
-    given = observation.get("mission") if isinstance(observation, dict) else None
-    return str(given if given is not None else getattr(env.unwrapped, "mission", ""))

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from starflow_world.agents.policy import Policy
+from starflow_world.agents.rooms import TILE
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import read_tensors, write_tensors
 
@@ -60,12 +61,12 @@ class Places(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Box, pairs: int = 16, frequencies: int = 4, width: int = 64, tile: int = 8
+        self, observation_space: spaces.Box, pairs: int = 16, frequencies: int = 4, width: int = 64
     ) -> None:
         super().__init__(observation_space, width)
         channels, height, columns = observation_space.shape
-        grid = height // tile, columns // tile
-        self.tiles = nn.Conv2d(channels, 2 * pairs, tile, tile)
+        grid = height // TILE, columns // TILE
+        self.tiles = nn.Conv2d(channels, 2 * pairs, TILE, TILE)
         waves = _waves(grid, frequencies)
         self.register_buffer("waves", waves, persistent=False)
         self.norm = nn.LayerNorm(pairs * waves.shape[1])

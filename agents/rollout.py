@@ -5,7 +5,6 @@ again; an interrupted run, run again, ends in the same bytes as one that was not
 spread over actors. `collection.json` says how the folder came to be.
 """
 
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import gymnasium
 import numpy as np
 import torch
@@ -25,9 +23,10 @@ from starflow_world.agents.policy import NoEnd, Policy
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
 from starflow_world.conditioning import space_to_json
 from starflow_world.data import Episode, episode_path, read_episode, write_episode
+from starflow_world.envs.shown import mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ConfigError, DataError, WorkerError
-from starflow_world.files import remove_leftovers, write_text
+from starflow_world.files import claim, remove_leftovers
 from starflow_world.world import World, find_world
 
 REWARDS: dict[str, Callable[[float], float]] = {"event": lambda reward: float(reward > 0), "raw": float}
@@ -47,14 +46,15 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed
     actors: Ray actors to play them (0: this process), each within `time_limit` seconds; address: of a Ray cluster.
     Raises DataError when `out` holds a collection of another recipe, or the env renders no RGB frames.
     """
+    _check_max_steps(max_steps)
     if reward not in REWARDS or episodes < 1 or frame_size < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected reward of {sorted(REWARDS)}, episodes and frame_size >= 1, seed and actors >= 0, "
                           f"found {reward!r}, {episodes}, {frame_size}, {seed}, {actors}")
-    out, max_steps = Path(out), max_steps if ends or max_steps else NO_END_STEPS
+    out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
     policy = policy if ends else NoEnd(policy)
     recipe = {"env": env_id, "env_kwargs": env_kwargs or {}, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "reward": reward, "frame_size": frame_size}
-    _record(out, recipe, episodes, PACKAGES)
+    _claim(out, recipe, episodes, PACKAGES)
     scene = RealScene(env_id, env_kwargs or {}, max_steps, reward, frame_size)
     specs = [EpisodeSpec(index, seed, policy) for index in range(episodes)]
     crew = Crew(max(1, actors), time_limit=time_limit, address=address)
@@ -73,6 +73,7 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     process), each with gpus_per_actor GPUs (0: on the CPU) and within `time_limit` seconds per episode. The numbers
     depend on `threads`, and on nothing else of these. Raises DataError when `out` holds a collection of another recipe.
     """
+    _check_max_steps(max_steps)
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed >= 0 and actors >= 0, found {episodes}, {seed} and {actors}")
     out, folder = Path(out), find_world(world).resolve()
@@ -85,11 +86,16 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     opened.encode_text([text or ""])
     recipe = {"world": opened.world_id, "text": text, "start": start, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "device": device, "threads": threads}
-    _record(out, recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
+    _claim(out, recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
     specs = [EpisodeSpec(index, seed, policy, start, text, max_steps) for index in range(episodes)]
     crew = Crew(max(1, actors), gpus_per_actor, threads, time_limit, address)
     _play_all(Rollouts(Dream(str(folder), device), out.resolve()), specs, actors, crew, progress)
     return out
+
+
+def _check_max_steps(max_steps: int | None) -> None:
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"max_steps: expected a number >= 1, or None for the env's own limit, found {max_steps}")
 
 
 # ---- playing ---------------------------------------------------------------------------------------------------------
@@ -239,14 +245,14 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         observation, begun = env.reset(seed=env_seed, options=options)
     policy.reset(policy_seed, env)
-    text = _text(env, observation, begun)
-    frames, carried = [_frame(env, frame_size)], [_carrying(env)]
+    text, size = mission(env, observation, begun), (frame_size, frame_size)
+    frames, carried = [shown(env.render(), size)], [_carrying(env)]
     actions: list[np.ndarray] = [np.zeros(spaces.flatdim(env.action_space), np.float32)]
     rewards, terminated, truncated = [0.0], False, False
     while not (terminated or truncated):
         action = policy(observation)
         observation, gain, terminated, truncated, _ = env.step(action)
-        frames.append(_frame(env, frame_size))
+        frames.append(shown(env.render(), size))
         carried.append(_carrying(env))
         actions.append(np.asarray(spaces.flatten(env.action_space, action), np.float32))
         rewards.append(REWARDS[reward](float(gain)))
@@ -258,45 +264,15 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
                    truncated=last & truncated, text=text, space=space_to_json(env.action_space), info=info)
 
 
-def _frame(env: gymnasium.Env, size: int) -> np.ndarray:
-    """What the env shows now, (size, size, 3) uint8."""
-    frame = env.render()
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise DataError(f"{env}: expected (H, W, 3) uint8 from render(), found {getattr(frame, 'shape', frame)}; "
-                        'choose an env that supports render_mode="rgb_array"')
-    return frame if frame.shape[:2] == (size, size) else cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _text(env: gymnasium.Env, observation: Any, begun: dict[str, Any]) -> str:
-    """The task in words, where the env gives it."""
-    mission = observation.get("mission") if isinstance(observation, dict) else None
-    return str(mission if mission is not None else getattr(env.unwrapped, "mission", begun.get("text", "")))
-
-
 def _carrying(env: gymnasium.Env) -> str | None:
     """Colour and type of what the agent of a MiniGrid carries: no frame shows it."""
     carried = getattr(env.unwrapped, "carrying", None)
     return None if carried is None else f"{carried.color} {carried.type}"
 
 
-def _record(out: Path, recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
-    """Write collection.json, unless the folder belongs to another recipe."""
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    path = out / "collection.json"
-    recipe = json.loads(json.dumps(recipe))
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: expected the record of a collection, found {error}; use a new folder") from error
-        if found != recipe:
-            raise DataError(f"{path}: expected the recipe {recipe}, found {found}; use a new folder")
+def _claim(out: Path, recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
     record = {"recipe": recipe, "episodes": episodes, "packages": _versions(packages)}
-    try:
-        write_text(path, json.dumps(record, indent=1))
-    except OSError as error:
-        raise DataError(f"{path}: expected to write a file, found {error}; make room for it") from error
+    claim(out / "collection.json", record, key="recipe")
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

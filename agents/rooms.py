@@ -19,7 +19,8 @@ from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
 from starflow_world.agents.rollout import make_env
-from starflow_world.errors import DataError
+from starflow_world.envs.vector_env import read_seeds
+from starflow_world.errors import ConfigError, DataError
 
 ENV, LIMIT, TILE = "BabyAI-GoToLocalS8N4-v0", 64, 8
 PATIENCE = 2000
@@ -31,10 +32,8 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
     drawn: pictures of cells that rooms share.
     """
 
-    def __init__(
-        self, env_id: str = ENV, *, max_steps: int = LIMIT, drawn: dict[Any, np.ndarray] | None = None
-    ) -> None:
-        super().__init__(make_env(env_id, max_steps=max_steps, frame_size=64))
+    def __init__(self, *, max_steps: int = LIMIT, drawn: dict[Any, np.ndarray] | None = None) -> None:
+        super().__init__(make_env(ENV, max_steps=max_steps, frame_size=64))
         inner: Any = self.env.unwrapped
         inner.gen_obs = dict  # nobody looks at the agent's own view, which takes most of a step
         self.inner, size = inner, (inner.height * TILE, inner.width * TILE, 3)
@@ -74,9 +73,9 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
         self.frame[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = self._drawn[key]
 
 
-def rooms_with(text: str, count: int, *, env_id: str = ENV, begin: int = 0, progress: bool = False) -> tuple[int, ...]:
+def rooms_with(text: str, count: int, *, begin: int = 0, progress: bool = False) -> tuple[int, ...]:
     """The first `count` seeds from `begin` on whose room has this mission; DataError after 2,000 without a new one."""
-    room, seed, last = Room(env_id), begin, begin
+    room, seed, last = Room(), begin, begin
     found: list[int] = []
     with tqdm(total=count, desc=f"rooms: {text}", unit="room", disable=not progress, leave=False) as bar:
         while len(found) < count:
@@ -87,7 +86,7 @@ def rooms_with(text: str, count: int, *, env_id: str = ENV, begin: int = 0, prog
                 last = seed
                 bar.update()
             elif seed - last > PATIENCE:
-                raise DataError(f"text: expected a mission of {env_id}, such as {room.text!r}, found {text!r:.80}")
+                raise DataError(f"text: expected a mission of {ENV}, such as {room.text!r}, found {text!r:.80}")
             seed += 1
     return tuple(found)
 
@@ -102,10 +101,10 @@ class Rooms(VectorEnv[np.ndarray, Any, np.ndarray]):
         "render_modes": ["rgb_array"], "render_fps": 10, "autoreset_mode": AutoresetMode.SAME_STEP
     }
 
-    def __init__(self, num_envs: int, seeds: Sequence[int], *, env_id: str = ENV, max_steps: int = LIMIT) -> None:
+    def __init__(self, num_envs: int, seeds: Sequence[int], *, max_steps: int = LIMIT) -> None:
         self.num_envs, self.seeds, self.render_mode = num_envs, tuple(seeds), "rgb_array"
         shared: dict[Any, np.ndarray] = {}
-        self.rooms = [Room(env_id, max_steps=max_steps, drawn=shared) for _ in range(num_envs)]
+        self.rooms = [Room(max_steps=max_steps, drawn=shared) for _ in range(num_envs)]
         self.single_observation_space = self.rooms[0].observation_space
         self.single_action_space = self.rooms[0].action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -116,8 +115,9 @@ class Rooms(VectorEnv[np.ndarray, Any, np.ndarray]):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin all episodes. seed: of the choice of rooms, s for s, s + 1, ... or one (or None) for each row."""
-        seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int) else seed or ()
-        for row, one in enumerate(seeds):
+        if options:
+            raise ConfigError(f"options: expected none, a room follows from its seed alone, found {options!r:.80}")
+        for row, one in enumerate(read_seeds(seed, self.num_envs)):
             if one is not None:
                 self._generators[row] = seeding.np_random(one)[0]
         infos: dict[str, Any] = {}

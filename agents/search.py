@@ -253,15 +253,16 @@ def best_first(ahead: Ahead, state: WorldState, search: Search) -> Plan:
     """Expand the most hopeful leaves, `branches` at a time, until none can promise more than the best way found.
 
     A leaf's hope is what its way has earned and, discounted, the world's largest single reward, weighted by the chance
-    to get there alive. A frame that was reached before is not gone on from.
+    to get there alive; a reward_fn's largest is not known, so there the budget alone ends the search. A frame that was
+    reached before is not gone on from.
     """
     moves = choices(ahead.world.action_space, search.actions, search.branches, ahead.rng)
-    largest = ahead.world.config.outcome.largest_reward
+    largest, beyond = ahead.world.config.outcome.largest_reward, 0.0 if ahead.reward_fn is None else math.inf
     root = Node(None, None, picture(ahead.world, state)[0], state=state[0])
     reached = Gallery(search.same)
     reached.add(root.frame[None])
     queue, count, best, each = [(-math.inf, 0, root)], 1, root, len(moves) * search.draws
-    while queue and (best is root or (ahead.imagined < search.budget and -queue[0][0] > best.earned)):
+    while queue and (best is root or (ahead.imagined < search.budget and beyond - queue[0][0] > best.earned)):
         leaves = [heapq.heappop(queue)[2] for _ in range(min(len(queue), max(1, search.branches // each)))]
         for child, fresh in _expand(ahead, leaves, moves, search, reached):
             if best is root or child.earned > best.earned:

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import iterate
 
 from starflow_world.conditioning import space_to_json
+from starflow_world.envs.shown import mission, shown
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.score import Scorer, Stream, Verdict
 
@@ -27,7 +28,7 @@ KEY = "surprise"
 class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One env; `info["surprise"]` of reset and of every step is a dictionary.
 
-    text: what the world is told of the task; None: obs["mission"] where there is one, else nothing. ConfigError where
+    text: what the world is told of the task; None: what `starflow_world.envs.shown.mission` finds. ConfigError where
     the env's actions are not the world's, or nothing of the env can be a frame.
     """
 
@@ -41,7 +42,7 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the env; its first frame begins a new episode."""
         observation, info = self.env.reset(seed=seed, options=options)
-        text = _text(self.scorer, observation, self.text)
+        text = _text(self.scorer, self.text, self.env, observation, info)
         verdict = self._stream.begin(self._frame(observation), [text])[0]
         return observation, {**info, KEY: asdict(verdict)}
 
@@ -52,8 +53,8 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         return observation, reward, terminated, truncated, {**info, KEY: asdict(verdict)}
 
     def _frame(self, observation: Any) -> np.ndarray:
-        shown = observation if is_frame(self.scorer, observation) else self.env.render()
-        return resized(self.scorer, shown)[None]
+        frame = observation if is_frame(self.scorer, observation) else self.env.render()
+        return shown(frame, _size(self.scorer)[:2])[None]
 
 
 class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -80,7 +81,7 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
         """As the envs; rows that `options["reset_mask"]` leaves out go on, and keep zeros in the infos."""
         rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.env.num_envs, bool)))
         observations, infos = self.env.reset(seed=seed, options=options)
-        found = self._begin(rows, observations, self._frames(observations))
+        found = self._begin(rows, observations, infos, self._frames(observations))
         self._ended[rows] = False
         return observations, self._told(infos, found)
 
@@ -94,22 +95,27 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
             anew = np.zeros_like(ended)
         found = dict(enumerate(self._stream.see(chosen, frames)))
         if anew.any():
-            found |= self._begin(np.flatnonzero(anew), observations, frames)
+            found |= self._begin(np.flatnonzero(anew), observations, infos, frames)
         self._ended = ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
         return observations, rewards, terminated, truncated, self._told(infos, found)
 
-    def _begin(self, rows: np.ndarray, observations: Any, frames: np.ndarray) -> dict[int, Verdict]:
-        texts = [_text(self.scorer, _row(observations, row), self._texts[row]) for row in rows.tolist()]
+    def _begin(
+        self, rows: np.ndarray, observations: Any, infos: dict[str, Any], frames: np.ndarray
+    ) -> dict[int, Verdict]:
+        texts = [
+            _text(self.scorer, self._texts[row], None, _said(observations, "mission", row), _said(infos, "text", row))
+            for row in rows.tolist()
+        ]
         return dict(zip(rows.tolist(), self._stream.begin(frames[rows], texts, rows.tolist()), strict=True))
 
     def _frames(self, observations: Any) -> np.ndarray:
         if isinstance(observations, np.ndarray) and is_frame(self.scorer, observations[0]):
             return observations
-        shown = self.env.render()
-        if shown is None or len(shown) != self.env.num_envs:
-            found = type(shown).__name__ if shown is None else f"{len(shown)} frames"
+        drawn = self.env.render()
+        if drawn is None or len(drawn) != self.env.num_envs:
+            found = type(drawn).__name__ if drawn is None else f"{len(drawn)} frames"
             raise DataError(f"render: expected a frame of each of {self.env.num_envs} envs, found {found}")
-        return np.stack([resized(self.scorer, frame) for frame in shown])
+        return np.stack([shown(frame, _size(self.scorer)[:2]) for frame in drawn])
 
     def _told(self, infos: dict[str, Any], found: dict[int, Verdict]) -> dict[str, Any]:
         """infos with the verdicts of rows as arrays (N, ...), and the mask of those rows."""
@@ -127,43 +133,31 @@ def _stacked(rows: list[Any]) -> Any:
 
 def is_frame(scorer: Scorer, observation: Any) -> bool:
     """Whether an observation is a picture of the world's size."""
-    size = (scorer.world.config.height, scorer.world.config.width, 3)
-    return isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and observation.shape == size
+    return isinstance(observation, np.ndarray) and (observation.dtype, observation.shape) == (np.uint8, _size(scorer))
 
 
-def resized(scorer: Scorer, frame: Any) -> np.ndarray:
-    """A picture (H, W, 3) u8 in the world's size."""
-    import cv2
-
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        found = f"{getattr(frame, 'dtype', '')} {getattr(frame, 'shape', type(frame).__name__)}"
-        raise DataError(f"frame: expected (H, W, 3) uint8, found {found}; choose an env with render_mode='rgb_array'")
-    height, width = scorer.world.config.height, scorer.world.config.width
-    if frame.shape[:2] == (height, width):
-        return frame
-    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+def _size(scorer: Scorer) -> tuple[int, int, int]:
+    return scorer.world.config.height, scorer.world.config.width, 3
 
 
-def _text(scorer: Scorer, observation: Any, given: str | None) -> str:
+def _text(scorer: Scorer, given: str | None, env: Any, observation: Any, info: dict[str, Any]) -> str:
+    """What the world is told of the task, which may have been `given`."""
     if scorer.world.networks.text is None:
         return given or ""  # refused by the world where it is not empty
-    if given is not None:
-        return given
-    return str(observation.get("mission", "")) if isinstance(observation, dict) else ""
+    return mission(env, observation, info) if given is None else given
 
 
-def _row(observations: Any, row: int) -> Any:
-    """One row of batched observations, as far as a text may be in it."""
-    if isinstance(observations, dict) and "mission" in observations:
-        return {"mission": observations["mission"][row]}
-    return None
+def _said(batch: Any, key: str, row: int) -> dict[str, Any]:
+    """What one row of batched observations or infos has under `key`, if it has it."""
+    there = isinstance(batch, dict) and key in batch and (f"_{key}" not in batch or batch[f"_{key}"][row])
+    return {key: batch[key][row]} if there else {}
 
 
 def _check(scorer: Scorer, actions: spaces.Space[Any], seen: spaces.Space[Any], render_mode: str | None) -> None:
     own, expected = space_to_json(actions), space_to_json(scorer.world.action_space)
     if own != expected:
         raise ConfigError(f"action space: expected the world's own, {expected:.80}, found {own:.80}")
-    size = (scorer.world.config.height, scorer.world.config.width, 3)
+    size = _size(scorer)
     if render_mode != "rgb_array" and not (isinstance(seen, spaces.Box) and seen.shape == size):
         raise ConfigError(f"env: expected render_mode='rgb_array' or observations {size}, found {render_mode!r} and "
                           f"{seen}; make the env with render_mode='rgb_array'")

@@ -152,8 +152,11 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def set_state(self, state: WorldState | EnvState) -> None:
         """Go on from a copy of a snapshot or a state of N rows, as WorldVectorEnv.set_state does."""
         parts = [part_of({"state": state}, rows, self.num_envs)["state"] for rows in self._rows]
+        if not self._actors:
+            self._open()
         answers = self._ask({shard: ("put", part) for shard, part in enumerate(parts)})
         self._frames = np.concatenate([answers[shard].result for shard in range(len(parts))])
+        self.closed = False
 
     def _begun(self, call: str) -> None:
         if not self._actors or not self._course.begun:

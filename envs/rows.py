@@ -251,7 +251,7 @@ def restored(world: World, state: Any, rows: int, begun: np.ndarray | None = Non
 
 def picture(world: World, state: WorldState) -> np.ndarray:
     """The newest frame of each row, (B, H, W, 3) u8, denoised and decoded anew."""
-    return _array(world.dynamics.picture(state))[:, -1]
+    return as_numpy(world.dynamics.picture(state))[:, -1]
 
 
 # ---- describing ------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def picture(world: World, state: WorldState) -> np.ndarray:
 
 def pictures(transition: Transition) -> np.ndarray:
     """The observations of a transition, (B, H, W, 3) u8; given frames may be views of the start set."""
-    return _array(transition.frames[:, -1])
+    return as_numpy(transition.frames[:, -1])
 
 
 def facts(world: World, transition: Transition, texts: tuple[str, ...], *, between: bool) -> dict[str, np.ndarray]:
@@ -271,18 +271,18 @@ def facts(world: World, transition: Transition, texts: tuple[str, ...], *, betwe
     and frames (F, H, W, 3): all pixel frames of the step, where asked for.
     """
     dims = math.prod(transition.latents.shape[1:])
-    nats = _array(transition.nats.double())
+    nats = as_numpy(transition.nats.double())
     found = {
-        "nats": nats, "nats_per_dim": nats / dims, "sweeps": _array(transition.sweeps),
-        "residual": _array(transition.residual.double()), "converged": _array(transition.converged),
+        "nats": nats, "nats_per_dim": nats / dims, "sweeps": as_numpy(transition.sweeps),
+        "residual": as_numpy(transition.residual.double()), "converged": as_numpy(transition.converged),
         "text": np.array(texts, dtype=object),
     }
     if world.networks.codec.invertible:
         found["bits_per_dim"] = GREY_LEVELS - found["nats_per_dim"] / math.log(2)
     if world.config.outcome.width:
-        found["end_probability"] = _array(transition.end_probability.double())
+        found["end_probability"] = as_numpy(transition.end_probability.double())
     if between:
-        found["frames"] = _array(transition.frames)
+        found["frames"] = as_numpy(transition.frames)
     return found
 
 
@@ -312,5 +312,6 @@ def judge(
     return reward, end
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor of any device as an array."""
     return tensor.cpu().numpy()

@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from starflow_world.envs.rows import facts
+from starflow_world.envs.rows import as_numpy, facts
 from starflow_world.errors import ConfigError
 from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
@@ -65,7 +64,7 @@ def imagine(
     if twice:
         _, other = world.step(state, actions, noise=-transition.noise, reuse=True)
         apart = (transition.frames[:, -1].double() - other.frames[:, -1].double()).square().mean((1, 2, 3)).sqrt()
-        found["disagreement"] = _array(apart)
+        found["disagreement"] = as_numpy(apart)
     if trust is not None:
         found["reason"] = trust.reasons(found)
     return after, transition, found
@@ -74,8 +73,4 @@ def imagine(
 def _round_trip(world: World, transition: Transition) -> np.ndarray:
     again = world.networks.codec.encode(transition.frames[:, -1:])[:, 0]
     error = (transition.latents - again.to(transition.latents)).double().square().mean(-1).amax(-1).sqrt()
-    return _array(error / (world.config.noise_level or 1.0))
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+    return as_numpy(error / world.config.noise_level)

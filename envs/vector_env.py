@@ -139,13 +139,12 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
         late, doubted = now.steps + 1 >= self.max_episode_steps, found.get("reason", np.full(self.num_envs, "")) != ""
         truncated = (late | doubted) & ~waiting
         ended = terminated | truncated
-        infos = self._spread({}, found, np.arange(self.num_envs))
-        anew = waiting
-        if mode is AutoresetMode.SAME_STEP:
-            anew = ended
-            for row in np.flatnonzero(ended).tolist():
-                final = {"final_obs": frames[row].copy(), "final_info": info_of(found, row)}
-                infos = self._add_info(infos, final, row)
+        anew = ended if mode is AutoresetMode.SAME_STEP else waiting
+        kept = np.flatnonzero(~anew)
+        infos = self._spread({}, {key: values[kept] for key, values in found.items()}, kept)
+        for row in np.flatnonzero(ended).tolist() if mode is AutoresetMode.SAME_STEP else ():
+            final = {"final_obs": frames[row].copy(), "final_info": info_of(found, row)}
+            infos = self._add_info(infos, final, row)
         after = EnvState(world, frames, now.begun.copy(), ended)
         self._now = self._begin_anew(after, np.flatnonzero(anew), infos) if anew.any() else after
         return self._now.frames.copy(), rewards, terminated, truncated, infos
@@ -204,6 +203,7 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
     def set_state(self, state: WorldState | EnvState) -> None:
         """Go on from a copy of a snapshot or a state of N rows, as WorldEnv.set_state does."""
         self._now = restored(self.world, state, self.num_envs, None if self._now is None else self._now.begun)
+        self.closed = False
 
     def _begun(self, call: str) -> EnvState:
         if self._now is None:

@@ -124,6 +124,11 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
             self._window.close()
         self._window = self._now = None
 
+    @property
+    def mission(self) -> str:
+        """The text of the present episode, under the name that MiniGrid has for it."""
+        return self._begun("mission").world.texts[0]
+
     def get_state(self) -> WorldState:
         """A copy of the world's state, one row: to plan from, to branch, to save."""
         return self._begun("get_state").world.clone()

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from starflow_world.agents.rooms import LIMIT
+
 from .files import atomic, write_text
 
 COLOURS = {"dream": "tab:orange", "real": "tab:blue"}
@@ -18,14 +20,14 @@ def write_report(figures: dict[str, Any], out: Path) -> None:
     write_text(out / "report.md", markdown(figures))
 
 
-def at(curve: list[dict[str, float]], steps: float, key: str = "success") -> float:
-    """A curve's value after the last point that took at most so many steps."""
-    return [point[key] for point in curve if point["steps"] <= steps][-1]
+def at(curve: list[dict[str, float]], steps: float) -> float:
+    """A curve's success rate at the last point that took at most so many steps."""
+    return [point["success"] for point in curve if point["steps"] <= steps][-1]
 
 
-def steps_to(curve: list[dict[str, float]], level: float = REACHED) -> float | None:
-    """Steps after which the success rate first reached a level; None if it never did."""
-    return next((point["steps"] for point in curve if point["success"] >= level), None)
+def steps_to(curve: list[dict[str, float]]) -> float | None:
+    """Steps after which the success rate first was that of `REACHED`; None if it never was."""
+    return next((point["steps"] for point in curve if point["success"] >= REACHED), None)
 
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
@@ -47,26 +49,29 @@ def markdown(figures: dict[str, Any]) -> str:
     """The report."""
     plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
     common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
+    dreamed, lived = (curves[where][0][-1]["steps"] for where in ("dream", "real"))
+    more = f"| {dreamed / lived:.3g} times the steps ({dreamed:,.0f}) | {found['end']:.0%} | >= 100 % at twice |"
     lines = [
         f"# An agent that learned \"{plan['text']}\" in a dream", "",
         f"World `{figures['world']}` ({figures['world_id'][:12]}), {plan['seeds']} seeds, {plan['envs']} envs, "
-        f"{plan['actions'] or 'all'} actions; episodes of at most 64 steps from {plan['starts']} real first frames. "
-        f"Every agent is judged in {plan['episodes']} real rooms that it never saw, with sampled actions.", "",
+        f"{plan['actions'] or 'all'} actions; episodes of at most {LIMIT} steps from {plan['starts']} real first "
+        f"frames. Every agent is judged in {plan['episodes']} real rooms that it never saw, with sampled actions.", "",
         "![learning curves](curves.png)", "",
-        "| agent | steps | success in reality, mean (each seed) | steps to 80 % |", "| --- | --- | --- | --- |",
+        f"| agent | steps | success in reality, mean (each seed) | steps to {REACHED:.0%} |",
+        "| --- | --- | --- | --- |",
         _row(f"learned in reality, {common:,.0f} steps", [_cut(curve, common) for curve in curves["real"]]),
         _row("learned in the dream, the same steps", [_cut(curve, common) for curve in curves["dream"]]),
         _row("learned in the dream, to the end", curves["dream"]),
-        f"| random | | {figures['random']['real']['success']:.0%} | |", "",
+        f"| random | | {_shown('success', figures['random']['real']['success'])} | |", "",
         "| dream over reality | measured | wanted |", "| --- | --- | --- |",
         f"| the same steps | {found['same_steps']:.0%} | >= 90 % |",
-        f"| all dream steps ({curves['dream'][0][-1]['steps']:,.0f}) | {found['end']:.0%} | >= 100 % at twice |",
+        *([more] if dreamed != lived else []),
         f"| imagined reward of the final agent, off from the real one by | {found['imagined_error']:.0%} | <= 10 % |",
         "", "| learned in the dream | success, dream | real | reward, dream | real | discounted, dream | real |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for seed, one in enumerate(figures["final"]):
-        cells = (f"{one[where][key]:.2f}" for key in FINAL for where in ("dream", "real"))
+        cells = (_shown(key, one[where][key]) for key in FINAL for where in ("dream", "real"))
         lines.append(f"| seed {seed} | {' | '.join(cells)} |")
     video = "`agent.mp4`: seed 0 in dreams (left) and in reality, from the same first frames."
     return "\n".join([*lines, "", video, ""])
@@ -74,9 +79,13 @@ def markdown(figures: dict[str, Any]) -> str:
 
 def _row(name: str, curves: list[list[dict[str, float]]]) -> str:
     success = [curve[-1]["success"] for curve in curves]
-    each, reached = ", ".join(f"{value:.0%}" for value in success), [steps_to(curve) for curve in curves]
+    each, reached = ", ".join(_shown("success", value) for value in success), [steps_to(curve) for curve in curves]
     steps = ", ".join("never" if value is None else f"{value:,.0f}" for value in reached)
-    return f"| {name} | {curves[0][-1]['steps']:,.0f} | {_mean(success):.0%} ({each}) | {steps} |"
+    return f"| {name} | {curves[0][-1]['steps']:,.0f} | {_shown('success', _mean(success))} ({each}) | {steps} |"
+
+
+def _shown(key: str, value: float) -> str:
+    return f"{value:.1%}" if key == "success" else f"{value:.3f}"
 
 
 def _cut(curve: list[dict[str, float]], steps: float) -> list[dict[str, float]]:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -220,7 +219,7 @@ def whatif(
 
 
 def train_agent(
-    *, world: str = "babyai-gotolocal", algo: Literal["ppo"] = "ppo", text: str = "go to the red ball",
+    *, world: str = "babyai-gotolocal", algo: str = "ppo", text: str = "go to the red ball",
     steps: int = 65_536, dream_steps: int = 0, envs: int = 64, seeds: int = 3, starts: int = 2000, episodes: int = 200,
     chunk: int = 8192, actions: int = 3, round_trip: float = 0.0, disagreement: float = 0.0,
     out: Path = Path("out/agent"), resume: bool = False,
@@ -229,7 +228,7 @@ def train_agent(
 
     Args:
         world: folder or name of a shipped world, learned from BabyAI rooms.
-        algo: how the agents learn.
+        algo: how the agents learn; there is ppo.
         text: the mission.
         steps: of every agent.
         dream_steps: of the agents that learn in the dream; 0: as many.
@@ -249,10 +248,9 @@ def train_agent(
     from .train_agent import Plan
     from .train_agent import train_agent as run
 
-    del algo  # the only one there is
     limits = Trust(round_trip=round_trip or None, disagreement=disagreement or None)
     plan = Plan(text, steps, dream_steps, envs, seeds, starts, episodes, chunk, actions)
-    print(run(world, out, plan, trust=limits if limits.limits else None, resume=resume))
+    print(run(world, out, plan, algo=algo, trust=limits if limits.limits else None, resume=resume))
 
 
 def rank(

@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import CheckpointError, StarflowError
+from .errors import CheckpointError, DataError, StarflowError
 
 TEMPORARY = ".writing-"
 SEAL, FACTS = "digest", "starflow_world"
@@ -61,6 +62,25 @@ def remove_leftovers(folder: Path | str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None:
+    """Write the record of a run into its folder, which must be new or of the same run: with the same record, or at
+    least the same under `key`. What a killed process left half-written there is removed. Raises DataError."""
+    wanted = json.loads(json.dumps(record))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            old, new = (found, wanted) if key is None else (found[key], wanted[key])
+        except DAMAGE as damage:
+            raise DataError(f"{path}: expected the record of a run, found {damage!r:.120}; use a new folder") from None
+        if old != new:
+            raise DataError(f"{path}: expected {new}, found {old}, another run's; use a new folder")
+    try:
+        write_text(path, json.dumps(wanted, indent=1))
+    except OSError as error:
+        raise DataError(f"{path}: expected to write a file, found {error}; make room for it") from error
+    remove_leftovers(path.parent)
 
 
 def write_tensors(

@@ -1,6 +1,7 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +21,16 @@ class VideoWriter:
     """Writes frames (H, W, 3) u8 to an H.264 MP4; the file takes its name when the block ends without an error."""
 
     def __init__(self, path: Path | str, fps: int) -> None:
-        self._atomic = atomic(Path(path).with_suffix(".mp4"))
+        self._path = Path(path).with_suffix(".mp4")
         self._fps = fps
         self._stream: av.VideoStream | None = None
 
     def __enter__(self) -> "VideoWriter":
-        self._container = av.open(str(self._atomic.__enter__()), "w", format="mp4")
+        with ExitStack() as files:
+            temporary = files.enter_context(atomic(self._path))
+            self._container = files.enter_context(av.open(str(temporary), "w", format="mp4"))
+            files.push(self._flush)
+            self._files = files.pop_all()
         return self
 
     def add(self, frame: np.ndarray) -> None:
@@ -43,10 +48,11 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stream is not None:
+        self._files.__exit__(kind, error, trace)
+
+    def _flush(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
-        self._container.close()
-        self._atomic.__exit__(kind, error, trace)
 
 
 def read_picture(path: Path | str) -> np.ndarray:

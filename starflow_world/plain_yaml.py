@@ -1,10 +1,31 @@
 """Plain YAML: mappings, lists, numbers and strings; no aliases, no tags that build objects, no key twice."""
 
+from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .files import is_file
 
 DEEPEST = 16
+LARGEST_FILE = 1 << 15
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a file."""
+    path, size, text = Path(path), -1, ""
+    try:
+        if is_file(path) and (size := path.stat().st_size) <= LARGEST_FILE:
+            text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        size = -1
+    if not 0 <= size <= LARGEST_FILE:
+        found = f"{size} bytes" if size >= 0 else "none"
+        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {found}")
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
+    return values
+
 
 def parse_yaml(text: str, where: Any) -> Any:
     """The plain data in `text`; `where` it stands is named in errors."""

@@ -20,8 +20,8 @@ from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.agents.rollout import make_env, play
 
 from .data import Episode
-from .errors import DataError
-from .files import remove_leftovers, write_text
+from .errors import ConfigError, DataError
+from .files import claim, remove_leftovers, write_text
 from .intervals import Share
 from .media import VideoWriter, caption, enlarge, side_by_side
 
@@ -38,10 +38,11 @@ def run(
     from a run of another recipe.
     """
     if episodes < 1 or seed < 0:
-        raise DataError(f"expected episodes >= 1 and seed >= 0, found {episodes} and {seed}")
+        raise ConfigError(f"expected episodes >= 1 and seed >= 0, found {episodes} and {seed}")
     recipe = {"world": planner.world.world_id, "planner": repr(planner), "env": env_id, "seed": seed,
               "max_steps": max_steps}
-    _check_recipe(out, recipe)
+    claim(out / RECIPE, recipe)
+    remove_leftovers(out / "episodes")
     env = make_env(env_id, max_steps=max_steps, frame_size=planner.world.config.height)
     players: dict[str, Policy] = {"planner": planner, "random": _random(env, planner.search.actions)}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in players}
@@ -152,19 +153,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {key: record[key] for key in ("mission", "success", "return", "steps", "plans", "seconds")}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected the record of an episode, found {error!r:.80}; delete it") from None
-
-
-def _check_recipe(out: Path, recipe: dict[str, Any]) -> None:
-    """Write recipe.json, unless the folder belongs to another run."""
-    (out / "episodes").mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out / "episodes")
-    path = out / RECIPE
-    if not path.exists():
-        write_text(path, json.dumps(recipe, indent=1))
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected the recipe of a run, found {error}; use a new folder") from None
-    if found != recipe:
-        raise DataError(f"{path}: expected the recipe {recipe}, found {found}; use a new folder")

@@ -7,7 +7,6 @@ policies, so ranks are taken of the discounted reward as well (sooner is better)
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,16 @@ def candidates(text: str, agents: Path | None) -> Sequence[Policy]:
         return found
     from starflow_world.agents.ppo import AGENT, load_policy
 
-    files = sorted(Path(agents).rglob(AGENT))
-    if not files:
+    folders = [file.parent for file in sorted(Path(agents).rglob(AGENT))]
+    if not folders:
         raise DataError(f"agents: {agents}: expected {AGENT} somewhere below, found none; run train-agent first")
-    return [*found, *(replace(load_policy(file.parent), name=f"PPO {file.parent.name}") for file in files)]
+    return [*found, *(load_policy(folder, f"PPO {_label(folder, Path(agents))}") for folder in folders)]
+
+
+def _label(folder: Path, agents: Path) -> str:
+    """What tells an agent's folder from the others below `agents`."""
+    below = folder.relative_to(agents)
+    return str(below) if below.parts else folder.resolve().name
 
 
 def markdown(figures: dict[str, Any]) -> str:

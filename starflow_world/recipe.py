@@ -10,10 +10,8 @@ from typing import Any
 
 from .config import WorldConfig, between, from_dict, one_of, positive, to_dict
 from .errors import ConfigError
-from .plain_yaml import parse_yaml
+from .plain_yaml import parse_yaml, read_yaml
 from .video import ASPECTS, VideoConfig, latent_frames, load_video_config
-
-LARGEST_FILE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -161,18 +159,7 @@ def video_recipe(values: dict[str, Any]) -> VideoRecipe:
 
 def recipe_values(path: Path | str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """The plain data of a recipe of either kind."""
-    path, size, text = Path(path), -1, ""
-    try:
-        if path.is_file() and (size := path.stat().st_size) <= LARGEST_FILE:
-            text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        size = -1
-    if not 0 <= size <= LARGEST_FILE:
-        found = f"{size} bytes" if size >= 0 else "none"
-        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {found}")
-    values = parse_yaml(text, path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
+    values = read_yaml(path)
     for override in overrides:
         _override(values, override)
     return values

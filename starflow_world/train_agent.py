@@ -22,7 +22,7 @@ from starflow_world.envs.world_env import WorldEnv
 
 from .agent_report import write_report
 from .errors import ConfigError
-from .files import write_text
+from .files import claim, write_text
 from .media import VideoWriter, caption, enlarge, side_by_side
 from .world import Starts, World
 
@@ -112,13 +112,19 @@ def make_task(world: str, text: str, *, starts: int, episodes: int) -> Task:
     return Task(World.load(world), text, learned, judged)
 
 
-def train_agent(world: str, out: Path, plan: Plan, *, trust: Trust | None = None, resume: bool = False) -> Path:
-    """Train, judge and report; ConfigError where `out` has a run already and it is not to be resumed."""
+def train_agent(
+    world: str, out: Path, plan: Plan, *, algo: str = "ppo", trust: Trust | None = None, resume: bool = False
+) -> Path:
+    """Train, judge and report; ConfigError where `out` has a run already and it is not to be resumed, DataError where
+    that is another one."""
     out = Path(out)
+    if algo != "ppo":
+        raise ConfigError(f"algo: expected ppo, the only one there is, found {algo!r:.60}")
     if not resume and any(out.glob("*/agent.safetensors")):
         raise ConfigError(f"{out}: expected a new folder, found agents; pass --resume to go on with them")
     task = make_task(world, plan.text, starts=plan.starts, episodes=plan.episodes)
-    begin_run(out, {"world_id": task.world.world_id, "trust": {} if trust is None else trust.limits, **plan.fixed})
+    recipe = {"world_id": task.world.world_id, "trust": {} if trust is None else trust.limits, **plan.fixed}
+    claim(out / "run.json", recipe)  # more steps and seeds may be asked for
     curves = {where: [_learn(task, where, out, plan, seed, trust) for seed in range(plan.seeds)]
               for where in ("real", "dream")}
     figures = {
@@ -130,14 +136,6 @@ def train_agent(world: str, out: Path, plan: Plan, *, trust: Trust | None = None
     write_text(out / "agents.json", json.dumps(figures, indent=1))
     write_report(figures, out)
     return out
-
-
-def begin_run(out: Path, recipe: dict[str, object]) -> None:
-    """Write run.json; ConfigError where the folder belongs to another run. More steps and seeds may be asked for."""
-    path, text = out / "run.json", json.dumps(recipe, indent=1)
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{path}: expected {text}, found {path.read_text(encoding='utf-8')}; use a new folder")
-    write_text(path, text)
 
 
 def _learn(

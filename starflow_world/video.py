@@ -19,10 +19,10 @@ from .config import (
     positive,
 )
 from .errors import ConfigError
-from .plain_yaml import parse_yaml
+from .files import is_file
+from .plain_yaml import read_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
-LARGEST_FILE = 1 << 15
 ASPECTS = {  # width : height
     "21:9": 21 / 9, "16:9": 16 / 9, "3:2": 3 / 2, "5:4": 5 / 4, "1:1": 1.0,
     "4:5": 4 / 5, "2:3": 2 / 3, "9:16": 9 / 16, "9:21": 9 / 21,
@@ -123,16 +123,9 @@ def latent_frames(frames: int) -> int:
 
 def load_video_config(name: Path | str) -> VideoConfig:
     """The config in a YAML file, or the one in configs/ of that name, such as starflow-v-7b."""
-    path = Path(name)
-    try:
-        if not path.is_file():
-            path = CONFIGS / f"{str(name).replace('-', '_')}.yaml"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= LARGEST_FILE else ""
-    except (OSError, ValueError):
+    path = Path(name) if is_file(name) else CONFIGS / f"{str(name).replace('-', '_')}.yaml"
+    if not is_file(path):
         models = set(CONFIGS.glob("starflow*.yaml")) - set(CONFIGS.glob("*_train.yaml"))
         known = ", ".join(sorted(file.stem.replace("_", "-") for file in models))
-        raise ConfigError(f"config: expected a YAML file or one of {known}, found {str(name)!r:.120}") from None
-    values = parse_yaml(text, path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
-    return from_dict(VideoConfig, values)
+        raise ConfigError(f"config: expected a YAML file or one of {known}, found {str(name)!r:.120}")
+    return from_dict(VideoConfig, read_yaml(path))

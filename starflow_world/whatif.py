@@ -122,7 +122,7 @@ def chooser(name: str, world: World) -> Policy:
         return RandomPolicy()
     if name in METHODS:
         return Planner(world, Search(name))
-    raise ConfigError(f"policy: expected one of random, {', '.join(METHODS)}, found {name!r:.60}")
+    raise ConfigError(f"policy: expected one of {', '.join(METHODS)}, found {name!r:.60}")
 
 
 def report(found: WhatIf, out: Path) -> None:

@@ -29,6 +29,7 @@ WRONG = [
     (["collect", "--env", "CartPole-v1", "--out", "o", "--policy", "clever"], 1, "expected one of random"),
     (["collect", "--env", "CartPole-v1", "--out", "o", "--episodes", "0"], 1, "episodes"),
     (["evaluate", "babyai-gotolocal", "--data", "nowhere"], 1, "nowhere"),
+    (["train-agent", "--algo", "dqn", "--out", "o"], 1, "algo: expected ppo"),
     (["convert", "nothing.pth", "--out", "o"], 1, "nothing.pth"),
     (["collect", "--env", "CartPole-v1"], 2, "out"),
     (["fly"], 2, "fly"),

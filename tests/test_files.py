@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from starflow_world.errors import CheckpointError, StarflowError, StateError
-from starflow_world.files import TEMPORARY, atomic, read_tensors, remove_leftovers, write_tensors, write_text
+from starflow_world.errors import CheckpointError, DataError, StarflowError, StateError
+from starflow_world.files import TEMPORARY, atomic, claim, read_tensors, remove_leftovers, write_tensors, write_text
 
 
 def launched(work: Callable[[], object]) -> int:
@@ -212,3 +212,25 @@ def test_what_was_read_does_not_change_with_the_file(tmp_path):
     found, _ = read_tensors(path)
     path.write_bytes(bytes(path.stat().st_size))
     assert torch.equal(found["a"], tensors()["a"])
+
+
+def test_a_folder_belongs_to_the_run_that_wrote_its_record(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "record.json"
+    claim(path, {"fixed": {"sizes": (1, 2)}, "steps": 3}, key="fixed")
+    (path.parent / f"{TEMPORARY}left.json").touch()
+    claim(path, {"fixed": {"sizes": (1, 2)}, "steps": 4}, key="fixed")
+    assert json.loads(path.read_text()) == {"fixed": {"sizes": [1, 2]}, "steps": 4}
+    assert list(path.parent.iterdir()) == [path]
+    before = path.read_bytes()
+    for other, key in (({"fixed": {"sizes": (1, 3)}, "steps": 4}, "fixed"), ({"fixed": {"sizes": (1, 2)}}, None)):
+        with pytest.raises(DataError, match="another run's; use a new folder"):
+            claim(path, other, key=key)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe", b"[]", b"{}", b"3"])
+def test_a_damaged_record_is_refused_and_stays(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "record.json").write_bytes(damage)
+    with pytest.raises(DataError, match=r"record\.json: expected the record of a run.*use a new folder"):
+        claim(tmp_path / "record.json", {"fixed": 1}, key="fixed")
+    assert (tmp_path / "record.json").read_bytes() == damage

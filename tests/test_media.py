@@ -38,6 +38,31 @@ def test_a_video_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Broken:
+    """An encoder that takes frames and cannot finish them."""
+
+    height, width, pix_fmt = 48, 64, "yuv420p"
+
+    def encode(self, picture: object) -> list[object]:
+        if picture is None:
+            raise OSError("the encoder is broken")
+        return []
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_an_encoder_that_breaks_leaves_nothing_and_hides_no_error(tmp_path: Path, failed: bool) -> None:
+    def write() -> None:
+        with VideoWriter(tmp_path / "clip.mp4", fps=5) as video:
+            video._stream = Broken()  # type: ignore[assignment]
+            video.add(shades(1)[0])
+            if failed:
+                raise ValueError("the caller's own")
+
+    with pytest.raises(ValueError if failed else OSError, match="own" if failed else "broken"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_png_gives_its_pixels_back(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     write_png(tmp_path / "picture.png", picture)

@@ -152,6 +152,26 @@ def test_texts_of_rows_are_their_missions(scorer: Scorer) -> None:
     assert watched.observation_space == given.env.observation_space
 
 
+class Worded(Noise):
+    """Says its task where MiniGrid's picture wrappers leave it: nowhere in the observation."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {**info, "text": "b"}
+
+
+def test_a_task_is_heard_wherever_the_env_says_it(scorer: Scorer) -> None:
+    in_info, by_env = Worded(), Noise()
+    by_env.mission = "b"  # type: ignore[attr-defined]
+    expected = SurpriseMonitor(Noise(), scorer, text="b").reset(seed=1)[1]["surprise"]["nats_per_dim"]
+    assert SurpriseMonitor(Noise(), scorer).reset(seed=1)[1]["surprise"]["nats_per_dim"] != expected
+    for env in (in_info, by_env):
+        assert SurpriseMonitor(env, scorer).reset(seed=1)[1]["surprise"]["nats_per_dim"] == expected
+    rows, given = (SurpriseVectorMonitor(SyncVectorEnv([kind, Noise]), scorer, text=text).reset(seed=[1, 1])[1]
+                   for kind, text in ((Worded, None), (Noise, ["b", ""])))
+    np.testing.assert_array_equal(rows["surprise"]["nats_per_dim"], given["surprise"]["nats_per_dim"])
+
+
 def test_envs_that_do_not_fit_are_refused(scorer: Scorer) -> None:
     with pytest.raises(ConfigError, match="action space"):
         SurpriseMonitor(Noise(actions=spaces.Discrete(5)), scorer)

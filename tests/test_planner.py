@@ -64,6 +64,14 @@ def test_a_worlds_rewards_may_be_replaced():
     assert found.rewards[0] == 1
 
 
+def test_a_planner_hears_the_text_of_an_episode_that_another_world_imagines():
+    env, planner = WorldEnv(env_world(noise_level=0.4)), Planner(env_world(), Search("random", branches=2, horizon=1))
+    observation, info = env.reset(seed=0, options={"text": "b"})
+    planner.reset(0, env)
+    planner(observation)
+    assert planner._state.texts == (info["text"],) == (env.mission,) == ("b",)
+
+
 # ---- in the real env -------------------------------------------------------------------------------------------------
 
 
@@ -152,8 +160,15 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
     again = planning.run(planner, maze_id, tmp_path, episodes=2, seed=0, max_steps=30)
     assert [policy.name for policy in calls] == ["random"]
     assert again["planner"] == found["planner"]
-    with pytest.raises(DataError, match="expected the recipe"):
+    with pytest.raises(DataError, match="another run's; use a new folder"):
         planning.run(planner, maze_id, tmp_path, episodes=2, seed=1, max_steps=30)
+
+
+@pytest.mark.parametrize("wrong", [{"episodes": 0}, {"seed": -1}])
+def test_runs_that_cannot_be_meant_are_refused(maze_id, tmp_path, wrong):
+    with pytest.raises(ConfigError, match="expected episodes >= 1 and seed >= 0"):
+        planning.run(Planner(MazeWorld()), maze_id, tmp_path, **{"episodes": 1, "seed": 0} | wrong)
+    assert not list(tmp_path.iterdir())
 
 
 def test_random_plays_the_same_choices(maze_id):

@@ -257,6 +257,21 @@ def test_the_order_of_calls_is_kept(monkeypatch: pytest.MonkeyPatch, folder: Pat
         ended.step(np.zeros(3, int))
 
 
+def test_a_closed_env_goes_on_from_a_state_and_can_be_closed_again(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    env, local = spread(monkeypatch, folder), WorldVectorEnv(folder, 3)
+    begun = env.reset(seed=4)[0]
+    kept = env.snapshot()
+    for one in (env, local):
+        one.close()
+        one.set_state(kept)
+        np.testing.assert_array_equal(one.snapshot().frames, begun)
+        one.close()
+        with pytest.raises(StateError, match="none"):
+            one.snapshot()
+
+
 def test_settings_that_cannot_be_meant_are_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     for wrong in ({"render_mode": "human"}, {"autoreset_mode": "never"}, {"max_episode_steps": 0}):
         with pytest.raises(ConfigError):

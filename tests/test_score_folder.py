@@ -84,6 +84,16 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(
         assert float(line["score"]) == pytest.approx(float(whole[name]["score"]), abs=0.02)
 
 
+def test_videos_that_are_asked_for_later_are_made_then(home: Path, tmp_path: Path) -> None:
+    lines = scored(home, tmp_path)
+    (tmp_path / "episode-000001.mp4").touch()
+    assert scored(home, tmp_path, videos=True).keys() == lines.keys()
+    sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("*.mp4")}
+    assert sizes.keys() == lines.keys()
+    assert sizes.pop("episode-000001") == 0, "one that is there is not made again"
+    assert min(sizes.values()) > 500
+
+
 def test_results_of_another_scorer_or_data_set_are_not_mixed(home: Path, tmp_path: Path) -> None:
     scored(home, tmp_path)
     with pytest.raises(DataError, match="use a new folder"):

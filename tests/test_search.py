@@ -62,6 +62,18 @@ def test_a_tree_stops_at_its_budget_and_when_nothing_can_promise_more():
     assert plan(near, begun(near), Search(branches=4, draws=1), seed=0).imagined == 4
 
 
+def test_a_tree_looks_for_rewards_of_a_function_that_are_larger_than_the_worlds():
+    """What ends the episode at once is worth half of what lies in the far corner."""
+    world, worth = MazeWorld(Rules(goals=(), walls=())), {(1, 0): 5.0, (3, 3): 10.0}
+
+    def reward(before, action, after, info):
+        return worth.get(find(after), 0.0), find(after) in worth
+
+    found = plan(world, begun(world), Search(branches=16, draws=1), seed=0, reward_fn=reward)
+    assert played_out(world, found.actions)[-1] == (3, 3)
+    assert found.value == pytest.approx(10 * 0.97**5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_reward_after_an_end_does_not_count(method):
     """Straight ahead lies a goal behind a trap; the way around costs two steps more."""

@@ -54,6 +54,9 @@ def test_a_config_that_is_none_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("name: a\nflow: {channels: 48}\nfpss: 3\n")
     with pytest.raises(ConfigError, match="fps"):
         load_video_config(tmp_path / "a.yaml")
+    (tmp_path / "long.yaml").write_text("name: a\n" + "# a comment\n" * 3000)
+    with pytest.raises(ConfigError, match="expected YAML of at most 32768 bytes, found 36008 bytes"):
+        load_video_config(tmp_path / "long.yaml")
 
 
 def test_states_are_those_of_transformers_and_padding_is_zero(folder):

@@ -1,6 +1,7 @@
 """train-agent and rank, from the first frame to the report, in a world that knows nothing."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
 from starflow_world.agent_report import at, markdown, ratios, steps_to
+from starflow_world.agents.rooms import LIMIT
 from starflow_world.config import CodecConfig, TextConfig
 from starflow_world.envs.trust import Trust
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.networks import Networks
-from starflow_world.rank import rank
+from starflow_world.rank import candidates, rank
 from starflow_world.train_agent import JUDGED_FROM, Plan, Task, first_frames, make_task, train_agent
 from starflow_world.world import World
 from tests.worlds import TINY, randomise, save_world, tiny_config
@@ -62,7 +64,7 @@ def test_a_run_leaves_agents_figures_curves_a_video_and_a_report(done: Path) -> 
 def test_a_run_goes_on_and_adds_what_is_asked_for(world: Path, done: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         train_agent(str(world), done, PLAN)
-    with pytest.raises(ConfigError, match="new folder"):
+    with pytest.raises(DataError, match="new folder"):
         train_agent(str(world), done, replace(PLAN, starts=4), resume=True)
     before = (done / "real-0" / "agent.safetensors").read_bytes()
     train_agent(str(world), done, replace(PLAN, dream_steps=768), trust=Trust(round_trip=1e6), resume=True)
@@ -103,6 +105,14 @@ def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) ->
         rank(str(world), tmp_path, TEXT, agents=tmp_path, episodes=1)
 
 
+def test_agents_of_several_runs_are_told_apart(done: Path, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        shutil.copytree(done / "dream-0", tmp_path / run / "dream-0")
+    names = [policy.name for policy in candidates(TEXT, tmp_path)]
+    assert names[-2:] == ["PPO a/dream-0", "PPO b/dream-0"]
+    assert candidates(TEXT, tmp_path / "a" / "dream-0")[-1].name == "PPO dream-0"
+
+
 def curve(*success: float) -> list[dict[str, float]]:
     return [{"steps": 100 * index, "success": value} for index, value in enumerate(success)]
 
@@ -121,6 +131,20 @@ def test_the_report_compares_after_the_same_steps_and_at_the_end() -> None:
     assert at(figures["curves"]["dream"][0], 250) == 0.6
     assert [steps_to(one) for one in figures["curves"]["real"]] == [200, 200]
     assert steps_to(curve(0, 0.5)) is None
+
+
+def test_the_report_says_by_how_much_the_steps_differ_and_shows_a_figure_in_one_way() -> None:
+    final = {"success": 0.815, "reward": 0.815, "discounted": 0.5}
+    plan = {"text": TEXT, "seeds": 1, "envs": 8, "actions": 3, "starts": 3, "episodes": 200}
+    figures = {"world": "w", "world_id": "0" * 64, "plan": plan, "final": [{"dream": final, "real": final}],
+               "random": {"real": {"success": 0.1}}, "curves": {"real": [curve(0, 0.5)], "dream": [curve(0, 0.815)]}}
+    text = markdown(figures)
+    assert f"at most {LIMIT} steps" in text
+    assert "times the steps" not in text
+    assert text.count("81.5%") == 6
+    assert "82%" not in text
+    figures["curves"]["dream"] = [curve(0, 0.5, 0.6, 0.5)]
+    assert "| 3 times the steps (300) | 100% | >= 100 % at twice |" in markdown(figures)
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"envs": 0}, {"dream_steps": -1}, {"seeds": 0}])

@@ -1,7 +1,7 @@
 """Score a folder of episodes: a CSV per episode, a summary, pictures of what was flagged. Resumable.
 
-An episode is done when the summary has its line, which is written last. A folder belongs to one scorer and one set of
-episodes.
+An episode is done when the summary has its line, which is written last, and its video is there where one is wanted. A
+folder belongs to one scorer and one set of episodes.
 """
 
 import csv
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..checkpoint import digest
 from ..data import Episode, EpisodeDataset, read_episode
 from ..errors import DataError
-from ..files import remove_leftovers, write_text
+from ..files import claim, write_text
 from ..score import Scorer, Scores
 from ..score.normal import check_episode
 from ..score.store import NUMBERS
@@ -42,11 +42,10 @@ def score_folder(
     work = Scoring(folder, Path(scorer).resolve(), out, device, skip_bad, videos, batch)
     here = replace(work, device="cpu").open() if actors else work.open()  # what does not fit is refused before all else
     episodes = EpisodeDataset(data, skip_bad=skip_bad)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
-    _record(out, {"scorer": digest(Path(scorer) / NUMBERS), "data": str(Path(data).resolve())})
+    claim(out / RECORD, {"scorer": digest(Path(scorer) / NUMBERS), "data": str(Path(data).resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
-    todo = [str(path.resolve()) for path in episodes.paths if path.stem not in lines]
+    done = {name for name in lines if not videos or (out / f"{name}.mp4").exists()}
+    todo = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
     tasks = [json.dumps(todo[start : start + 4 * batch]) for start in range(0, len(todo), 4 * batch)]
     with tqdm(total=len(episodes), initial=len(episodes) - len(todo), desc="score", unit="episode") as bar:
         for result in _spread(work, tasks, actors, gpus_per_actor) if actors and tasks else map(here, tasks):
@@ -116,18 +115,6 @@ class Scoring:
             skipped[path.name] = reason
             return None
         return episode
-
-
-def _record(out: Path, facts: dict[str, str]) -> None:
-    path = out / RECORD
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: expected the record of a scoring, found {error}; use a new folder") from None
-        if found != facts:
-            raise DataError(f"{path}: expected scores of {facts}, found those of {found}; use a new folder")
-    write_text(path, json.dumps(facts, indent=1))
 
 
 def _write(out: Path, name: str, episode: Episode, scores: Scores, *, videos: bool) -> None:

@@ -63,7 +63,8 @@ def test_starts_and_texts_can_be_chosen(world: Path, tmp_path: Path) -> None:
     assert imagine(world, tmp_path / "text", text="b").texts == ("b",) * 3
     assert imagine(world, tmp_path / "new", text="unseen").texts == ("unseen",) * 3
     assert len({episode.digest() for episode in EpisodeDataset(tmp_path / "place")}) == 3
-    for wrong in ({"start": 8}, {"start": -1}, {"episodes": 0}, {"seed": -1}, {"actors": -1}, {"threads": 0}):
+    for wrong in ({"start": 8}, {"start": -1}, {"episodes": 0}, {"seed": -1}, {"actors": -1}, {"threads": 0},
+                  {"max_steps": 0}, {"max_steps": -5}):
         with pytest.raises(ConfigError, match="expected"):
             imagine(world, tmp_path / "wrong", **wrong)
 

@@ -164,7 +164,8 @@ def test_a_collection_can_be_extended_but_not_mixed_with_another(tmp_path: Path)
     assert "minigrid" in record["packages"]
 
 
-@pytest.mark.parametrize("wrong", [{"reward": "shaped"}, {"seed": -1}, {"frame_size": 0}])
+@pytest.mark.parametrize("wrong", [{"reward": "shaped"}, {"seed": -1}, {"frame_size": 0}, {"max_steps": 0},
+                                   {"max_steps": -5, "ends": False}])
 def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ConfigError, match="expected"):
         gather(tmp_path, 1, **wrong)

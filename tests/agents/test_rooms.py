@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode
 
 from starflow_world.agents.rollout import make_env
 from starflow_world.agents.rooms import ENV, LIMIT, Room, Rooms, rooms_with
-from starflow_world.errors import DataError
+from starflow_world.errors import ConfigError, DataError
 
 TEXT = "go to the red ball"
 
@@ -85,3 +85,13 @@ def test_the_same_seed_gives_the_same_rooms(rooms: tuple[int, ...]) -> None:
     assert (first.reset(seed=5)[0] == second.reset(seed=[5, 6, 7])[0]).all()
     for step in range(LIMIT + 1):
         assert (first.step([step % 3] * 3)[0] == second.step([step % 3] * 3)[0]).all()
+
+
+def test_seeds_are_read_as_those_of_a_vector_env_and_options_are_refused(rooms: tuple[int, ...]) -> None:
+    env = Rooms(3, rooms)
+    assert (env.reset(seed=np.int64(5))[0] == env.reset(seed=5)[0]).all()
+    for wrong in ([5, 6], [5, 6, 7, 8]):
+        with pytest.raises(ConfigError, match="seed: expected an integer or 3"):
+            env.reset(seed=wrong)
+    with pytest.raises(ConfigError, match="options"):
+        env.reset(options={"reset_mask": np.array([True, False, False])})

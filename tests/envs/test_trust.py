@@ -90,6 +90,22 @@ def test_a_row_that_waits_for_its_reset_is_not_cut_off_again(world: World) -> No
     assert env.step(np.zeros(2, int))[3].all()
 
 
+@pytest.mark.parametrize("mode", ["same_step", "next_step"])
+def test_a_row_that_begins_anew_tells_of_its_start_and_of_nothing_before_it(world: World, mode: str) -> None:
+    env = WorldVectorEnv(world, 2, trust=Trust(round_trip=1e-6), autoreset_mode=mode)
+    begun = env.reset(seed=0)[1]
+    infos = env.step(np.zeros(2, int))[4]
+    if mode == "same_step":
+        assert all(infos["final_info"]["reason"])
+        infos = {key: value for key, value in infos.items() if not key.endswith(("final_obs", "final_info"))}
+    else:
+        assert all(infos["reason"])
+        infos = env.step(np.zeros(2, int))[4]
+    told = {key for key in infos if not key.startswith("_") and infos[f"_{key}"].any()}
+    assert told == {key for key in begun if not key.startswith("_")}
+    assert infos["reason"].tolist() == [None, None]
+
+
 @pytest.mark.parametrize("limit", [-1.0, float("nan"), "much"])
 def test_limits_are_numbers(limit: object) -> None:
     with pytest.raises(ConfigError, match="round_trip"):
