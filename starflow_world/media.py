@@ -1,6 +1,7 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -12,6 +13,8 @@ from .errors import DataError
 from .files import atomic, is_file
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
+MOST_PIXELS = 1 << 24  # of a frame that is read
+DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
 class VideoWriter:
@@ -47,11 +50,31 @@ class VideoWriter:
         self._atomic.__exit__(kind, error, trace)
 
 
+@contextmanager
+def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
+    """A picture or video file of which nothing is decoded yet; nothing larger than MOST_PIXELS ever will be."""
+    if not is_file(path):
+        raise ValueError("no file")
+    limit = {"max_pixels": str(MOST_PIXELS)}
+    with av.open(str(path), options=limit) as container:  # which may decode a frame to learn its size
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise ValueError("no known codec")
+        codec.options = limit
+        if not 0 < codec.width * codec.height <= MOST_PIXELS:
+            raise ValueError(f"frames of more than {MOST_PIXELS} pixels, or of no known size; make them smaller")
+        yield container
+
+
 def read_picture(path: Path | str) -> np.ndarray:
     """A picture file as (H, W, 3) u8. Raises DataError."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if is_file(path) else None
-    if picture is None:
-        raise DataError(f"{path}: expected a picture (PNG, JPEG), found none that can be read")
+    try:
+        with _opened(path):
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError("none that can be read")
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a picture (PNG, JPEG), found {error}") from None
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -59,15 +82,13 @@ def read_video(path: Path | str, most: int) -> Iterator[np.ndarray]:
     """The first `most` frames (H, W, 3) u8 of a video file, at least one. Raises DataError."""
     count = 0
     try:
-        if not is_file(path):
-            raise ValueError("no file")
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             for frame in container.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
                 count += 1
                 if count == most:
                     break
-    except (av.FFmpegError, ValueError, OSError, IndexError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: expected a video, found {error}") from None
     if not count:
         raise DataError(f"{path}: expected a video, found no frames")

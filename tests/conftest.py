@@ -5,8 +5,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+import pytest
 import torch
 
 torch.set_num_threads(2)
@@ -22,3 +24,20 @@ def pytest_report_header() -> str:
             found.append(f"no {name}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
+
+
+@pytest.fixture
+def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
+    """Record a figure under its name for docs/promises.md, and assert that it is no larger than the limit."""
+
+    def check(name: str, found: float, limit: float) -> None:
+        record_property(name, float(found))
+        assert found <= limit, name
+
+    return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _named_software(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """The junit file names it as well."""
+    record_testsuite_property("software", pytest_report_header())
