@@ -1,4 +1,4 @@
-# make demo | test | lint | slow | world | clean, on a machine with Python 3.11 or newer and make.
+# make demo | test | lint | slow | promises | world | clean, on a machine with Python 3.11 or newer and make.
 # Everything is installed into .venv, which `make clean` leaves alone (something may run from it): rm -rf .venv.
 # Where the index serves CUDA builds of torch, a CPU build comes with
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
@@ -10,11 +10,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_FLAGS)
 
 # Tests share cores with others: a waiting thread that spins costs more than it saves.
-test slow: export OMP_WAIT_POLICY := passive
+test slow promises: export OMP_WAIT_POLICY := passive
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint slow world clean
+.PHONY: help demo test lint slow promises world clean
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -27,6 +27,11 @@ test: $(VENV)/.dev
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 3600
+
+# Also when tests fail: the page says which.
+promises: $(VENV)/.dev
+	-$(BIN)/python -m pytest -m "not gpu" --timeout 3600 --junit-xml out/promises.xml
+	$(BIN)/python -m tests.promises out/promises.xml
 
 world: $(VENV)/.demo
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/babyai.sh

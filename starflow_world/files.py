@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import CheckpointError, DataError, StarflowError
@@ -94,7 +94,8 @@ def write_tensors(
         facts[SEAL] = _seal(found, facts)
     try:
         with atomic(path) as temporary:
-            save_file(found, temporary, {FACTS: json.dumps(facts, sort_keys=True)})
+            # Not save_file: it writes to a temporary of its own beside this one, which nobody removes if it is killed.
+            temporary.write_bytes(save(found, {FACTS: json.dumps(facts, sort_keys=True)}))
     except (OSError, SafetensorError) as problem:
         raise error(f"{path}: expected to write a file, found {problem}; make room for it") from None
 

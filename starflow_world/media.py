@@ -1,7 +1,7 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,9 @@ import numpy as np
 from .errors import DataError
 from .files import atomic, is_file
 
-DAMAGED = (av.FFmpegError, ValueError, OSError, IndexError)
 INK, PAPER = (235, 235, 235), (24, 24, 24)
+MOST_PIXELS = 1 << 24  # of a frame that is read
+DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
 class VideoWriter:
@@ -55,11 +56,31 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
 
 
+@contextmanager
+def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
+    """A picture or video file of which nothing is decoded yet; nothing larger than MOST_PIXELS ever will be."""
+    if not is_file(path):
+        raise ValueError("no file")
+    limit = {"max_pixels": str(MOST_PIXELS)}
+    with av.open(str(path), options=limit) as container:  # which may decode a frame to learn its size
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise ValueError("no known codec")
+        codec.options = limit
+        if not 0 < codec.width * codec.height <= MOST_PIXELS:
+            raise ValueError(f"frames of more than {MOST_PIXELS} pixels, or of no known size; make them smaller")
+        yield container
+
+
 def read_picture(path: Path | str) -> np.ndarray:
     """A picture file as (H, W, 3) u8. Raises DataError."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if is_file(path) else None
-    if picture is None:
-        raise DataError(f"{path}: expected a picture (PNG, JPEG), found none that can be read")
+    try:
+        with _opened(path):
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError("none that can be read")
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a picture (PNG, JPEG), found {error}") from None
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
@@ -72,7 +93,7 @@ def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarr
             for frame in islice(container.decode(video=0), start, start + most):
                 yield frame.to_ndarray(format="rgb24")
                 count += 1
-    except DAMAGED as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: expected a video, found {error}") from None
     if not count:
         raise DataError(f"{path}: expected a video, found no frames")
@@ -84,14 +105,8 @@ def measure_video(path: Path | str) -> tuple[int, float]:
         with _opened(path) as container:
             fps = float(container.streams.video[0].average_rate or 0)
             return sum(bool(packet.size) for packet in container.demux(video=0)), fps
-    except DAMAGED as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: expected a video, found {error}") from None
-
-
-def _opened(path: Path | str) -> av.container.InputContainer:
-    if not is_file(path):
-        raise ValueError("no file")
-    return av.open(str(path))
 
 
 def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,3 +53,20 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def video_world(video_folder: Path) -> World:
     return World.load(video_folder, device="cpu")
+
+
+@pytest.fixture
+def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
+    """Record a figure under its name for docs/promises.md, and assert that it is no larger than the limit."""
+
+    def check(name: str, found: float, limit: float) -> None:
+        record_property(name, float(found))
+        assert found <= limit, name
+
+    return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _named_software(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """The junit file names it as well."""
+    record_testsuite_property("software", pytest_report_header())

@@ -50,6 +50,7 @@ ROOMS = {  # packages that may be imported in these rooms only
     "yaml": {"plain_yaml"},
 }
 NOWHERE = {"agents", "cloudpickle", "dill", "envs", "joblib", "marshal", "pickle", "shelve", "torchvision"}
+NOWHERE |= {"tarfile", "zipfile"}  # archives are not unpacked
 FLOW_MAY_IMPORT = {"torch", f"{PACKAGE}.config", f"{PACKAGE}.errors", f"{PACKAGE}.flow"}
 UNSAFE_YAML = {"load", "load_all", "Loader", "CLoader", "full_load", "full_load_all", "FullLoader", "CFullLoader"}
 UNSAFE_YAML |= {"unsafe_load", "unsafe_load_all", "UnsafeLoader", "CUnsafeLoader"}
@@ -303,6 +304,7 @@ PLANTED = [
     ("generate", "from transformers import T5EncoderModel", room_faults),
     ("shards", "import torch\ntorch.load(path)", code_faults),
     ("data", "import pickle", room_faults),
+    ("convert.sources", "import zipfile", room_faults),
     ("codec.conv", "from torchvision import models", room_faults),
     ("codec.conv", "from diffusers import AutoencoderKLWan", room_faults),
     ("config", "import yaml\nyaml.load(text)", code_faults),
@@ -362,7 +364,7 @@ print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
 """
 
 
-def test_importing_the_package_is_quick_and_lazy(record_property):
+def test_importing_the_package_is_quick_and_lazy():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_PROBE], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -373,7 +375,6 @@ def test_importing_the_package_is_quick_and_lazy(record_property):
     ours = [name for name in loaded if name.startswith(f"{PACKAGE}.")]
     eager = [name for name in ours if inside(name, f"{PACKAGE}.training") or layer(name) == TOP]
     assert not eager, "import them when they are asked for"
-    record_property("import_seconds_beyond_torch", seconds)
     print(f"import starflow_world: {seconds:.2f} s beyond torch (the promise is 1 s)")
     assert seconds < 3.0, "promised is 1 s; 3 s leaves room for a busy machine"
 

@@ -168,11 +168,13 @@ def swapped(rng: np.random.Generator, path: Path) -> None:
     path.write_bytes(damaged)
 
 
-def test_damage_is_a_checkpoint_error_that_names_the_file_or_changes_nothing(original, tmp_path):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_damage_is_a_checkpoint_error_that_names_the_file_or_changes_nothing(original, tmp_path, count):
     rng, expected, refused = np.random.default_rng(0), content(small()), 0
     kinds: list[Callable[[np.random.Generator, Path], None]] = [flips, cut, stuffed, lie, swapped]
     begin = time.process_time()
-    for index in range(300):
+    for index in range(count):
         folder = Path(shutil.copytree(original, tmp_path / "damaged", dirs_exist_ok=True))
         path = folder / (CONFIG, WEIGHTS)[index % 2]
         kinds[index % len(kinds)](rng, path)
@@ -184,8 +186,8 @@ def test_damage_is_a_checkpoint_error_that_names_the_file_or_changes_nothing(ori
             assert str(folder) in said, said
         else:
             assert found == expected
-    print(f"300 mutations: {refused} refused, {time.process_time() - begin:.1f} s")
-    assert refused > 250
+    print(f"{count} mutations: {refused} refused, {time.process_time() - begin:.1f} s")
+    assert refused > 0.8 * count
 
 
 def test_tensors_that_do_not_fit_are_refused_although_every_digest_does(folder):

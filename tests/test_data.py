@@ -185,11 +185,13 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
             return content[:place] + bytes(min(length, len(content) - place)) + content[place + length:]
 
 
-def test_of_300_damaged_files_each_is_named_by_an_error(tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_damaged_files_are_named_by_an_error(tmp_path: Path, count: int) -> None:
     path, rng = tmp_path / "episode-000007.h5", np.random.default_rng(0)
     write_episode(path, E)
     content, damaged = path.read_bytes(), 0
-    while damaged < 300:
+    while damaged < count:
         path.write_bytes(changed := mutate(content, rng))
         damaged += changed != content
         for read in (read_header, read_episode):

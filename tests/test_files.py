@@ -98,6 +98,23 @@ def test_a_writer_killed_at_any_call_leaves_old_or_new(tmp_path, owner, call):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_writer_killed_in_the_middle_of_a_file_leaves_nothing_that_is_not_removed(tmp_path):
+    path = tmp_path / "x"
+    write_tensors(path, tensors(0.0))
+
+    def halfway() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        write_tensors(path, tensors(1.0))
+
+    assert forked(halfway) == -signal.SIGXFSZ
+    assert float(read_tensors(path)[0]["one"]) == 0.0
+    assert len(list(tmp_path.iterdir())) > 1
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_no_room_is_one_clear_error_and_the_old_file_stays(tmp_path):
     path = tmp_path / "x"
     write_tensors(path, tensors())

@@ -1,4 +1,4 @@
-"""Videos can be played back, pictures read back, and nothing half-written is left."""
+"""Videos can be played back, pictures read back, nothing half-written is left, and no file makes a reader fall over."""
 
 from pathlib import Path
 
@@ -7,12 +7,33 @@ import cv2
 import numpy as np
 import pytest
 
+from starflow_world import media
 from starflow_world.errors import DataError
-from starflow_world.media import VideoWriter, caption, contact_sheet, enlarge, side_by_side, write_png
+from starflow_world.media import (
+    VideoWriter,
+    caption,
+    contact_sheet,
+    enlarge,
+    read_picture,
+    read_video,
+    side_by_side,
+    write_png,
+)
 
 
 def shades(count: int) -> list[np.ndarray]:
     return [np.full((48, 64, 3), 20 + 10 * index, np.uint8) for index in range(count)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """A picture and a video."""
+    picture, video = tmp_path / "picture.png", tmp_path / "clip.mp4"
+    write_png(picture, np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    with VideoWriter(video, fps=5) as writer:
+        for frame in shades(4):
+            writer.add(frame)
+    return picture, video
 
 
 def test_a_video_is_h264_and_gives_its_frames_back(tmp_path: Path) -> None:
@@ -79,3 +100,62 @@ def test_sheets_hold_every_picture_unchanged() -> None:
     assert pair.shape[1] == 2 * 128 + 8
     assert (pair[-96:, :128] == frames[0][0, 0]).all()
     assert caption(pair, ["one", "two"])[: len(pair)].tobytes() == pair.tobytes()
+
+
+def test_what_is_too_large_is_refused_before_it_is_decoded(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, video = files
+    assert media.MOST_PIXELS == 2**24
+    monkeypatch.setattr(media, "MOST_PIXELS", 48 * 64)
+    assert read_picture(picture).shape == (48, 64, 3)
+    assert len(list(read_video(video, 9))) == 4
+    monkeypatch.setattr(media, "MOST_PIXELS", 48 * 64 - 1)
+    monkeypatch.setattr(cv2, "imread", None)
+    with pytest.raises(DataError, match=r"picture\.png: expected a picture .* more than 3071 pixels"):
+        read_picture(picture)
+    with pytest.raises(DataError, match=r"clip\.mp4: expected a video, .* more than 3071 pixels"):
+        list(read_video(video, 9))
+
+
+def test_a_video_whose_frames_grow_is_refused_where_they_are_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content, rng = tmp_path / "clip.h264", b"", np.random.default_rng(0)
+    for side in (32, 64):
+        with av.open(str(path), "w", format="h264") as container:
+            stream = container.add_stream("libx264", rate=5)
+            stream.height, stream.width, stream.pix_fmt = side, side, "yuv420p"
+            for _ in range(40):  # more than are looked at to learn their size
+                frame = rng.integers(0, 256, (side, side, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            container.mux(stream.encode(None))
+        content += path.read_bytes()
+    path.write_bytes(content)
+    assert [frame.shape[0] for frame in read_video(path, 99)] == [32] * 40 + [64] * 40
+    monkeypatch.setattr(media, "MOST_PIXELS", 64 * 64 - 1)
+    assert len(list(read_video(path, 20))) == 20
+    with pytest.raises(DataError, match=r"clip\.h264: expected a video"):
+        list(read_video(path, 99))
+
+
+def test_a_picture_that_opencv_refuses_to_read_is_a_data_error(tmp_path: Path) -> None:
+    (tmp_path / "wide.pgm").write_bytes(b"P5 1048577 1 255\n" + bytes(1048577))
+    with pytest.raises(DataError, match=r"wide\.pgm: expected a picture .*, found OpenCV"):
+        read_picture(tmp_path / "wide.pgm")
+
+
+def test_damaged_pictures_and_videos_are_read_or_refused(files: tuple[Path, Path]) -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for path, read in zip(files, (read_picture, lambda path: list(read_video(path, 9))), strict=True):
+        content = path.read_bytes()
+        for cut in range(30):
+            damaged = bytearray(content if cut % 3 else content[: len(content) * cut // 30])
+            for _ in range(10 * bool(cut % 3)):
+                damaged[int(rng.integers(len(damaged)))] = int(rng.integers(256))
+            path.write_bytes(damaged)
+            try:
+                read(path)
+            except DataError as error:
+                refused += str(path) in str(error)
+    assert refused >= 20

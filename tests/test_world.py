@@ -77,7 +77,7 @@ def far(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
-def test_what_was_imagined_when_observed_gives_the_same_state_and_nats(worlds, dtype, record_property):
+def test_what_was_imagined_when_observed_gives_the_same_state_and_nats(worlds, dtype, at_most):
     world, worst = worlds[dtype], 0.0
     state = aged(world, 1, 4, 6, 11)
     for t in range(3 * WINDOW):
@@ -96,14 +96,12 @@ def test_what_was_imagined_when_observed_gives_the_same_state_and_nats(worlds, d
         assert far(said.end_probability, heard.end_probability) <= 100 * RELATIVE[dtype]
         assert torch.equal(said.frames, heard.frames) or dtype == F32
         state = imagined
-    record_property("nats", worst)
-    print(f"imagined - observed: {worst:.2g} nats per frame of {DIMS} dims")
-    assert worst <= NATS[dtype]
+    at_most("nats per frame", worst, NATS[dtype])
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
 @pytest.mark.parametrize("known", [1, WINDOW + 3])
-def test_streamed_nats_are_the_parallel_ones_across_slides(worlds, dtype, known, record_property):
+def test_streamed_nats_are_the_parallel_ones_across_slides(worlds, dtype, known, at_most):
     world, count = worlds[dtype], 3 * WINDOW + 2
     frames, actions, texts = pictures(2, count), moves(2, count), ["go", "to the"]
     parallel = world.log_prob(frames, actions, text=texts, seed=5)
@@ -113,14 +111,11 @@ def test_streamed_nats_are_the_parallel_ones_across_slides(worlds, dtype, known,
     for t in range(known, count):
         state, last = world.observe(state, [row[t] for row in actions], frames[:, t], reuse=True)
         streamed.append(last.nats)
-    error = far(torch.stack(streamed, 1) / parallel[:, known - 1 :], torch.ones(()))
-    record_property("relative", error)
-    print(f"streamed / parallel - 1: {error:.2g}")
-    assert error <= RELATIVE[dtype]
+    at_most("relative error", far(torch.stack(streamed, 1) / parallel[:, known - 1 :], torch.ones(())), RELATIVE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])
-def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds, dtype):
+def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds, dtype, at_most):
     world = worlds[dtype]
     state, slides = aged(world, 3, 4, 6), 0
     for t in range(10 * (WINDOW - CONTEXT)):
@@ -138,7 +133,7 @@ def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds,
             assert not state.tokens[row, CONTEXT + 1 :].any()  # no ghosts
             with torch.no_grad():
                 fresh = world.dynamics.rebuilt(replace(state[row], cache=None))
-            assert far(cached(state, row), cached(fresh, 0)) <= 10 * RELATIVE[dtype]
+            at_most("difference", far(cached(state, row), cached(fresh, 0)), 10 * RELATIVE[dtype])
     assert slides == 30
 
 

@@ -130,7 +130,7 @@ def deep_keys(clip, cache: KVCache) -> Tensor:
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, rows, dtype, tolerance):
+def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, at_most, rows, dtype, tolerance):
     clip = tiny.to(dtype).rows(list(range(rows)))
     flow, tables, n = clip.flow, clip.tables, 16
     u, _ = flow.shallow_forward(clip.x, tables)
@@ -146,7 +146,7 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, 
         assert cache.length.tolist() == [3 + total] * rows
         for name in ("mean", "scale", "hidden"):
             found = torch.cat([getattr(part, name) for part in parts], dim=1)
-            assert float((found - getattr(whole, name)).abs().max()) <= tolerance, (size, name)
+            at_most("difference", (found - getattr(whole, name)).abs().max(), tolerance)
 
 
 def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):

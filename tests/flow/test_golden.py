@@ -57,18 +57,19 @@ FORWARD = [f"out.{k}" for k in range(7)] + [f"logdet.{k}" for k in range(6)] + [
 ]
 
 
-def test_forward_gives_every_golden_state_in_float32(golden):
+def test_forward_gives_every_golden_state_in_float32(golden, at_most):
     file = golden["forward"]
     found = states(golden.flow, golden.tokens(file["x"]), file["y"])
     for name in FORWARD + [f"affine.{k}" for k in range(6)]:
-        assert golden.error(found[name], in_our_shape(golden, name, file[name])) < (5e-6 if "lo" in name else F32), name
+        error = golden.error(found[name], in_our_shape(golden, name, file[name]))
+        at_most("log-determinants and losses" if "lo" in name else "states", error, 5e-6 if "lo" in name else F32)
 
 
-def test_forward_gives_every_golden_state_in_float64(golden):
+def test_forward_gives_every_golden_state_in_float64(golden, at_most):
     file = golden["forward"]
     found = states(golden.flow64, golden.tokens(file["x"]).double(), file["y"].double())
     for name in FORWARD:
-        assert golden.error(found[name], in_our_shape(golden, name, file[f"f64.{name}"])) < F64, name
+        at_most("error", golden.error(found[name], in_our_shape(golden, name, file[f"f64.{name}"])), F64)
     u, logdet = golden.flow64.shallow_forward(golden.tokens(file["x"]).double(), golden.flow64.tables(GRID, 5))
     assert golden.error(u, found["out.5"]) == 0
     own_order = [found[f"logdet.{k}"].flip(-2) if k % 2 == 0 else found[f"logdet.{k}"] for k in range(5)]
@@ -130,17 +131,17 @@ def decode(golden, file: dict[str, Tensor], case: str, *, given: int = 0, dtype=
 
 @pytest.mark.parametrize("case", GUIDED)
 @pytest.mark.parametrize("chunk", CHUNKS.values(), ids=CHUNKS)
-def test_sampling_gives_the_golden_samples(golden, case, chunk):
+def test_sampling_gives_the_golden_samples(golden, at_most, case, chunk):
     reverse, jacobi = golden["reverse"], golden["jacobi"]
     u, x, _ = decode(golden, reverse, case, chunk=chunk)
     assert golden.error(u, golden.tokens(reverse[f"{case}.seq.1"])) < SAMPLED32
-    assert golden.error(x, golden.tokens(reverse[f"{case}.x"])) < SAMPLED32
+    at_most("float32", golden.error(x, golden.tokens(reverse[f"{case}.x"])), SAMPLED32)
     for block in (4, 64):
         assert golden.error(u, golden.tokens(jacobi[f"{case}.block{block}.tight.deep"])) < SAMPLED32
         assert golden.error(x, golden.tokens(jacobi[f"{case}.block{block}.tight.x"])) < SAMPLED32
     u, x, _ = decode(golden, reverse, case, chunk=chunk, dtype=torch.float64)
     assert golden.error(u, reverse[f"f64.{case}.deep"].flatten(-2).transpose(-1, -2)) < F64
-    assert golden.error(x, golden.tokens(reverse[f"f64.{case}.x"])) < F64
+    at_most("float64", golden.error(x, golden.tokens(reverse[f"f64.{case}.x"])), F64)
 
 
 @pytest.mark.parametrize("case", GUIDED)
@@ -204,17 +205,17 @@ LONG = {  # name: guided, frames kept, frames given
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_long_rollouts_through_a_sliding_window_give_the_golden_frames(golden, name):
+def test_long_rollouts_through_a_sliding_window_give_the_golden_frames(golden, at_most, name):
     file, (case, context, given) = golden["long"], LONG[name]
     options = {"given": given, "window": 3, "context": context}
     for chunk in (0, 1):
         u, x, _ = decode(golden, file, case, chunk=chunk, **options)
         for block in (4, 64):
             assert golden.error(u, golden.tokens(file[f"{name}.block{block}.tight.deep"])) < SAMPLED32
-            assert golden.error(x, golden.tokens(file[f"{name}.block{block}.tight.x"])) < SAMPLED32
+            at_most("float32", golden.error(x, golden.tokens(file[f"{name}.block{block}.tight.x"])), SAMPLED32)
         _, x64, _ = decode(golden, file, case, chunk=chunk, dtype=torch.float64, **options)
         if f"f64.{name}.x" in file:
-            assert golden.error(x64, golden.tokens(file[f"f64.{name}.x"])) < F64
+            at_most("float64", golden.error(x64, golden.tokens(file[f"f64.{name}.x"])), F64)
     _, x, _ = decode(golden, file, case, tolerance=1e-3, **options)
     assert_closer_than_published(golden, x, x64, file, name)
 
