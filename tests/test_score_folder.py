@@ -88,6 +88,9 @@ def test_results_of_another_scorer_or_data_set_are_not_mixed(home: Path, tmp_pat
     scored(home, tmp_path)
     with pytest.raises(DataError, match="use a new folder"):
         scored(home, tmp_path, "normal")
+    calibrate(str(home / "world"), home / "normal", tmp_path / "other", false_alarms=0.1, run_length=51)
+    with pytest.raises(DataError, match="use a new folder"):
+        score_folder(str(home / "world"), home / "data", tmp_path / "other", tmp_path)
 
 
 def test_a_bad_episode_is_named_and_can_be_left_out(

@@ -64,7 +64,6 @@ def test_disagreement_is_with_the_frame_of_the_opposite_noise(world: World) -> N
     info = env.step(2)[4]
     apart = mine.frames[0, 0].double() - other.frames[0, 0].double()
     assert info["disagreement"] == pytest.approx(float((apart**2).mean().sqrt()), abs=1e-9)
-    assert (-mine.noise == other.noise).float().mean() > 0.5 or (mine.noise + other.noise).abs().max() < 0.05
 
 
 def test_rows_are_judged_one_by_one_and_begin_anew(world: World) -> None:
