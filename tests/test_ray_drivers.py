@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_work import contents, play_here
+from tests.ray_work import contents, play_here, shared_memory
 from tests.worlds import env_world, save_world
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parent.parent
-KILLS = 5
+KILLS, DASHBOARD = 5, 8265
 ROLLOUT = """
 import sys
 from starflow_world.agents.policy import RandomPolicy
@@ -58,6 +57,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """What a process was started as; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def ended(pids: list[int], seconds: float) -> bool:
     """Whether all processes are gone in time."""
     until = time.monotonic() + seconds
@@ -90,7 +97,7 @@ def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_noth
         with launch(ROLLOUT, world, out, total) as run:
             until_there(run, out, 6 * (kill + 1))
             below = descendants(run.pid)
-            actors = [pid for pid in below if "ray::Actor" in Path(f"/proc/{pid}/cmdline").read_text()]
+            actors = [pid for pid in below if "ray::Actor" in command_line(pid)]
             run.kill()
         assert len(actors) == 2
         assert ended(actors, 20), "actors outlive their driver"
@@ -113,7 +120,7 @@ def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_noth
 def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
     world: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    store = set(os.listdir("/dev/shm"))
+    store = shared_memory([])
     with launch(ROLLOUT, world, tmp_path / "out", 400) as run:
         until_there(run, tmp_path / "out", 4)
         below = descendants(run.pid)
@@ -125,9 +132,9 @@ def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
     assert run.returncode != 0
     assert ended(below, 10)
     assert not list((tmp_path / "out").glob(".writing-*"))
-    assert set(os.listdir("/dev/shm")) <= store
-    print(f"stopped in {took:.1f} s (the promise is 5 s)")
-    assert took < 30, "promised are 5 s; 30 s leave room for a busy machine"
+    assert shared_memory([run.pid, *below]) <= store
+    print(f"stopped in {took:.1f} s")
+    assert took < 30, "a busy machine needs longer than the second or two of a quiet one"
 
 
 POISONED = """
@@ -165,11 +172,15 @@ with Pool(Introspection(), Crew(1)) as pool:
 """
 
 
-def listening(pids: list[int]) -> Iterator[str]:
-    """Addresses on which processes accept connections, as hexadecimal of /proc/net."""
+def listening(pids: list[int]) -> Iterator[tuple[str, int]]:
+    """Addresses, as hexadecimal of /proc/net, and ports on which processes accept connections."""
     sockets = set()
     for pid in pids:
-        for handle in (Path("/proc") / str(pid) / "fd").iterdir():
+        try:
+            handles = list((Path("/proc") / str(pid) / "fd").iterdir())
+        except OSError:
+            continue
+        for handle in handles:
             try:
                 sockets.add(os.readlink(handle))
             except OSError:
@@ -178,7 +189,8 @@ def listening(pids: list[int]) -> Iterator[str]:
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                yield fields[1].split(":")[0]
+                address, port = fields[1].split(":")
+                yield address, int(port, 16)
 
 
 def test_a_ray_of_our_own_listens_on_the_loopback_address_only_and_has_no_dashboard() -> None:
@@ -189,11 +201,11 @@ def test_a_ray_of_our_own_listens_on_the_loopback_address_only_and_has_no_dashbo
         assert run.stdout.readline() == "ready\n"
         below = [run.pid, *descendants(run.pid)]
         found = set(listening(below))
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", 8265)) != 0
         run.communicate("\n", timeout=120)
     assert found
-    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}, found
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert {address for address, _ in found} <= loopback, found
+    assert DASHBOARD not in {port for _, port in found}
 
 
 TWO_NODES = """
