@@ -156,7 +156,7 @@ def test_a_video_that_is_no_shorter_than_the_result_cannot_go_on(model, clip):
         frames_of(model, replace(TEXT, video=clip, frames=9, extend=True))
 
 
-def test_a_codec_of_another_model_is_refused(model, folders, tmp_path):
+def test_a_codec_of_another_model_is_refused(model):
     config = replace(model.config, flow=replace(model.config.flow, channels=8))
     with pytest.raises(CheckpointError, match="VAE: expected 8 channels and 16 pixels per token, found 6 and 16"):
         VideoModel(config, model.flow, model.text, model.codec)

@@ -156,7 +156,7 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
         planning.run(planner, maze_id, tmp_path, episodes=2, seed=1, max_steps=30)
 
 
-def test_random_plays_the_same_choices(maze_id):
+def test_random_plays_the_same_choices():
     policy = planning._random(MazeEnv(), (1, 3))
     policy.reset(0, MazeEnv())
     assert {policy(0) for _ in range(40)} == {1, 3}

@@ -121,7 +121,7 @@ def test_noise_is_keyed_and_draws_are_averaged(world: World) -> None:
 
 
 def test_scores_are_the_same_alone_in_a_batch_in_another_order_and_streamed(world: World) -> None:
-    """Promise A5: 1e-4 nats per dim; two draws, windows that slide, rows of different texts."""
+    """To 1e-4 nats per dim; two draws, windows that slide, rows of different texts."""
     judge = Scorer.fit(world, some(24), false_alarms=0.06, run_length=50, draws=2)
     episodes = [episode(length, 50 + length, text="ab"[length % 2]) for length in LENGTHS[:3]]
     together, backwards = judge.score(episodes, batch=3), judge.score(episodes[::-1], batch=2)[::-1]
@@ -224,7 +224,7 @@ def test_scores_become_a_table(scorer: Scorer) -> None:
 
 
 def test_thresholds_that_the_data_cannot_support_are_refused(world: World) -> None:
-    """Promise A10: 500 frames for 1 %, proportionally otherwise."""
+    """500 frames for 1 %, proportionally otherwise."""
     with pytest.raises(ScorerError, match=r"at least 500 normal frames for a false-alarm rate of 0\.01"):
         Scorer.fit(world, some(24))
     with pytest.raises(ScorerError, match="at least 50 normal frames"):

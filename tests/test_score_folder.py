@@ -129,7 +129,7 @@ def test_data_of_another_size_is_one_clear_line(
     assert "Traceback" not in error
 
 
-def test_the_pictures_show_where(home: Path) -> None:
+def test_the_pictures_show_where() -> None:
     from starflow_world.scoring.pictures import overlay
 
     heat = np.zeros((4, 4))

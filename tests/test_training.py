@@ -98,7 +98,7 @@ def test_one_step_changes_every_parameter_by_a_finite_gradient(data):
 
 
 def test_a_fresh_network_opens_its_closed_paths_within_six_steps(data):
-    """Heads, conditions and neighbourhoods start at zero, so that what lies behind them has no gradient at first: heads
+    """Heads and conditions start at zero, so that what lies behind them has no gradient at first: heads
     move in the first step, layers in the second, what the text encoder makes of the text with them, and what is carried
     when the motion has begun to recall it (in windows of more than two frames)."""
     made = trainer(data, random_weights=False)

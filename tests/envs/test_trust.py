@@ -28,7 +28,7 @@ def test_an_episode_is_truncated_where_a_signal_passes_its_limit(world: World, n
     assert info["reason"] == f"{name} {info[name]:.3g} > 1e-06"
 
 
-def test_an_unsolved_frame_is_not_believed(world: World) -> None:
+def test_an_unsolved_frame_is_not_believed() -> None:
     found = {"nats": np.zeros(3), "residual": np.array([0.1, 0.3, np.nan])}
     assert Trust(residual=0.2).reasons(found).tolist() == ["", "residual 0.3 > 0.2", "residual nan > 0.2"]
 
