@@ -36,7 +36,24 @@ def play_here(world: Path, out: Path, count: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a dead one may not have been collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
+    """Whether all processes end in time."""
+    until = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
 
 
 def shared_memory(pids: Iterable[int]) -> set[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_work import contents, play_here, shared_memory
+from tests.ray_work import contents, gone, play_here, shared_memory
 from tests.worlds import env_world, save_world
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
@@ -65,23 +65,6 @@ def command_line(pid: int) -> str:
         return ""
 
 
-def ended(pids: list[int], seconds: float) -> bool:
-    """Whether all processes are gone in time."""
-    until = time.monotonic() + seconds
-    while True:
-        left = [pid for pid in pids if (Path("/proc") / str(pid)).exists() and not zombie(pid)]
-        if not left or time.monotonic() > until:
-            return not left
-        time.sleep(0.1)
-
-
-def zombie(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
 def until_there(run: "subprocess.Popen[str]", folder: Path, count: int) -> None:
     """Wait for so many episodes."""
     while run.poll() is None and len(list(folder.glob("episode-*"))) < count:
@@ -100,12 +83,12 @@ def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_noth
             actors = [pid for pid in below if "ray::Actor" in command_line(pid)]
             run.kill()
         assert len(actors) == 2
-        assert ended(actors, 20), "actors outlive their driver"
+        assert gone(actors, 20), "actors outlive their driver"
         now = {path.name: path.stat().st_mtime_ns for path in out.glob("episode-*")}
         assert stamps.items() <= now.items(), "an episode was written again"
         stamps = now
     assert 6 * KILLS <= len(stamps) < total
-    assert ended(below, 150), "processes outlive their driver"  # two of Ray's own wait a minute for the others
+    assert gone(below, 150), "processes outlive their driver"  # two of Ray's own wait a minute for the others
     with launch(ROLLOUT, world, out, total) as run:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
@@ -130,7 +113,7 @@ def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
         run.communicate(timeout=120)
         took = time.monotonic() - begun
     assert run.returncode != 0
-    assert ended(below, 10)
+    assert gone(below, 10)
     assert not list((tmp_path / "out").glob(".writing-*"))
     assert shared_memory([run.pid, *below]) <= store
     print(f"stopped in {took:.1f} s")

@@ -22,7 +22,7 @@ from starflow_world.data import EpisodeDataset
 from starflow_world.envs.ray_vector_env import RayVectorEnv, connect
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ConfigError, WorkerError
-from tests.ray_work import Faulty, Introspection, contents, play_here, shared_memory, specs
+from tests.ray_work import Faulty, Introspection, contents, gone, play_here, shared_memory, specs
 from tests.worlds import env_world, save_world
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
@@ -54,21 +54,6 @@ def expected(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return dict(sorted(made.items())[:count])
 
     return first
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; a dead one may not have been collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids: list[int], seconds: float = 30.0) -> bool:
-    until = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < until:
-        time.sleep(0.1)
-    return not any(map(alive, pids))
 
 
 def faulty(world: Path, tmp: Path, faults: dict[int, tuple[str, int]]) -> Faulty:

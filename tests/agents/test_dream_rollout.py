@@ -12,6 +12,7 @@ from starflow_world.data import EpisodeDataset, episode_path
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import CheckpointError, ConfigError, DataError, StarflowError
 from starflow_world.world import World
+from tests.ray_work import contents
 from tests.worlds import env_world, save_world
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,10 +26,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imagine(world: Path, out: Path, **options: object) -> EpisodeDataset:
     settings = {"episodes": 3, "policy": RandomPolicy(), "seed": 4, "max_steps": 5, "progress": False} | options
     return EpisodeDataset(rollout(world, out, **settings))  # type: ignore[arg-type]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_an_episode_is_what_the_env_shows_under_the_same_actions(world: Path, tmp_path: Path) -> None:
