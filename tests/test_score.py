@@ -18,25 +18,10 @@ from starflow_world.score import PARTS, Scorer, Stream
 from starflow_world.score.evidence import Evidence, flat_actions, gather
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
+from tests.patchwork import ACTIONS, episode, some
 from tests.worlds import TINY, env_world, no_text
 
-ACTIONS = spaces.Discrete(4)
 LENGTHS = (3, 9, 14, 6, 11)
-
-
-def episode(length: int, seed: int = 0, *, size: int = 8, text: str = "go") -> Episode:
-    """Pictures at random, made of 12 patches."""
-    rng = np.random.default_rng(seed)
-    actions = np.zeros((length, 4), np.float32)
-    actions[np.arange(1, length), rng.integers(0, 4, length - 1)] = 1
-    patches = np.random.default_rng(9).integers(0, 256, (12, 2, 2, 3), dtype=np.uint8)
-    cells = patches[rng.integers(0, 12, (length, size // 2, size // 2))]
-    frames, ends = cells.swapaxes(2, 3).reshape(length, size, size, 3), np.zeros(length, bool)
-    return Episode(frames, actions, np.zeros(length, np.float32), ends, ends, text, space_to_json(ACTIONS))
-
-
-def some(count: int, seed: int = 0) -> list[Episode]:
-    return [episode(8 + index % 5, seed + index, text="ab"[index % 2]) for index in range(count)]
 
 
 @pytest.fixture(scope="module")

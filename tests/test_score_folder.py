@@ -14,7 +14,7 @@ from starflow_world.errors import DataError, ScorerError
 from starflow_world.score import Scorer
 from starflow_world.scoring.calibrate import REPORT, calibrate
 from starflow_world.scoring.folder import SKIPPED, SUMMARY, score_folder
-from tests.test_score import ACTIONS, episode, some
+from tests.patchwork import ACTIONS, episode, some
 from tests.worlds import env_world, save_world
 
 

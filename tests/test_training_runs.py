@@ -22,8 +22,8 @@ from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import TEMPORARY, read_tensors
 from starflow_world.training import train
 from starflow_world.world import World
+from tests.squares import SMALL, fill, recipe
 from tests.test_files import dying, forked, launched
-from tests.test_training import SMALL, fill, recipe
 
 STEPS = 8
 
