@@ -7,9 +7,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loa
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.worlds import env_world, save_world
 
 torch.set_num_threads(2)
 
@@ -24,6 +27,12 @@ def pytest_report_header() -> str:
             found.append(f"no {name}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny world, saved as a folder."""
+    return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.ray_work import contents, gone, play_here, shared_memory
-from tests.worlds import env_world, save_world
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -24,11 +23,6 @@ from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.rollout import rollout
 rollout(sys.argv[1], sys.argv[2], episodes=int(sys.argv[3]), policy=RandomPolicy(), seed=3, max_steps=8, actors=2)
 """
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
 def launch(script: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -72,12 +66,12 @@ def until_there(run: "subprocess.Popen[str]", folder: Path, count: int) -> None:
 
 
 def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_nothing(
-    world: Path, tmp_path: Path
+    saved: Path, tmp_path: Path
 ) -> None:
     total = 8 * (KILLS + 1)
     out, stamps = tmp_path / "out", dict[str, int]()
     for kill in range(KILLS):
-        with launch(ROLLOUT, world, out, total) as run:
+        with launch(ROLLOUT, saved, out, total) as run:
             until_there(run, out, 6 * (kill + 1))
             below = descendants(run.pid)
             actors = [pid for pid in below if "ray::Actor" in command_line(pid)]
@@ -89,22 +83,22 @@ def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_noth
         stamps = now
     assert 6 * KILLS <= len(stamps) < total
     assert gone(below, 150), "processes outlive their driver"  # two of Ray's own wait a minute for the others
-    with launch(ROLLOUT, world, out, total) as run:
+    with launch(ROLLOUT, saved, out, total) as run:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
     found = contents(out)
     (tmp_path / "expected").mkdir()
-    play_here(world, tmp_path / "expected", total)
+    play_here(saved, tmp_path / "expected", total)
     assert found.pop("collection.json")
     assert found == contents(tmp_path / "expected")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
-    world: Path, tmp_path: Path, how: signal.Signals
+    saved: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     store = shared_memory([])
-    with launch(ROLLOUT, world, tmp_path / "out", 400) as run:
+    with launch(ROLLOUT, saved, tmp_path / "out", 400) as run:
         until_there(run, tmp_path / "out", 4)
         below = descendants(run.pid)
         assert len(below) >= 4
@@ -134,9 +128,9 @@ main(["rollout", "--world", sys.argv[1], "--out", str(out), "--episodes", "6", "
 """
 
 
-def test_the_command_line_names_what_failed_in_one_line_and_exits_with_1(world: Path, tmp_path: Path) -> None:
+def test_the_command_line_names_what_failed_in_one_line_and_exits_with_1(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "marks").mkdir()
-    with launch(POISONED, world, tmp_path / "out", tmp_path / "marks") as run:
+    with launch(POISONED, saved, tmp_path / "out", tmp_path / "marks") as run:
         _, errors = run.communicate(timeout=600)
     assert run.returncode == 1
     last = errors.strip().splitlines()[-1]
@@ -231,11 +225,11 @@ print("done")
 """
 
 
-def test_a_cluster_that_loses_a_node_loses_no_episode_and_no_row(world: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_loses_a_node_loses_no_episode_and_no_row(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with launch(TWO_NODES, world, tmp_path / "out") as run:
+    with launch(TWO_NODES, saved, tmp_path / "out") as run:
         printed, errors = run.communicate(timeout=1200)
     assert printed.endswith("done\n"), errors[-3000:]
     (tmp_path / "expected").mkdir()
-    play_here(world, tmp_path / "expected", 30)
+    play_here(saved, tmp_path / "expected", 30)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
