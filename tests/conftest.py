@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from starflow_world.world import World
+from tests.worlds import env_world, save_world
 
 torch.set_num_threads(2)
 
@@ -28,6 +29,12 @@ def pytest_report_header() -> str:
             found.append(f"no {name}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny world, saved as a folder."""
+    return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

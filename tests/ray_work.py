@@ -4,10 +4,11 @@ A fault that befalls an episode once leaves a mark in a folder, so that the next
 """
 
 import os
+import re
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,39 @@ def play_here(world: Path, out: Path, count: int) -> None:
     """The same episodes without actors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for receipt in map(Rollouts(Dream(str(world), "cpu"), out).open(), specs(count)):
-        assert (out / receipt.file).exists()
-    torch.set_num_threads(before)
+    try:
+        for receipt in map(Rollouts(Dream(str(world), "cpu"), out).open(), specs(count)):
+            assert (out / receipt.file).exists()
+    finally:
+        torch.set_num_threads(before)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a dead one may not have been collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
+    """Whether all processes end in time."""
+    until = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+def shared_memory(pids: Iterable[int]) -> set[str]:
+    """What Ray and these processes hold in shared memory, as far as a name there tells whose it is."""
+    ours = {str(pid) for pid in pids}
+    names = os.listdir("/dev/shm")
+    return {name for name in names if re.search("ray|plasma", name) or ours & set(re.findall(r"\d+", name))}
 
 
 @dataclass(frozen=True)

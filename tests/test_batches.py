@@ -11,7 +11,7 @@ from starflow_world.batches import Batch, Sampler
 from starflow_world.data import EpisodeDataset
 from starflow_world.errors import DataError
 from starflow_world.recipe import TrainConfig
-from tests.test_training import fill
+from tests.squares import fill
 
 LENGTHS = (12, 12, 5, 20, 4, 7)
 CONFIG = TrainConfig(

@@ -20,7 +20,7 @@ from starflow_world.cli import main
 from starflow_world.config import CodecConfig, DecodeConfig
 from starflow_world.errors import ConfigError
 from starflow_world.world import World
-from tests.worlds import TINY, env_world, no_text, save_world, tiny_world
+from tests.worlds import TINY, env_world, no_text, tiny_world
 
 STILL = {"flow": replace(TINY.flow, motion_width=0)}
 SITES = {
@@ -33,11 +33,6 @@ KINDS = {"motion": {}, "shallow": STILL, "no text": no_text(), "sites": SITES}
 @pytest.fixture(params=KINDS)
 def world(request: pytest.FixtureRequest) -> World:
     return env_world(**KINDS[request.param])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------
@@ -168,9 +163,9 @@ GOALS = (
 
 
 def test_the_report_holds_every_figure_in_all_its_forms(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(folder, tmp_path, Plan(envs=(1, 2), repeats=1, steps=6))
+    bench(saved, tmp_path, Plan(envs=(1, 2), repeats=1, steps=6))
     found = json.loads((tmp_path / "bench.json").read_text())
     words, printed = (tmp_path / "bench.md").read_text(), capsys.readouterr().out
     assert sorted(figure["name"] for figure in found["figures"]) == sorted(GOALS)
@@ -185,9 +180,9 @@ def test_the_report_holds_every_figure_in_all_its_forms(
 
 
 def test_profile_prints_where_the_time_goes_and_writes_nothing(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(folder, tmp_path / "none", Plan(envs=(1,), repeats=1), profile=True)
+    bench(saved, tmp_path / "none", Plan(envs=(1,), repeats=1), profile=True)
     printed = capsys.readouterr().out
     for part in ("deep sweeps", "shallow sweeps", "motion", "heads", "denoiser", "decode", "slides", "rest"):
         assert part in printed

@@ -15,16 +15,13 @@ from starflow_world.conditioning import ActionEncoder
 from starflow_world.convert import CONFIG, convert, load_flow, reference_name
 from starflow_world.errors import CheckpointError
 from starflow_world.video import VideoConfig
-
-GOLDEN = Path(__file__).parent / "golden"
-OPTIONS = {"head_width": 32, "text_length": 6, "position_scale": 5.0, "denoiser_window": 2}
+from tests.references import GOLDEN, OPTIONS, Canary, golden_state
 
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Tensor]:
-    """A small state dict with the names of the published checkpoint (tests/golden/README.md)."""
-    tensors = {**load_file(GOLDEN / "forward.safetensors"), **load_file(GOLDEN / "denoiser.safetensors")}
-    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    """The golden state dict, its names without the prefix."""
+    return {name.removeprefix("model."): t for name, t in golden_state().items()}
 
 
 def run(tensors: object, folder: Path, **options) -> VideoConfig:
@@ -128,16 +125,6 @@ def test_what_does_not_fit_is_one_error_that_names_the_first_five_and_the_count(
     with pytest.raises(CheckpointError, match=said):
         run(broken(reference, kind), tmp_path)
     assert not (tmp_path / "out").exists()
-
-
-class Canary:
-    """Unpickling this would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_no_code_of_a_source_is_run(tmp_path):

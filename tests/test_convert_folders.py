@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter, HuggingFaceStorageWriter
 
@@ -17,17 +17,15 @@ from starflow_world.convert import convert, load_flow
 from starflow_world.convert.records import read_records
 from starflow_world.convert.sources import open_reference
 from starflow_world.errors import CheckpointError
+from tests.references import OPTIONS, Canary, golden_state
 
-GOLDEN = Path(__file__).parent / "golden"
-OPTIONS = {"head_width": 32, "text_length": 6, "position_scale": 5.0, "denoiser_window": 2}
 KINDS = ["distributed", "hugging face", "consolidated", "pieces"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Tensor]:
-    tensors = {**load_file(GOLDEN / "forward.safetensors"), **load_file(GOLDEN / "denoiser.safetensors")}
-    return {name: t for name, t in tensors.items() if name.startswith("model.")}
+    return golden_state()
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +84,6 @@ def test_what_two_processes_wrote_in_pieces_is_read_whole(tmp_path):
         source = open_reference(folder)
         assert {name: tuple(t.shape) for name, t in whole.items()} == dict(source.shapes)
         assert all(torch.equal(source.read(name), t) for name, t in whole.items())
-
-
-class Canary:
-    """Unpickling this would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -26,7 +26,7 @@ print(before << 10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 
 
 @pytest.mark.slow
-def test_converting_a_file_of_two_gigabytes_takes_little_more_memory_than_its_largest_tensor(tmp_path):
+def test_converting_a_file_of_two_gigabytes_takes_a_few_times_the_memory_of_its_largest_tensor(tmp_path):
     with FakeTensorMode():
         flow = Flow(WIDE)
         shapes = reference_shapes(flow)
@@ -41,7 +41,7 @@ def test_converting_a_file_of_two_gigabytes_takes_little_more_memory_than_its_la
     before, after = (int(number) for number in done.stdout.split())
     print(f"largest tensor {largest >> 20} MiB, file {size >> 20} MiB, memory {before >> 20} -> {after >> 20} MiB")
     assert after < 1.2 * largest + 2e9, "promised"
-    assert after - before < 0.6 * size, "the file is not in memory"
+    assert after - before < 4.5 * largest, "4.5 times, where the file is 7.8 times"
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert 0.49 * size < written < 0.51 * size
     assert (tmp_path / "out" / INDEX).exists()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,25 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_work import contents, play_here
-from tests.worlds import env_world, save_world
+from tests.ray_work import contents, gone, play_here, shared_memory
 
 pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parent.parent
-KILLS = 5
+KILLS, DASHBOARD = 5, 8265
 ROLLOUT = """
 import sys
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.rollout import rollout
 rollout(sys.argv[1], sys.argv[2], episodes=int(sys.argv[3]), policy=RandomPolicy(), seed=3, max_steps=8, actors=2)
 """
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
 def launch(script: str, *arguments: object) -> "subprocess.Popen[str]":
@@ -58,21 +51,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def ended(pids: list[int], seconds: float) -> bool:
-    """Whether all processes are gone in time."""
-    until = time.monotonic() + seconds
-    while True:
-        left = [pid for pid in pids if (Path("/proc") / str(pid)).exists() and not zombie(pid)]
-        if not left or time.monotonic() > until:
-            return not left
-        time.sleep(0.1)
-
-
-def zombie(pid: int) -> bool:
+def command_line(pid: int) -> str:
+    """What a process was started as; nothing where it has ended."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+        return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
-        return True
+        return ""
 
 
 def until_there(run: "subprocess.Popen[str]", folder: Path, count: int) -> None:
@@ -82,39 +66,39 @@ def until_there(run: "subprocess.Popen[str]", folder: Path, count: int) -> None:
 
 
 def test_a_driver_killed_again_and_again_ends_in_a_complete_set_and_repeats_nothing(
-    world: Path, tmp_path: Path
+    saved: Path, tmp_path: Path
 ) -> None:
     total = 8 * (KILLS + 1)
     out, stamps = tmp_path / "out", dict[str, int]()
     for kill in range(KILLS):
-        with launch(ROLLOUT, world, out, total) as run:
+        with launch(ROLLOUT, saved, out, total) as run:
             until_there(run, out, 6 * (kill + 1))
             below = descendants(run.pid)
-            actors = [pid for pid in below if "ray::Actor" in Path(f"/proc/{pid}/cmdline").read_text()]
+            actors = [pid for pid in below if "ray::Actor" in command_line(pid)]
             run.kill()
         assert len(actors) == 2
-        assert ended(actors, 20), "actors outlive their driver"
+        assert gone(actors, 20), "actors outlive their driver"
         now = {path.name: path.stat().st_mtime_ns for path in out.glob("episode-*")}
         assert stamps.items() <= now.items(), "an episode was written again"
         stamps = now
     assert 6 * KILLS <= len(stamps) < total
-    assert ended(below, 150), "processes outlive their driver"  # two of Ray's own wait a minute for the others
-    with launch(ROLLOUT, world, out, total) as run:
+    assert gone(below, 150), "processes outlive their driver"  # two of Ray's own wait a minute for the others
+    with launch(ROLLOUT, saved, out, total) as run:
         _, errors = run.communicate(timeout=600)
         assert run.returncode == 0, errors
     found = contents(out)
     (tmp_path / "expected").mkdir()
-    play_here(world, tmp_path / "expected", total)
+    play_here(saved, tmp_path / "expected", total)
     assert found.pop("collection.json")
     assert found == contents(tmp_path / "expected")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
-    world: Path, tmp_path: Path, how: signal.Signals
+    saved: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    store = set(os.listdir("/dev/shm"))
-    with launch(ROLLOUT, world, tmp_path / "out", 400) as run:
+    store = shared_memory([])
+    with launch(ROLLOUT, saved, tmp_path / "out", 400) as run:
         until_there(run, tmp_path / "out", 4)
         below = descendants(run.pid)
         assert len(below) >= 4
@@ -123,11 +107,11 @@ def test_a_driver_that_is_asked_to_stop_stops_soon_and_cleans_up(
         run.communicate(timeout=120)
         took = time.monotonic() - begun
     assert run.returncode != 0
-    assert ended(below, 10)
+    assert gone(below, 10)
     assert not list((tmp_path / "out").glob(".writing-*"))
-    assert set(os.listdir("/dev/shm")) <= store
-    print(f"stopped in {took:.1f} s (the promise is 5 s)")
-    assert took < 30, "promised are 5 s; 30 s leave room for a busy machine"
+    assert shared_memory([run.pid, *below]) <= store
+    print(f"stopped in {took:.1f} s")
+    assert took < 30, "a busy machine needs longer than the second or two of a quiet one"
 
 
 POISONED = """
@@ -144,9 +128,9 @@ main(["rollout", "--world", sys.argv[1], "--out", str(out), "--episodes", "6", "
 """
 
 
-def test_the_command_line_names_what_failed_in_one_line_and_exits_with_1(world: Path, tmp_path: Path) -> None:
+def test_the_command_line_names_what_failed_in_one_line_and_exits_with_1(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "marks").mkdir()
-    with launch(POISONED, world, tmp_path / "out", tmp_path / "marks") as run:
+    with launch(POISONED, saved, tmp_path / "out", tmp_path / "marks") as run:
         _, errors = run.communicate(timeout=600)
     assert run.returncode == 1
     last = errors.strip().splitlines()[-1]
@@ -165,11 +149,15 @@ with Pool(Introspection(), Crew(1)) as pool:
 """
 
 
-def listening(pids: list[int]) -> Iterator[str]:
-    """Addresses on which processes accept connections, as hexadecimal of /proc/net."""
+def listening(pids: list[int]) -> Iterator[tuple[str, int]]:
+    """Addresses, as hexadecimal of /proc/net, and ports on which processes accept connections."""
     sockets = set()
     for pid in pids:
-        for handle in (Path("/proc") / str(pid) / "fd").iterdir():
+        try:
+            handles = list((Path("/proc") / str(pid) / "fd").iterdir())
+        except OSError:
+            continue
+        for handle in handles:
             try:
                 sockets.add(os.readlink(handle))
             except OSError:
@@ -178,7 +166,8 @@ def listening(pids: list[int]) -> Iterator[str]:
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                yield fields[1].split(":")[0]
+                address, port = fields[1].split(":")
+                yield address, int(port, 16)
 
 
 def test_a_ray_of_our_own_listens_on_the_loopback_address_only_and_has_no_dashboard() -> None:
@@ -189,11 +178,11 @@ def test_a_ray_of_our_own_listens_on_the_loopback_address_only_and_has_no_dashbo
         assert run.stdout.readline() == "ready\n"
         below = [run.pid, *descendants(run.pid)]
         found = set(listening(below))
-        with socket.socket() as probe:
-            assert probe.connect_ex(("127.0.0.1", 8265)) != 0
         run.communicate("\n", timeout=120)
     assert found
-    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}, found
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert {address for address, _ in found} <= loopback, found
+    assert DASHBOARD not in {port for _, port in found}
 
 
 TWO_NODES = """
@@ -236,11 +225,11 @@ print("done")
 """
 
 
-def test_a_cluster_that_loses_a_node_loses_no_episode_and_no_row(world: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_loses_a_node_loses_no_episode_and_no_row(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with launch(TWO_NODES, world, tmp_path / "out") as run:
+    with launch(TWO_NODES, saved, tmp_path / "out") as run:
         printed, errors = run.communicate(timeout=1200)
     assert printed.endswith("done\n"), errors[-3000:]
     (tmp_path / "expected").mkdir()
-    play_here(world, tmp_path / "expected", 30)
+    play_here(saved, tmp_path / "expected", 30)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.pool import Crew, Pool
@@ -21,8 +22,7 @@ from starflow_world.data import EpisodeDataset
 from starflow_world.envs.ray_vector_env import RayVectorEnv, connect
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ConfigError, WorkerError
-from tests.ray_work import Faulty, Introspection, contents, play_here, specs
-from tests.worlds import env_world, save_world
+from tests.ray_work import Faulty, Introspection, contents, gone, play_here, shared_memory, specs
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
 LIMIT = 60.0
@@ -36,38 +36,18 @@ def _ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_world(env_world(), tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def expected(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, bytes]]:
+def expected(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, bytes]]:
     """Episode files that were made without actors."""
     out = tmp_path_factory.mktemp("expected")
     made: dict[str, bytes] = {}
 
     def first(count: int) -> dict[str, bytes]:
         if len(made) < count:
-            play_here(world, out, count)
+            play_here(saved, out, count)
             made.update(contents(out))
         return dict(sorted(made.items())[:count])
 
     return first
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; a dead one may not have been collected yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pids: list[int], seconds: float = 30.0) -> bool:
-    until = time.monotonic() + seconds
-    while any(map(alive, pids)) and time.monotonic() < until:
-        time.sleep(0.1)
-    return not any(map(alive, pids))
 
 
 def faulty(world: Path, tmp: Path, faults: dict[int, tuple[str, int]]) -> Faulty:
@@ -82,9 +62,9 @@ def drive(work: Faulty, count: int, actors: int = 2, limit: float = LIMIT) -> li
         return [receipt.index for _, receipt in pool.run(specs(count), found=work.find)]
 
 
-def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(world: Path, one_thread: None) -> None:
-    env = RayVectorEnv(world, 3, 2, threads=1, max_episode_steps=20)
-    parts = [WorldVectorEnv(world, rows.stop - rows.start, max_episode_steps=20) for rows in (slice(0, 2), slice(2, 3))]
+def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(saved: Path, one_thread: None) -> None:
+    env = RayVectorEnv(saved, 3, 2, threads=1, max_episode_steps=20)
+    parts = [WorldVectorEnv(saved, rows.stop - rows.start, max_episode_steps=20) for rows in (slice(0, 2), slice(2, 3))]
     np.testing.assert_array_equal(
         env.reset(seed=1)[0], np.concatenate([parts[0].reset(seed=1)[0], parts[1].reset(seed=3)[0]])
     )
@@ -104,9 +84,9 @@ def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(worl
 
 
 def test_episodes_played_by_actors_are_those_played_without(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {})
+    work = faulty(saved, tmp_path, {})
     assert sorted(drive(work, 6)) == list(range(6))
     assert contents(work.out) == expected(6)
 
@@ -114,9 +94,9 @@ def test_episodes_played_by_actors_are_those_played_without(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_200_episodes_survive_20_kills(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work, rng, killed, seen = faulty(world, tmp_path, {}), random.Random(0), 0, []
+    work, rng, killed, seen = faulty(saved, tmp_path, {}), random.Random(0), 0, []
     with Pool(work, Crew(4, time_limit=LIMIT)) as pool:
         for _, receipt in pool.run(specs(200), found=work.find):
             seen.append(receipt.index)
@@ -132,9 +112,9 @@ def test_200_episodes_survive_20_kills(
 
 @pytest.mark.slow
 def test_an_actor_killed_between_file_and_receipt_is_not_run_twice(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {1: ("after", 3), 4: ("after", 1)})
+    work = faulty(saved, tmp_path, {1: ("after", 3), 4: ("after", 1)})
     assert sorted(drive(work, 8)) == list(range(8))
     assert contents(work.out) == expected(8)
     assert len(list(work.marks.iterdir())) == 2
@@ -142,9 +122,9 @@ def test_an_actor_killed_between_file_and_receipt_is_not_run_twice(
 
 @pytest.mark.slow
 def test_poison_is_tried_three_times_and_named_and_all_others_are_there(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {3: ("die", 9), 7: ("raise", 9)})
+    work = faulty(saved, tmp_path, {3: ("die", 9), 7: ("raise", 9)})
     with pytest.raises(WorkerError, match=r"2 failed 3 times each: 3 \(ActorDied.*; 7 \(ValueError: an episode that"):
         drive(work, 20)
     assert contents(work.out) == {
@@ -155,9 +135,9 @@ def test_poison_is_tried_three_times_and_named_and_all_others_are_there(
 
 @pytest.mark.slow
 def test_an_actor_that_hangs_is_ended_and_replaced(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {2: ("hang", 1)})
+    work = faulty(saved, tmp_path, {2: ("hang", 1)})
     assert sorted(drive(work, 6, limit=8.0)) == list(range(6))
     assert contents(work.out) == expected(6)
     assert gone([int(mark.name.split("-")[2]) for mark in work.marks.iterdir()])
@@ -165,13 +145,13 @@ def test_an_actor_that_hangs_is_ended_and_replaced(
 
 @pytest.mark.slow
 def test_a_device_error_ends_its_process_and_the_same_one_everywhere_ends_the_run(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {3: ("device", 1)})
+    work = faulty(saved, tmp_path, {3: ("device", 1)})
     assert sorted(drive(work, 6)) == list(range(6))
     assert contents(work.out) == expected(6)
     (tmp_path / "all").mkdir()
-    broken = faulty(world, tmp_path / "all", dict.fromkeys(range(20), ("device", 9)))
+    broken = faulty(saved, tmp_path / "all", dict.fromkeys(range(20), ("device", 9)))
     with pytest.raises(WorkerError, match=r"3 different ones failed in a row.*AcceleratorError: CUDA error"):
         drive(broken, 20)
     for used in (work, broken):
@@ -180,9 +160,9 @@ def test_a_device_error_ends_its_process_and_the_same_one_everywhere_ends_the_ru
 
 @pytest.mark.slow
 def test_a_full_disk_gives_one_clear_error_and_loses_nothing(
-    world: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
+    saved: Path, tmp_path: Path, expected: Callable[[int], dict[str, bytes]]
 ) -> None:
-    work = faulty(world, tmp_path, {5: ("full", 1)})
+    work = faulty(saved, tmp_path, {5: ("full", 1)})
     with pytest.raises(WorkerError, match=r"episode-000005\.h5: expected to write.*make room for it") as full:
         drive(work, 12)
     assert "\n" not in str(full.value)
@@ -193,9 +173,9 @@ def test_a_full_disk_gives_one_clear_error_and_loses_nothing(
 
 
 @pytest.mark.slow
-def test_collect_and_rollout_end_in_the_same_bytes_with_actors_and_without(world: Path, tmp_path: Path) -> None:
+def test_collect_and_rollout_end_in_the_same_bytes_with_actors_and_without(saved: Path, tmp_path: Path) -> None:
     for actors in (0, 2):
-        rollout(world, tmp_path / f"dream{actors}", episodes=6, policy=RandomPolicy(), seed=1, text="b", max_steps=12,
+        rollout(saved, tmp_path / f"dream{actors}", episodes=6, policy=RandomPolicy(), seed=1, text="b", max_steps=12,
                 actors=actors, progress=False)
         collect("BabyAI-GoToLocalS8N4-v0", tmp_path / f"room{actors}", episodes=6, policy=RandomPolicy(), seed=1,
                 max_steps=12, actors=actors, progress=False)
@@ -214,10 +194,9 @@ def test_an_actor_has_as_many_threads_as_it_is_given() -> None:
 
 @pytest.mark.slow
 def test_gpus_that_are_not_there_are_named_within_seconds() -> None:
-    begun = time.monotonic()
-    with pytest.raises(ConfigError, match="expected 2 free GPUs for all actors, found 0"), Pool(
-        Introspection(), Crew(2, 1.0)
-    ):
+    begun, there = time.monotonic(), torch.cuda.device_count()
+    said = f"expected {there + 2} free GPUs for all actors, found {there}"
+    with pytest.raises(ConfigError, match=said), Pool(Introspection(), Crew(there + 2, 1.0)):
         pass
     assert time.monotonic() - begun < 10
 
@@ -225,10 +204,10 @@ def test_gpus_that_are_not_there_are_named_within_seconds() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_pools_that_come_and_go_leave_nothing_behind() -> None:
-    def here() -> tuple[int, set[str]]:
-        return len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
+    ended = [os.getpid()]
 
-    ended: list[int] = []
+    def here() -> tuple[int, set[str]]:
+        return len(os.listdir("/proc/self/fd")), shared_memory(ended)
 
     def cycle() -> None:
         with Pool(Introspection(), Crew(2)) as pool:
@@ -238,7 +217,7 @@ def test_pools_that_come_and_go_leave_nothing_behind() -> None:
     before: Any = here()
     for _ in range(8):
         cycle()
-    assert gone(ended)
+    assert gone(ended[1:])
     after = here()
     assert after[0] <= before[0] + 4
     assert after[1] <= before[1]

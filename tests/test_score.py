@@ -18,25 +18,10 @@ from starflow_world.score import PARTS, Scorer, Stream
 from starflow_world.score.evidence import Evidence, flat_actions, gather
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
+from tests.patchwork import ACTIONS, episode, some
 from tests.worlds import TINY, env_world, no_text
 
-ACTIONS = spaces.Discrete(4)
 LENGTHS = (3, 9, 14, 6, 11)
-
-
-def episode(length: int, seed: int = 0, *, size: int = 8, text: str = "go") -> Episode:
-    """Pictures at random, made of 12 patches."""
-    rng = np.random.default_rng(seed)
-    actions = np.zeros((length, 4), np.float32)
-    actions[np.arange(1, length), rng.integers(0, 4, length - 1)] = 1
-    patches = np.random.default_rng(9).integers(0, 256, (12, 2, 2, 3), dtype=np.uint8)
-    cells = patches[rng.integers(0, 12, (length, size // 2, size // 2))]
-    frames, ends = cells.swapaxes(2, 3).reshape(length, size, size, 3), np.zeros(length, bool)
-    return Episode(frames, actions, np.zeros(length, np.float32), ends, ends, text, space_to_json(ACTIONS))
-
-
-def some(count: int, seed: int = 0) -> list[Episode]:
-    return [episode(8 + index % 5, seed + index, text="ab"[index % 2]) for index in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +106,7 @@ def test_noise_is_keyed_and_draws_are_averaged(world: World) -> None:
 
 
 def test_scores_are_the_same_alone_in_a_batch_in_another_order_and_streamed(world: World) -> None:
-    """Promise A5: 1e-4 nats per dim; two draws, windows that slide, rows of different texts."""
+    """To 1e-4 nats per dim; two draws, windows that slide, rows of different texts."""
     judge = Scorer.fit(world, some(24), false_alarms=0.06, run_length=50, draws=2)
     episodes = [episode(length, 50 + length, text="ab"[length % 2]) for length in LENGTHS[:3]]
     together, backwards = judge.score(episodes, batch=3), judge.score(episodes[::-1], batch=2)[::-1]
@@ -224,7 +209,7 @@ def test_scores_become_a_table(scorer: Scorer) -> None:
 
 
 def test_thresholds_that_the_data_cannot_support_are_refused(world: World) -> None:
-    """Promise A10: 500 frames for 1 %, proportionally otherwise."""
+    """500 frames for 1 %, proportionally otherwise."""
     with pytest.raises(ScorerError, match=r"at least 500 normal frames for a false-alarm rate of 0\.01"):
         Scorer.fit(world, some(24))
     with pytest.raises(ScorerError, match="at least 50 normal frames"):

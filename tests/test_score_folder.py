@@ -14,7 +14,7 @@ from starflow_world.errors import DataError, ScorerError
 from starflow_world.score import Scorer
 from starflow_world.scoring.calibrate import REPORT, calibrate
 from starflow_world.scoring.folder import SKIPPED, SUMMARY, score_folder
-from tests.test_score import ACTIONS, episode, some
+from tests.patchwork import ACTIONS, episode, some
 from tests.worlds import env_world, save_world
 
 
@@ -98,6 +98,9 @@ def test_results_of_another_scorer_or_data_set_are_not_mixed(home: Path, tmp_pat
     scored(home, tmp_path)
     with pytest.raises(DataError, match="use a new folder"):
         scored(home, tmp_path, "normal")
+    calibrate(str(home / "world"), home / "normal", tmp_path / "other", false_alarms=0.1, run_length=51)
+    with pytest.raises(DataError, match="use a new folder"):
+        score_folder(str(home / "world"), home / "data", tmp_path / "other", tmp_path)
 
 
 def test_a_bad_episode_is_named_and_can_be_left_out(
@@ -136,7 +139,7 @@ def test_data_of_another_size_is_one_clear_line(
     assert "Traceback" not in error
 
 
-def test_the_pictures_show_where(home: Path) -> None:
+def test_the_pictures_show_where() -> None:
     from starflow_world.scoring.pictures import overlay
 
     heat = np.zeros((4, 4))

@@ -49,7 +49,7 @@ def turns(episode: Episode) -> np.ndarray:
     return np.flatnonzero((episode.actions.argmax(1) <= 1) & (np.arange(len(episode)) > 0))
 
 
-def test_false_alarms_on_fresh_normal_episodes_are_near_the_rate(calm: list[Scores]) -> None:
+def test_false_alarms_on_fresh_normal_episodes_are_at_most_three_times_the_rate(calm: list[Scores]) -> None:
     flags = np.concatenate([one.alarm for one in calm])
     assert flags.mean() <= 0.03, "asked for 1 %; clustered frames and a small calibration set leave room"
 
@@ -78,7 +78,7 @@ def changed(episode: Episode, kind: str, t: int) -> Episode:
 def test_events_are_found_at_once_and_stand_apart(
     scorer: Scorer, fresh: list[Episode], calm: list[Scores], kind: str
 ) -> None:
-    """Promises A1 and A7, on events that are sure to be wrong: at a turn."""
+    """On events that are sure to be wrong: at a turn."""
     places = [int(turns(one)[turns(one) > 2][0]) for one in fresh]
     found = scorer.score([changed(one, kind, t) for one, t in zip(fresh, places, strict=True)])
     strange = np.array([one.score[t] for one, t in zip(found, places, strict=True)])
@@ -91,7 +91,7 @@ def test_events_are_found_at_once_and_stand_apart(
 def test_frozen_frames_are_flagged_although_raw_nats_call_them_ordinary(
     scorer: Scorer, fresh: list[Episode]
 ) -> None:
-    """Promise A2: frames that stand still where the agent does nothing are as likely as can be; the turn that is not
+    """Frames that stand still where the agent does nothing are as likely as can be; the turn that is not
     shown is flagged all the same."""
     one = fresh[0]
     done = np.zeros_like(one.actions)
@@ -127,7 +127,7 @@ def test_a_monitored_env_reports_a_teleport_and_what_it_reports_is_the_score(sco
 def test_the_spread_over_noise_draws_is_small_beside_the_gap_to_an_anomaly(
     scorer: Scorer, fresh: list[Episode]
 ) -> None:
-    """Promise A6, on the same frame: normal, and frozen at a turn."""
+    """On the same frame: normal, and frozen at a turn."""
     from starflow_world.score.evidence import gather
 
     episode = fresh[1]

@@ -12,52 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 import starflow_world.training
-from starflow_world.conditioning import space_to_json
 from starflow_world.config import WorldConfig
-from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
+from starflow_world.data import EpisodeDataset
 from starflow_world.errors import ConfigError, StarflowError
 from starflow_world.losses import losses, motion_losses
 from starflow_world.networks import Networks
 from starflow_world.optimizers import rate
-from starflow_world.recipe import DataConfig, RecipeConfig, TrainConfig
+from starflow_world.recipe import TrainConfig
 from starflow_world.training import Trainer, objective
-from tests.worlds import TINY, randomise
-
-SIDE = 8
-FAST = TrainConfig(steps=6, frames=16, lengths=(2, 4), starts=4, precision="f32", warmup=1, save_minutes=0.0)
-SMALL = replace(TINY, height=SIDE, width=SIDE, flow=replace(TINY.flow, shallow_blocks=1))
-
-
-def world_config(**changes: object) -> WorldConfig:
-    return replace(SMALL, action_space=space_to_json(spaces.Discrete(4)), **changes)  # type: ignore[arg-type]
-
-
-def recipe(world: WorldConfig = SMALL, **changes: object) -> RecipeConfig:
-    return RecipeConfig(world, DataConfig("none"), replace(FAST, **changes))  # type: ignore[arg-type]
-
-
-def episode(index: int, length: int) -> Episode:
-    frames = np.zeros((length, SIDE, SIDE, 3), np.uint8)
-    for t in range(length):
-        frames[t, t % 4 * 2 : t % 4 * 2 + 2, index % 4 * 2 : index % 4 * 2 + 2] = (10 * index, 10 * t, 200)
-        frames[t, SIDE - 1, SIDE - 1] = (index, t, 0)
-    actions = np.eye(4, dtype=np.float32)[(np.arange(length) + index) % 4]
-    actions[0] = 0
-    rewards = (np.arange(length) == length - 1).astype(np.float32) * (length > 1)
-    end = np.arange(length) == length - 1
-    space = space_to_json(spaces.Discrete(4))
-    return Episode(frames, actions, rewards, end, np.zeros(length, bool), f"row {index % 4}", space)
-
-
-def fill(folder: Path, lengths: tuple[int, ...]) -> Path:
-    for index, length in enumerate(lengths):
-        write_episode(episode_path(folder, index), episode(index, length))
-    EpisodeDataset(folder).memory_map()
-    return folder
+from tests.squares import FAST, SIDE, SMALL, fill, world_config
+from tests.worlds import randomise
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +66,7 @@ def test_one_step_changes_every_parameter_by_a_finite_gradient(data):
 
 
 def test_a_fresh_network_opens_its_closed_paths_within_six_steps(data):
-    """Heads, conditions and neighbourhoods start at zero, so that what lies behind them has no gradient at first: heads
+    """Heads and conditions start at zero, so that what lies behind them has no gradient at first: heads
     move in the first step, layers in the second, what the text encoder makes of the text with them, and what is carried
     when the motion has begun to recall it (in windows of more than two frames)."""
     made = trainer(data, random_weights=False)

@@ -22,8 +22,8 @@ from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import TEMPORARY, read_tensors
 from starflow_world.training import train
 from starflow_world.world import World
+from tests.squares import SMALL, fill, recipe
 from tests.test_files import dying, forked, launched
-from tests.test_training import SMALL, fill, recipe
 
 STEPS = 8
 
@@ -193,7 +193,7 @@ def test_training_leaves_the_global_random_numbers_alone(data, tmp_path):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_start_diffusion_can_be_added_to_a_world_and_trained_alone(data, undisturbed, tmp_path):
+def test_a_start_diffusion_can_be_added_to_a_world_and_trained_alone(data, tmp_path):
     bare = replace(SMALL, start=StartConfig())
     with_start = replace(SMALL, start=StartConfig(20, 1, 4))
     train(recipe(bare, steps=1), data, tmp_path / "bare")

@@ -18,8 +18,6 @@ from starflow_world.noise import normals
 from starflow_world.whatif import chooser, what_if
 from tests.worlds import env_world, save_world
 
-SPACE = '{"n": 4, "start": 0, "type": "Discrete"}'
-
 
 @pytest.fixture(scope="module")
 def tiny():
@@ -163,7 +161,7 @@ def test_a_changed_action_shows_in_the_shipped_world_what_the_real_env_would_hav
     assert right / count > 0.8
 
 
-def test_a_policy_chooses_from_its_step_on_and_sees_its_own_course(tiny, monkeypatch):
+def test_a_policy_chooses_from_its_step_on_and_sees_its_own_course(tiny):
     seen, episode = [], made_up(tiny)
 
     class Watching(RandomPolicy):

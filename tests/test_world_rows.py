@@ -9,7 +9,7 @@ import torch
 from starflow_world.config import DecodeConfig
 from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
-from tests.test_world import F32, F64, RELATIVE, aged, far, moves, pictures, same, small_world
+from tests.states import F32, F64, RELATIVE, aged, far, moves, pictures, same, small_world
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from starflow_world.agents.rollout import collect, make_env, play, seeds
 from starflow_world.conditioning import space_from_json
 from starflow_world.data import Episode, EpisodeDataset, episode_path, read_episode
 from starflow_world.errors import ActionError, ConfigError, DataError
+from tests.ray_work import contents
 
 ENV = "BabyAI-GoToLocalS8N4-v0"
 PICKUP, DROP, TOGGLE = 3, 4, 5
@@ -28,10 +29,6 @@ def gather(out: Path, episodes: int, policy: Policy | None = None, **options: ob
     """A small, quiet collection of the room."""
     settings = {"seed": 5, "max_steps": 40, "progress": False} | options
     return collect(ENV, out, episodes=episodes, policy=policy or MixedPolicy(), **settings)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("stable_baselines3")
 from gymnasium import spaces
@@ -145,5 +146,9 @@ def test_pictures_are_rendered_as_one_sheet() -> None:
 
 def test_ppo_of_sb3_learns_through_it_as_it_is() -> None:
     agent = PPO("MlpPolicy", SB3VecEnv(dream(4)), n_steps=8, batch_size=16, n_epochs=1, device="cpu", seed=0)
+    before = [parameter.detach().clone() for parameter in agent.policy.parameters()]
     agent.learn(64)
     assert agent.num_timesteps == 64
+    after = list(agent.policy.parameters())
+    assert all(parameter.isfinite().all() for parameter in after)
+    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -1,4 +1,4 @@
-"""The benchmark of the shipped world, whole but for its repeats; what is asserted are errors and memory, no timings."""
+"""The benchmark of the shipped world, at two widths, once; what is asserted are errors and memory, no timings."""
 
 import json
 from pathlib import Path

@@ -35,7 +35,7 @@ def test_green_is_half_a_frame_older(env: CartPolePixels) -> None:
     assert (clean[..., 0] == clean[..., 2]).all()
     assert (clean[..., 0] != clean[..., 1]).any()
     x, speed = env.moved.half[0], before[1]
-    assert x - before[0] == pytest.approx(0.02 * (2 * speed) + 0.02**2 * 9.7, abs=0.003)
+    assert x - before[0] == pytest.approx(0.02 * (2 * speed) + 0.02**2 * 9.7, abs=1e-5)
 
 
 def test_a_hundredth_of_a_pixel_shows(env: CartPolePixels) -> None:

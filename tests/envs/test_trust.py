@@ -28,7 +28,7 @@ def test_an_episode_is_truncated_where_a_signal_passes_its_limit(world: World, n
     assert info["reason"] == f"{name} {info[name]:.3g} > 1e-06"
 
 
-def test_an_unsolved_frame_is_not_believed(world: World) -> None:
+def test_an_unsolved_frame_is_not_believed() -> None:
     found = {"nats": np.zeros(3), "residual": np.array([0.1, 0.3, np.nan])}
     assert Trust(residual=0.2).reasons(found).tolist() == ["", "residual 0.3 > 0.2", "residual nan > 0.2"]
 
@@ -64,7 +64,6 @@ def test_disagreement_is_with_the_frame_of_the_opposite_noise(world: World) -> N
     info = env.step(2)[4]
     apart = mine.frames[0, 0].double() - other.frames[0, 0].double()
     assert info["disagreement"] == pytest.approx(float((apart**2).mean().sqrt()), abs=1e-9)
-    assert (-mine.noise == other.noise).float().mean() > 0.5 or (mine.noise + other.noise).abs().max() < 0.05
 
 
 def test_rows_are_judged_one_by_one_and_begin_anew(world: World) -> None:

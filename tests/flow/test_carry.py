@@ -63,6 +63,7 @@ def test_a_clip_in_the_middle_of_what_is_known_is_scored_with_what_was_carried(c
 def test_a_fresh_carry_changes_no_motion():
     torch.manual_seed(0)
     with_slots = Motion(SMALL)
+    torch.nn.init.normal_(with_slots.head.numbers.weight)  # a fresh head says nothing of what it is given
     x, action = torch.randn(3, 4, 12), torch.randn(3, 20)
     one, other = (with_slots(x, action, GRID, carried) for carried in (torch.zeros(3, 24), torch.randn(3, 24)))
     assert torch.equal(one.mean, other.mean)

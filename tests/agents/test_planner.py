@@ -171,7 +171,7 @@ def test_runs_that_cannot_be_meant_are_refused(maze_id, tmp_path, wrong):
     assert not list(tmp_path.iterdir())
 
 
-def test_random_plays_the_same_choices(maze_id):
+def test_random_plays_the_same_choices():
     policy = planning._random(MazeEnv(), (1, 3))
     policy.reset(0, MazeEnv())
     assert {policy(0) for _ in range(40)} == {1, 3}

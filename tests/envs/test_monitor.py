@@ -13,7 +13,7 @@ from starflow_world.data import Episode
 from starflow_world.envs.monitor import SurpriseMonitor, SurpriseVectorMonitor
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.score import PARTS, Scorer
-from tests.test_score import ACTIONS, some
+from tests.patchwork import ACTIONS, some
 from tests.worlds import env_world
 
 FIELDS = ("score", "p", "windowed", "cusum", "nats_per_dim")

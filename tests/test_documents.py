@@ -1,0 +1,64 @@
+"""The pages: their Python blocks run as written, links lead somewhere, reports are what is made of their figures."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from starflow_world import agent_report, rank
+from starflow_world.anomaly import report
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}
+BLOCKS = {f"{name}, block {index}": block for name, text in PAGES.items()
+          for index, block in enumerate(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL), 1)}
+NEEDS = {"stable_baselines3": "stable_baselines3", "ray.rllib": "ray.rllib", "RayVectorEnv": "ray", "import ray": "ray",
+         "agents.rooms": "minigrid", "agents.babyai": "minigrid", "GoToLocalS8N4": "minigrid"}
+SLOW = ("RayVectorEnv", "agents.planner")
+
+
+@pytest.mark.timeout(1000)  # RLlib starts three processes that import it
+@pytest.mark.parametrize("block", [
+    pytest.param(block, id=name, marks=[pytest.mark.slow] if any(word in block for word in SLOW) else [])
+    for name, block in BLOCKS.items()
+])
+def test_every_python_block_runs_as_written(block: str, tmp_path: Path) -> None:
+    for package in (package for word, package in NEEDS.items() if word in block):
+        pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", block]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() or "print(" not in block
+
+
+def test_no_block_is_missed() -> None:
+    assert len(BLOCKS) == sum(text.count("```python") for text in PAGES.values()) >= 11
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
+        assert ((ROOT / name).parent / target).exists(), target
+
+
+def test_the_readme_names_the_two_commands() -> None:
+    assert "make demo" in PAGES["README.md"]
+    assert "make test" in PAGES["README.md"]
+
+
+def figures(path: str) -> dict:
+    return json.loads((DOCS / path).read_text(encoding="utf-8"))
+
+
+def test_the_reports_are_what_is_made_of_their_figures() -> None:
+    assert PAGES["docs/agents/README.md"] == agent_report.markdown(figures("agents/agents.json"))
+    assert PAGES["docs/agents/rank.md"] == rank.markdown(figures("agents/rank.json"))
+    parts = {part: figures(f"anomaly/{part}.json") for part in report.PARTS if (DOCS / f"anomaly/{part}.json").exists()}
+    assert PAGES["docs/anomaly/README.md"] == report.markdown(parts) + "\n"
