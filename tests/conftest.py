@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,3 +44,12 @@ def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def video_world(video_folder: Path) -> World:
     return World.load(video_folder, device="cpu")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The last bit of a sum depends on how many share it; and worlds so small that a second thread only costs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
