@@ -29,7 +29,7 @@ from starflow_world.sharded import STATE
 from starflow_world.shards import open_shards
 from starflow_world.training import Trainer, train
 from tests.processes import Work, alone, ended, start, together
-from tests.test_training import FAST, SMALL, fill, recipe, world_config
+from tests.squares import FAST, SMALL, fill, recipe, world_config
 
 STEPS = 3
 WORLD = replace(SMALL, start=StartConfig(20, 1, 4))

@@ -20,7 +20,7 @@ from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.rollout import rollout
 from starflow_world.checkpoint import WEIGHTS, digest
 from starflow_world.world import World
-from tests.test_training import recipe, world_config
+from tests.squares import recipe, world_config
 
 torch.set_num_threads(1)
 starflow_world.training.write_curves = lambda metrics, out: None  # pictures name their software
