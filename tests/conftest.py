@@ -5,11 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
-<<<<<<< HEAD
 from collections.abc import Callable, Iterator
-=======
-from collections.abc import Iterator
->>>>>>> h-wanworld
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +31,6 @@ def pytest_report_header() -> str:
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
 
 
-<<<<<<< HEAD
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny world, saved as a folder."""
@@ -51,8 +46,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-=======
->>>>>>> h-wanworld
 @pytest.fixture(scope="session")
 def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny converted video model of four actions, whose denoiser sees no future: a step shows what a clip does."""
@@ -70,7 +63,6 @@ def video_world(video_folder: Path) -> World:
 
 
 @pytest.fixture
-<<<<<<< HEAD
 def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
     """Record a figure under its name for docs/promises.md, and assert that it is no larger than the limit."""
 
@@ -85,11 +77,3 @@ def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, fl
 def _named_software(record_testsuite_property: Callable[[str, object], None]) -> None:
     """The junit file names it as well."""
     record_testsuite_property("software", pytest_report_header())
-=======
-def one_thread() -> Iterator[None]:
-    """The last bit of a sum depends on how many share it; and worlds so small that a second thread only costs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
->>>>>>> h-wanworld
