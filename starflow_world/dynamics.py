@@ -99,7 +99,7 @@ class Dynamics(Pictures):
         cache = state.take_cache() if reuse else state.cache
         state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
         full = (state.length >= self.config.window).nonzero()[:, 0]
-        return self._slide(state, full) if len(full) else state
+        return self.slide(state, full) if len(full) else state
 
     def check(self, state: WorldState) -> None:
         """StateError for a state of another world, or elsewhere."""
@@ -123,7 +123,7 @@ class Dynamics(Pictures):
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
-    def _slide(self, state: WorldState, rows: Tensor) -> WorldState:
+    def slide(self, state: WorldState, rows: Tensor) -> WorldState:
         """Keep the last `context` frames of the given rows, encoded as the beginning of a window, row by row."""
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
@@ -165,7 +165,7 @@ class Dynamics(Pictures):
     def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         """Imagine one frame behind an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed one."""
         flow = self.networks.flow
-        noise = self._prior(state) if noise is None else noise.to(self.device, self.dtype)
+        noise = self.prior(state) if noise is None else noise.to(self.device, self.dtype)
         ahead = self._ahead(state, flat)
         guess = noise if flow.motion is not None else torch.where(ahead.present, ahead.previous, noise)
         solved = self._solve(state, ahead, noise, guess)
@@ -182,13 +182,13 @@ class Dynamics(Pictures):
         flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
         if networks.start is not None:
             x = networks.start.sample(
-                lambda k: self._prior(state, k, "start"), self.config.noise_level, state.text, self.tables.grid,
+                lambda k: self.prior(state, k, "start"), self.config.noise_level, state.text, self.tables.grid,
                 null_text=null, guidance=guidance,
             )
             state, transition = self.told(state, flat[:, None], x[:, None], None)
             return state, replace(transition, sweeps=torch.full_like(transition.sweeps, self.config.start.steps))
         sampled = sample_deep(
-            flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance,
+            flow, self.prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance,
             tolerance=self.config.decode.tolerance,
         )
         x, _, _ = flow.shallow_inverse(sampled.u, self.tables)
@@ -222,7 +222,8 @@ class Dynamics(Pictures):
         affine = self._extend(state.cache, inputs, added)
         return self._commit(state, flat, u, x, carried, logdet, affine, None, frames)
 
-    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+    def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+        """The keyed noise (B, n, c) of the frame `ahead` of the next one."""
         noise = normals(state.key, state.step + ahead, purpose, (self.tokens, self.config.channels))
         return noise.to(self.device, self.dtype)
 

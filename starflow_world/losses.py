@@ -74,11 +74,16 @@ def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Pro
     found, start = zero, networks.start
     if start is not None:
         clean, text = networks.codec.encode(batch.frames)[:, 0], networks.encode_text(batch.texts)
-        rows, offset = len(clean) * processes.count, torch.special.ndtr(processes.first(noise[0, 0, 0, 0]))
+        rows, offset = len(clean) * processes.count, _uniform(processes.first(noise[0]))
         level = (torch.arange(rows, device=clean.device) + offset)[processes.part(rows)] / rows
         text = None if text is None else text.detach()
         found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.codec.grid)
     return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
+
+
+def _uniform(noise: Tensor) -> Tensor:
+    """A number between 0 and 1 that hardly depends on any one of these normal ones, which are used for themselves."""
+    return torch.special.ndtr(noise.sum() / noise.numel() ** 0.5)
 
 
 def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables, beta: float) -> Losses:

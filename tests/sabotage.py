@@ -160,13 +160,13 @@ class RowsLeak(Dynamics):
 
 
 class GlobalNoise(Dynamics):
-    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+    def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
         return torch.randn(len(state), self.tokens, self.config.channels, dtype=self.dtype)
 
 
 class NoiseByPosition(Dynamics):
-    def _prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
-        return super()._prior(replace(state, key=state.key + torch.arange(len(state))), ahead, purpose)
+    def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
+        return super().prior(replace(state, key=state.key + torch.arange(len(state))), ahead, purpose)
 
 
 class CacheNotCleared(Dynamics):
@@ -185,10 +185,10 @@ class CacheNotCleared(Dynamics):
 class Ghosts(Dynamics):
     """Behind a slide the keys of the oldest frames stay where those of the kept ones should be."""
 
-    def _slide(self, state: WorldState, rows: Tensor) -> WorldState:
+    def slide(self, state: WorldState, rows: Tensor) -> WorldState:
         assert state.cache is not None
         before = state.cache.clone()
-        slid = super()._slide(state, rows)
+        slid = super().slide(state, rows)
         assert slid.cache is not None
         return replace(slid, cache=replace(before, length=slid.cache.length))
 
@@ -251,7 +251,7 @@ class GuidedNats(Dynamics):
     def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
         flow, null = self.networks.flow, self.encode_text([""] * len(state))
         sampled = sample_deep(
-            flow, self._prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance
+            flow, self.prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance
         )
         x, logdet, _ = flow.shallow_inverse(sampled.u, self.tables)
         models = [flow.deep_forward(sampled.u, text, None, self.tables) for text in (state.text, null)]

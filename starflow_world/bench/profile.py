@@ -46,7 +46,7 @@ def timed(world: World) -> Iterator[Timers]:
     timers, flow = Timers(), world.networks.flow
     places: list[tuple[object, str, str]] = [
         (flow.deep, "predict", "deep sweeps"), (world.networks.codec, "decode", "decode"),
-        (world.dynamics, "_slide", "slides"), (world.dynamics, "_prior", "noise"),
+        (world.dynamics, "slide", "slides"), (world.dynamics, "prior", "noise"),
         *((block, "predict", "shallow sweeps") for block in flow.shallow),
     ]
     modules = {"motion": flow.motion, "carry": flow.carry, "denoiser": flow.denoiser, "heads": world.networks.outcome}
