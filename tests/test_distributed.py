@@ -4,6 +4,7 @@ Processes are forked, talk over gloo and use one thread each. Worlds are those o
 """
 
 import json
+import math
 import os
 import random
 import shutil
@@ -18,18 +19,21 @@ import torch
 from torch import Tensor
 
 import starflow_world.training
-from starflow_world.checkpoint import WEIGHTS, load_networks
+from starflow_world.batches import Sampler
+from starflow_world.checkpoint import WEIGHTS, load_networks, save_checkpoint
 from starflow_world.config import StartConfig
 from starflow_world.data import EpisodeDataset
 from starflow_world.distributed import ALONE, Processes, whole
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import read_tensors, write_tensors
+from starflow_world.losses import frame_weights
 from starflow_world.networks import Networks
 from starflow_world.sharded import STATE
 from starflow_world.shards import open_shards
-from starflow_world.training import Trainer, train
+from starflow_world.training import Trainer, train, validate
 from tests.processes import Work, alone, ended, start, together
 from tests.squares import FAST, SMALL, fill, recipe, world_config
+from tests.worlds import randomise
 
 STEPS = 3
 WORLD = replace(SMALL, start=StartConfig(20, 1, 4))
@@ -101,11 +105,15 @@ def test_two_processes_learn_what_one_does(data, undisturbed, tmp_path):
     )),
 ], ids=str)
 def test_two_processes_have_the_gradients_of_one(data, tmp_path, changes):
-    """After a step from random weights, so that no part of the networks is silent."""
+    """After the step of a batch whose halves hold unequal numbers of true starts, which weigh less."""
+    config, windows = replace(FAST, seed=6, **changes), EpisodeDataset(data).memory_map()
+    halves = [Sampler(windows, config, Processes(rank, 2)).batch(0) for rank in (0, 1)]
+    assert len({float(frame_weights(half, config).sum()) for half in halves}) == 2
+    world = world_config(start=WORLD.start)
+    save_checkpoint(tmp_path / "begun", randomise(Networks(world)), {})  # fresh layers have no gradient yet
 
     def work(processes: Processes) -> None:
-        made = Trainer(world_config(start=WORLD.start), replace(FAST, **changes), EpisodeDataset(data).memory_map(),
-                       processes=processes)
+        made = Trainer(world, config, windows, init=tmp_path / "begun", processes=processes)
         made.advance()
         found = {name: whole(p.grad) for name, p in made.networks.named_parameters() if p.grad is not None}
         if processes.main:
@@ -117,6 +125,7 @@ def test_two_processes_have_the_gradients_of_one(data, tmp_path, changes):
     assert len(one) > 5
     assert one.keys() == two.keys()
     for name, gradient in one.items():
+        assert gradient.any() or ".attention." not in name, name
         limit = 1e-5 * float(gradient.abs().max()) + 1e-9
         torch.testing.assert_close(two[name], gradient, rtol=0, atol=limit, msg=name)
 
@@ -231,6 +240,7 @@ def test_in_bf16_weights_and_sums_stay_float32(data):
         assert seen[:2] == [torch.float32, torch.bfloat16]
         assert {p.dtype for p in made[0].networks.parameters()} == {torch.float32}
         assert {p.grad.dtype for p in made[0].networks.parameters() if p.grad is not None} == {torch.float32}
+        assert all(math.isfinite(value) for value in validate(made[0], made[0].sampler, batches=1).values())
         for mine, theirs, precise in zip(two, one, exact, strict=True):
             assert mine["nats_per_dim"] == pytest.approx(theirs["nats_per_dim"], rel=1e-2)
             assert mine["nats_per_dim"] != pytest.approx(precise["nats_per_dim"], rel=1e-9)

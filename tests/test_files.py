@@ -135,6 +135,8 @@ def test_no_room_is_one_clear_error_and_the_old_file_stays(tmp_path):
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     for name in (f"{TEMPORARY}abc.json", "config.json", "x.writing"):
         (tmp_path / name).write_text("x")
+    (tmp_path / f"{TEMPORARY}folder").mkdir()
+    (tmp_path / f"{TEMPORARY}folder" / "x.json").write_text("x")
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "x.writing"]
     remove_leftovers(tmp_path / "none")

@@ -249,6 +249,16 @@ def test_a_run_goes_on_to_the_bit_and_as_it_began(root, two, tmp_path):
         training(root, two)(ALONE)
 
 
+def test_a_model_takes_the_place_of_the_one_before(root, tmp_path):
+    made = trainer(root)
+    for _ in range(2):
+        made.advance()
+        made.save_model(tmp_path / MODEL)
+        found, expected = load_flow(tmp_path / MODEL).state_dict(), made.model.flow.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [path.name for path in tmp_path.iterdir()] == [MODEL]
+
+
 def test_weights_of_another_model_are_refused(root, tmp_path):
     made = recipe(root)
     made = replace(made, video=replace(made.video, flow=replace(made.video.flow, deep_layers=3)))
