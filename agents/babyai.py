@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from starflow_world.agents.rollout import make_env
 from starflow_world.data import Episode
-from starflow_world.evaluate import RIGHT, flat_actions, frames_right, needs_memory
+from starflow_world.evaluate import RIGHT, actions_of, frames_right, needs_memory
 from starflow_world.intervals import Share
 from starflow_world.world import World
 
@@ -77,7 +77,7 @@ def text_starts(
 def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, seed: int = 0) -> Share:
     """Behind real frames, take another action than was taken: does the imagined frame agree with the real env's?"""
     rng, count = np.random.default_rng(seed), min(len(e) for e in episodes)
-    flat, found = flat_actions(episodes, count), Share(0, 0)
+    flat, found = actions_of(episodes, count), Share(0, 0)
     envs = [_Replayed(e, count) for e in episodes]
     frames = np.stack([e.frames[:count] for e in episodes])
     apart = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])

@@ -7,7 +7,8 @@ import numpy as np
 
 from starflow_world.agents.rooms import LIMIT
 
-from .files import atomic, write_text
+from .files import write_text
+from .plots import saved
 
 COLOURS = {"dream": "tab:orange", "real": "tab:blue"}
 REACHED = 0.8
@@ -98,12 +99,10 @@ def _mean(values: Any) -> float:
 
 def write_curves(figures: dict[str, Any], path: Path) -> None:
     """Success in reality over the steps taken: every seed thin, the mean thick."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
     for where, curves in figures["curves"].items():
         for curve in curves:
             axis.plot([p["steps"] for p in curve], [p["success"] for p in curve], color=COLOURS[where], alpha=0.3)
@@ -116,6 +115,4 @@ def write_curves(figures: dict[str, Any], path: Path) -> None:
     axis.set(xlabel="env steps", ylabel="success in reality", ylim=(0, 1.02), title=figures["plan"]["text"])
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    pyplot.close(figure)
+    saved(figure, path)

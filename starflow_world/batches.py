@@ -10,10 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Windows
+from .data import Episode, Windows
 from .distributed import ALONE, Processes
 from .errors import DataError
 from .recipe import TrainConfig
+
+
+def flat_actions(episode: Episode) -> Tensor:
+    """Actions (T, 1 + flat) of a whole episode, as a world reads them; its first frame has none."""
+    present = np.ones((len(episode), 1), np.float32)
+    present[0] = 0
+    return torch.from_numpy(np.concatenate((present, episode.actions), axis=1))
 
 
 @dataclass(frozen=True)

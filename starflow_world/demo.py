@@ -13,11 +13,10 @@ from starflow_world.agents.rollout import make_env
 from starflow_world.config import DecodeConfig
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.evaluate import cells_right
-from starflow_world.media import VideoWriter, caption, contact_sheet, enlarge, side_by_side, write_png
+from starflow_world.media import VideoWriter, compared, contact_sheet, write_png
 
 REAL, LEARNED = "BabyAI-GoToLocalS8N4-v0", "StarflowWorld/BabyAI-GoToLocal-v0"
 ACTIONS = ("turn left", "turn right", "forward", "pick up", "drop", "toggle", "done")
-ZOOM = 4
 
 
 @dataclass
@@ -83,8 +82,7 @@ def _row(
 
 
 def _picture(real: np.ndarray, imagined: np.ndarray, mission: str, action: str, step: int) -> np.ndarray:
-    pair = side_by_side([enlarge(real, ZOOM), enlarge(imagined, ZOOM)], ["real", "imagined"])
-    return caption(pair, [f"{step:>3}  {action}", mission])
+    return compared({"real": real, "imagined": imagined}, [f"{step:>3}  {action}", mission])
 
 
 def _world_env(env: gymnasium.Env) -> WorldEnv:

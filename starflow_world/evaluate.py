@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .batches import flat_actions
 from .data import Episode
 from .intervals import Share
 from .noise import make_key, normals
@@ -40,12 +41,9 @@ def frames_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.nda
     return np.asarray(cells_right(world, imagined, real).all((-1, -2)))
 
 
-def flat_actions(episodes: Sequence[Episode], count: int) -> Tensor:
-    """Actions (B, count, 1 + flat) of the first `count` frames; the first frame of an episode carries none."""
-    actions = np.stack([episode.actions[:count] for episode in episodes])
-    present = np.ones((*actions.shape[:2], 1), np.float32)
-    present[:, 0] = 0
-    return torch.from_numpy(np.concatenate((present, actions), axis=-1))
+def actions_of(episodes: Sequence[Episode], count: int) -> Tensor:
+    """Actions (B, count, 1 + flat) of the first `count` frames."""
+    return torch.stack([flat_actions(episode)[:count] for episode in episodes])
 
 
 def needs_memory(episode: Episode, context: int) -> np.ndarray:
@@ -72,7 +70,7 @@ def excess_nats(world: World, episodes: Sequence[Episode], seed: int = 0, rows: 
     for some in tqdm(_batches(alike, rows), desc="excess nats", unit="batch"):
         count = len(some[0])
         frames = torch.from_numpy(np.stack([e.frames for e in some]))
-        nats = world.log_prob(frames, flat_actions(some, count), text=[e.text for e in some], seed=seed)
+        nats = world.log_prob(frames, actions_of(some, count), text=[e.text for e in some], seed=seed)
         keys = torch.tensor([make_key(seed + row) for row in range(len(some))])
         noise = torch.stack([normals(keys, torch.full_like(keys, t), "observation", dims) for t in range(count)], 1)
         floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
@@ -107,7 +105,7 @@ def one_step(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[s
     """Imagine each frame behind the real ones before it; compare frames, changed cells, rewards and ends."""
     count = min(len(e) for e in episodes)
     frames = np.stack([e.frames[:count] for e in episodes])
-    flat = flat_actions(episodes, count)
+    flat = actions_of(episodes, count)
     apart = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])
     state, _ = world.start(frames[:, :1], flat[:, :1], text=[e.text for e in episodes], seed=seed)
     exact = copied = changed = memory = Share(0, 0)
@@ -143,7 +141,7 @@ def open_loop(
         some = [e for e in episodes if len(e) > begin + longest]
         if not some:
             continue
-        flat = flat_actions(some, begin + longest + 1)[:, begin:]
+        flat = actions_of(some, begin + longest + 1)[:, begin:]
         real = np.stack([e.frames[begin : begin + longest + 1] for e in some])
         apart = np.stack([needs_memory(_from(e, begin), world.config.context)[: longest + 1] for e in some])
         state, _ = world.start(real[:, :1], flat[:, :1], text=[e.text for e in some], seed=seed)
@@ -194,7 +192,7 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
         some = episodes[begin : begin + rows]
         count = max(len(e) for e in some)
         padded = [_padded(e, count) for e in some]
-        flat, alive = flat_actions(padded, count), np.array([len(e) for e in some])
+        flat, alive = actions_of(padded, count), np.array([len(e) for e in some])
         first = np.stack([e.frames[:1] for e in some])
         state, _ = world.start(first, flat[:, :1], text=[e.text for e in some], seed=seed)
         for t in range(1, count):

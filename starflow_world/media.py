@@ -1,6 +1,6 @@
 """Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from .errors import DataError
 from .files import atomic, is_file
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
+ZOOM = 4
 MOST_PIXELS = 1 << 24  # of a frame that is read
 DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
@@ -154,6 +155,11 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], gap: int
         column = np.concatenate((bar, picture))
         parts += [column, np.full((len(column), gap, 3), PAPER, np.uint8)]
     return np.concatenate(parts[:-1], axis=1)
+
+
+def compared(frames: Mapping[str, np.ndarray], lines: Sequence[str]) -> np.ndarray:
+    """A world's frames by their titles, enlarged next to each other, with lines of text below."""
+    return caption(side_by_side([enlarge(frame, ZOOM) for frame in frames.values()], list(frames)), lines)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 6) -> np.ndarray:

@@ -23,9 +23,9 @@ from .data import Episode
 from .errors import ConfigError, DataError
 from .files import claim, remove_leftovers, write_text
 from .intervals import Share
-from .media import VideoWriter, caption, enlarge, side_by_side
+from .media import VideoWriter, compared
 
-ZOOM, FPS = 4, 3
+FPS = 3
 RECIPE, RESULT = "recipe.json", "planner.json"
 
 
@@ -137,8 +137,7 @@ def write_video(path: Path, env: gymnasium.Env, episode: Episode, thoughts: Sequ
 
 
 def _picture(real: np.ndarray, planned: np.ndarray, aim: np.ndarray, mission: str, line: str) -> np.ndarray:
-    frames = [enlarge(frame, ZOOM) for frame in (real, planned, aim)]
-    return caption(side_by_side(frames, ["real", "as planned", "where the plan leads"]), [mission, line])
+    return compared({"real": real, "as planned": planned, "where the plan leads": aim}, [mission, line])
 
 
 def _action_name(env: gymnasium.Env, action: Any) -> str:

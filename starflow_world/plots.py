@@ -1,9 +1,13 @@
-"""Plots: learning curves as PNG."""
+"""Plots as PNG, drawn without pyplot: the backend of whoever calls, such as a notebook's, stays as it is."""
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CURVES = {
     "nats_per_dim": "nats per dim, training",
@@ -17,14 +21,11 @@ CURVES = {
 
 def write_curves(metrics: Path, out: Path) -> None:
     """Plot the figures of a metrics.jsonl over the steps; excess nats on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 7), constrained_layout=True)
-    for axis, (key, title) in zip(axes.flat, CURVES.items(), strict=True):
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    for axis, (key, title) in zip(figure.subplots(2, 3).flat, CURVES.items(), strict=True):
         points = [(line["step"], line[key]) for line in lines if line.get(key)]
         if points:
             axis.plot(*zip(*points, strict=True), linewidth=0.8)
@@ -32,6 +33,10 @@ def write_curves(metrics: Path, out: Path) -> None:
             axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-    with atomic(out) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
-    pyplot.close(figure)
+    saved(figure, out)
+
+
+def saved(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")

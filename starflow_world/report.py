@@ -15,7 +15,7 @@ from .checkpoint import CARD, read_json
 from .config import DecodeConfig
 from .data import Episode, EpisodeDataset
 from .errors import DataError
-from .evaluate import excess_nats, flat_actions, one_step, open_loop, outcomes
+from .evaluate import actions_of, excess_nats, one_step, open_loop, outcomes
 from .files import write_text
 from .intervals import Share
 from .media import caption, contact_sheet, enlarge, write_png
@@ -71,7 +71,7 @@ def _babyai(world: World, episodes: list[Episode], out: Path) -> dict[str, Any]:
 def cost(world: World, episode: Episode) -> dict[str, float]:
     """Operations and seconds of an env step, decoding included, over whole windows with their slides."""
     count = min(len(episode), 2 * world.config.window)
-    flat = flat_actions([episode], count)
+    flat = actions_of([episode], count)
     figures: dict[str, float] = {"threads": torch.get_num_threads()}
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _roll(world, episode, flat, 1)

@@ -23,7 +23,7 @@ from starflow_world.envs.world_env import WorldEnv
 from .agent_report import write_report
 from .errors import ConfigError
 from .files import claim, write_text
-from .media import VideoWriter, caption, enlarge, side_by_side
+from .media import VideoWriter, compared
 from .world import Starts, World
 
 JUDGED_FROM = 10_000_000
@@ -171,7 +171,7 @@ def write_video(task: Task, agent: Path, path: Path, episodes: int = 6) -> None:
             shown = {where: list(episode(load_policy(agent), task.env(where), task.starts(where)[index], index))
                      for where in ("dream", "real")}
             for step in range(max(len(one) for one in shown.values()) + 4):
-                now = [one[min(step, len(one) - 1)] for one in shown.values()]
-                ends = ["" if not over else "there" if reward > 0.5 else "time is up" for _, reward, over in now]
-                pair = side_by_side([enlarge(frame, 4) for frame, _, _ in now], list(shown))
-                video.add(caption(pair, [task.text, f"step {step}   {ends[0]:<12}  {ends[1]}"]))
+                now = {where: one[min(step, len(one) - 1)] for where, one in shown.items()}
+                ends = ["" if not over else "there" if gain > 0.5 else "time is up" for _, gain, over in now.values()]
+                frames = {where: frame for where, (frame, _, _) in now.items()}
+                video.add(compared(frames, [task.text, f"step {step}   {ends[0]:<12}  {ends[1]}"]))

@@ -17,16 +17,16 @@ from starflow_world.agents.rollout import make_env, play
 from starflow_world.agents.search import METHODS, Search
 from starflow_world.envs.world_env import WorldEnv
 
+from .batches import flat_actions
 from .counterfactual import Fidelity, Steps, Traced, fidelity, replay, trace
 from .data import Episode
 from .errors import ConfigError, DataError
-from .evaluate import flat_actions
 from .files import write_text
-from .media import VideoWriter, caption, contact_sheet, enlarge, side_by_side, write_png
+from .media import VideoWriter, compared, contact_sheet, write_png
 from .state import WorldState
 from .world import World
 
-ZOOM, FPS, SHOWN = 4, 4, 16
+FPS, SHOWN = 4, 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def what_if(
         raise ConfigError(f"at: expected steps {at} to {at + max(len(actions), 1) - 1} among the episode's 1 to {last}")
     if episode.space != world.config.action_space:
         raise DataError(f"episode: expected actions of {world.config.action_space}, found {episode.space}")
-    flat = flat_actions([episode], len(episode))[0].to(world.dynamics.dtype)
+    flat = flat_actions(episode).to(world.dynamics.dtype)
     traced = trace(world, episode.frames, flat, text=episode.text, seed=seed)
     changed = flat.clone()
     if len(actions):
@@ -149,8 +149,7 @@ def _picture(found: WhatIf, t: int) -> np.ndarray:
         reward = float(found.other.reward[0, t - 1])
         lines[1] = f"{t:>3}  took {taken}, reward {episode.rewards[t]:g}"
         lines[2] = f"     what if {chosen}, reward {reward:.2f}" if t <= found.over else "     what if: over"
-    pair = side_by_side([enlarge(real, ZOOM), enlarge(other, ZOOM)], ["what happened", "what would have"])
-    return caption(pair, lines)
+    return compared({"what happened": real, "what would have": other}, lines)
 
 
 def _action(steps: Steps, episode: Episode, t: int) -> str:

@@ -24,7 +24,7 @@ PACKAGE = "starflow_world"
 FOLDERS = {"starflow_world": PACKAGE, "envs": f"{PACKAGE}.envs", "agents": f"{PACKAGE}.agents"}
 
 LAYERS = (  # each may import its own layer and the ones before it
-    {"errors", "files", "intervals", "shards", "plain_yaml", "config", "recipe", "video"},
+    {"errors", "files", "intervals", "markdown", "shards", "plain_yaml", "config", "recipe", "video"},
     {"noise"},
     {"flow"},
     {"codec", "conditioning", "outcome", "t5"},

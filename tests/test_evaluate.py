@@ -11,9 +11,9 @@ from gymnasium import spaces
 from starflow_world.conditioning import space_to_json
 from starflow_world.data import Episode
 from starflow_world.evaluate import (
+    actions_of,
     cells_right,
     excess_nats,
-    flat_actions,
     needs_memory,
     one_step,
     open_loop,
@@ -95,7 +95,7 @@ def test_frames_that_need_a_forgotten_object_are_reported_apart() -> None:
 
 
 def test_first_frames_carry_no_action() -> None:
-    flat = flat_actions([episode(seed=s) for s in range(2)], 5)
+    flat = actions_of([episode(seed=s) for s in range(2)], 5)
     assert flat.shape == (2, 5, 5)
     assert not flat[:, 0].any()
     assert (flat[:, 1:, 0] == 1).all()

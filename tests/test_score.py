@@ -9,13 +9,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from starflow_world.batches import flat_actions
 from starflow_world.conditioning import space_to_json
 from starflow_world.config import CodecConfig
 from starflow_world.data import Episode
 from starflow_world.errors import DataError, ScorerError
 from starflow_world.noise import make_key, normals
 from starflow_world.score import PARTS, Scorer, Stream
-from starflow_world.score.evidence import Evidence, flat_actions, gather
+from starflow_world.score.evidence import Evidence, gather
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
 from tests.patchwork import ACTIONS, episode, some

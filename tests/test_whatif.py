@@ -9,11 +9,11 @@ import torch
 
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.search import Search
+from starflow_world.batches import flat_actions
 from starflow_world.cli import main
 from starflow_world.counterfactual import fidelity, replay, trace
 from starflow_world.data import Episode, write_episode
 from starflow_world.errors import ActionError, ConfigError, DataError
-from starflow_world.evaluate import flat_actions
 from starflow_world.noise import normals
 from starflow_world.whatif import chooser, what_if
 from tests.worlds import env_world, save_world
@@ -55,7 +55,7 @@ def real():
 
 
 def taken(episode):
-    flat = flat_actions([episode], len(episode))[0]
+    flat = flat_actions(episode)
     return flat, lambda t, _: flat[t + 1 : t + 2]
 
 

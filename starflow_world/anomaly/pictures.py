@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from starflow_world.files import atomic
+from starflow_world.plots import saved
 
 from .figures import BASELINES
 from .run import BLIND, NATS, OWN, PREDICTOR, Evaluated
@@ -14,26 +14,13 @@ from .run import BLIND, NATS, OWN, PREDICTOR, Evaluated
 SHOWN = {OWN: "tab:red", NATS: "tab:orange", PREDICTOR: "tab:blue", BLIND: "black"}
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _saved(figure: Any, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
-    _pyplot().close(figure)
-
-
 def _grid(count: int, width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
     """A figure with that many axes; those that are left over are not drawn."""
+    from matplotlib.figure import Figure
+
     rows = -(-count // columns)
-    size = (width * columns, height * rows)
-    figure, axes = _pyplot().subplots(rows, columns, figsize=size, constrained_layout=True, squeeze=False)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in list(axes.flat)[count:]:
         axis.set_axis_off()
     return figure, list(axes.flat)[:count]
@@ -55,7 +42,7 @@ def draw_roc(found: dict[str, Any], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6, loc="lower right")
     figure.suptitle(f"{found['part']}: true against false positive rates per frame", fontsize=10)
-    _saved(figure, path)
+    saved(figure, path)
 
 
 def draw_delays(found: dict[str, Any], path: Path) -> None:
@@ -80,7 +67,7 @@ def draw_delays(found: dict[str, Any], path: Path) -> None:
     axes[1].set_xlim(left=-0.3)
     axes[1].legend(fontsize=7)
     figure.suptitle(f"{found['part']}: Page's test, one false alarm per 1,000 normal frames", fontsize=10)
-    _saved(figure, path)
+    saved(figure, path)
 
 
 def draw_heat(found: dict[str, Any], seed: Evaluated, path: Path) -> None:
@@ -102,7 +89,7 @@ def draw_heat(found: dict[str, Any], seed: Evaluated, path: Path) -> None:
             axis.set_title(title, fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
-    _saved(figure, path)
+    saved(figure, path)
 
 
 def draw(found: dict[str, Any], seeds: Sequence[Evaluated], out: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_world.files import write_text
+from starflow_world.markdown import table
 
 from .figures import BASELINES, RUN_LENGTH
 from .goals import average, better
@@ -213,10 +214,3 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """As a percentage."""
     return "" if share is None or math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table whose columns line up."""
-    sizes = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    rows = [" | ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)) for line in [head, *lines]]
-    return "\n".join(f"| {row} |" for row in [rows[0], " | ".join("-" * size for size in sizes), *rows[1:]])

@@ -178,12 +178,12 @@ def shared_predictor(stage: Stage, world: World, plan: Plan, normal: list[Episod
 @torch.inference_mode()
 def generation(world: World, episodes: Sequence[Episode], rows: int = 16, steps: int = 24) -> float:
     """Frames per second that the world generates with `rows` rows."""
-    from starflow_world.evaluate import flat_actions
+    from starflow_world.evaluate import actions_of
 
     some = [episode for episode in episodes if len(episode) > steps][:rows]
     if not some:
         return float("nan")
-    flat, first = flat_actions(some, steps + 1), np.stack([episode.frames[:1] for episode in some])
+    flat, first = actions_of(some, steps + 1), np.stack([episode.frames[:1] for episode in some])
     state, _ = world.start(first, flat[:, :1], text=[episode.text for episode in some], seed=0)
     begin = time.perf_counter()
     for t in range(1, steps + 1):

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from starflow_world.files import atomic, write_text
+from starflow_world.files import write_text
+from starflow_world.markdown import table
+from starflow_world.plots import saved
 
 from . import figures
 from .machine import GEMM
@@ -53,9 +55,9 @@ def markdown(found: dict[str, Any]) -> str:
     sweeps = [[f"{count}", f"{frames}"] for count, frames in found["sweeps"].items()]
     parts = [
         f"# Benchmark of {found['world']}", _conditions(found), _warned(found),
-        _table(["figure", "measured", "goal", "met", "how"], goals),
-        "## Numbers of envs", _table(*_widths(found)), "## Where a step's time goes", _profile(found),
-        "## Deep sweeps per frame", _table(["sweeps", "frames"], sweeps),
+        table(["figure", "measured", "goal", "met", "how"], goals),
+        "## Numbers of envs", table(*_widths(found)), "## Where a step's time goes", _profile(found),
+        "## Deep sweeps per frame", table(["sweeps", "frames"], sweeps),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -109,18 +111,11 @@ def _profile(found: dict[str, Any]) -> str:
     steps = [(sum(part["ms"] for part in parts.values()), whole[rows]["roofline"]) for rows, parts in widths.items()]
     lines.append(["whole step", *(text for ms, roofline in steps for text in _share(ms, 1.0, roofline))])
     passes = ", ".join(f"{whole[rows]['passes']:.2f} with {figures.envs(rows)}" for rows in widths)
-    return f"{_table(head, lines)}\n\nDeep passes per step (those of the slowest row): {passes}."
+    return f"{table(head, lines)}\n\nDeep passes per step (those of the slowest row): {passes}."
 
 
 def _share(ms: float, share: float, roofline: float) -> tuple[str, str, str]:
     return f"{ms:.2f}", f"{100 * share:.1f}", f"{100 * roofline:.0f}"
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    sizes = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-    rows = [" | ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)) for line in [head, *lines]]
-    rule = " | ".join("-" * size for size in sizes)
-    return "\n".join(f"| {row} |" for row in [rows[0], rule, *rows[1:]])
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -132,21 +127,17 @@ def _number(value: float | None, unit: str) -> str:
 
 def picture(found: dict[str, Any], out: Path) -> None:
     """Four small pictures: speed and time of a step against the number of envs, sweeps, and where the time goes."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 2, figsize=(13, 8), constrained_layout=True)
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    axes = figure.subplots(2, 2)
     _draw_speed(axes[0, 0], found["envs"])
     _draw_times(axes[0, 1], found["envs"])
     _draw_sweeps(axes[1, 0], {int(count): frames for count, frames in found["sweeps"].items()})
     _draw_profile(axes[1, 1], found["profile"])
     doubt = " - the machine was not quiet" if found["warnings"] else ""
     figure.suptitle(f"{found['world']}, {found['threads']} threads{doubt}")
-    with atomic(out) as temporary:
-        figure.savefig(temporary, dpi=90, format="png")
-    pyplot.close(figure)
+    saved(figure, out)
 
 
 def _draw_speed(axis: Any, envs: list[dict[str, Any]]) -> None:

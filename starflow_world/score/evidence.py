@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..ahead import Ahead
+from ..batches import flat_actions
 from ..data import Episode
 from ..flow import Affine, Flow, Tables
 from ..flow.layers import Attention, Layer, attend, rotate
@@ -57,13 +58,6 @@ class Window:
     begin: int
     known: int
     end: int
-
-
-def flat_actions(episode: Episode) -> Tensor:
-    """Actions (T, 1 + flat) of an episode; its first frame has none."""
-    present = np.ones((len(episode), 1), np.float32)
-    present[0] = 0
-    return torch.from_numpy(np.concatenate((present, episode.actions), axis=1))
 
 
 def windows(lengths: Sequence[int], window: int, context: int) -> list[Window]:
