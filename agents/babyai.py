@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from starflow_world.agents.rollout import make_env
 from starflow_world.data import Episode
-from starflow_world.evaluate import RIGHT, Share, flat_actions, frames_right, needs_memory
+from starflow_world.evaluate import RIGHT, flat_actions, frames_right, needs_memory
+from starflow_world.intervals import Share
 from starflow_world.world import World
 
 ENV = "BabyAI-GoToLocalS8N4-v0"
@@ -65,7 +66,7 @@ def text_starts(
 ) -> tuple[dict[str, Share], np.ndarray]:
     """First frames imagined from missions alone: share with the named object, share that is valid; and the frames."""
     _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))], guidance=guidance)
-    frames = first.frames[:, 0].numpy()
+    frames = first.frames[:, 0].cpu().numpy()
     seen = [read(frame) for frame in frames]
     named = sum(named_object(text) in names for text, names in zip(missions, seen, strict=True))
     valid = sum(is_valid(names) for names in seen)
@@ -87,7 +88,7 @@ def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, 
             _, imagined = world.step(state, others)
             real = np.stack([env.what_if(other) for env, other in zip(envs, others, strict=True)])
             fair = ~(apart[:, t] | np.array([env.hands_full_of_the_past(world.config.context) for env in envs]))
-            right = frames_right(world, imagined.frames[:, 0].numpy(), real)
+            right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real)
             found += Share(float(right[fair].sum()), int(fair.sum()))
         for env, episode in zip(envs, episodes, strict=True):
             env.advance(int(episode.actions[t].argmax()))

@@ -5,26 +5,41 @@ again from (see shard.py): an actor that dies or hangs is replaced, its rows are
 frames that it would have seen.
 """
 
+import importlib.util
+import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from starflow_world.conditioning import flatten_actions
-from starflow_world.envs.ray_actors import check_portable, connect, end_actor, failure, new_actor, own_threads
 from starflow_world.envs.rows import EnvState, RewardFunction, check_keys, check_render_mode
-from starflow_world.envs.shard import Answer, Course, ShardFacts, ShardHost, ShardSettings, joined, stacked
+from starflow_world.envs.shard import (
+    Answer,
+    Course,
+    ShardFacts,
+    ShardHost,
+    ShardSettings,
+    joined,
+    own_threads,
+    part_of,
+    stacked,
+)
 from starflow_world.envs.trust import Trust
-from starflow_world.envs.vector_env import OPTIONS, Stepped, WorldVectorEnv
+from starflow_world.envs.vector_env import OPTIONS, Stepped, WorldVectorEnv, read_actions, read_mask, read_seeds
 from starflow_world.errors import ConfigError, StarflowError, StateError, WorkerError
 from starflow_world.state import WorldState
 from starflow_world.world import find_world
 
 ATTEMPTS = 3
 START_LIMIT = 300.0  # seconds in which an actor must have loaded its world
+STORE_BYTES = 256 * 2**20
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
@@ -79,9 +94,9 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """As WorldVectorEnv.reset: all observations, and the infos of the rows that were reset."""
-        found, like = check_keys(options, OPTIONS), cast(WorldVectorEnv, self)
-        chosen = WorldVectorEnv._read_mask(like, found.pop("reset_mask", None))
-        seeds = WorldVectorEnv._read_seeds(like, seed)
+        found = check_keys(options, OPTIONS)
+        chosen = read_mask(found.pop("reset_mask", None), self.num_envs)
+        seeds = read_seeds(seed, self.num_envs)
         if not self._actors:
             self._open()
         if len(chosen) < self.num_envs:
@@ -89,7 +104,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         mask, calls = np.isin(np.arange(self.num_envs), chosen), {}
         for shard, rows in enumerate(self._rows):
             if mask[rows].any():
-                part = self._part(found, rows) | {"reset_mask": mask[rows]}
+                part = part_of(found, rows, self.num_envs) | {"reset_mask": mask[rows]}
                 calls[shard] = ("begin", [seeds[row] for row in rows], part)
         answers = self._ask(calls)
         frames, infos = {shard: answer.result[0] for shard, answer in answers.items()}, []
@@ -102,11 +117,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def step(self, actions: Any) -> Stepped:
         """As WorldVectorEnv.step: observations, rewards, terminations, truncations, infos."""
         self._begun("step")
-        waiting = self._course.ended
-        if self.autoreset_mode is not AutoresetMode.NEXT_STEP and waiting.any():
-            raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
-                             'reset(options={"reset_mask": mask})')
-        chosen = WorldVectorEnv._read_actions(cast(WorldVectorEnv, self), actions, waiting)
+        chosen = read_actions(self, actions, self._course.ended)
         flatten_actions(self.single_action_space, chosen)  # refused here, no shard has moved
         parts = [[chosen[row] for row in rows] for rows in self._rows]
         answers = self._ask({shard: ("advance", part) for shard, part in enumerate(parts)})
@@ -140,27 +151,13 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
     def set_state(self, state: WorldState | EnvState) -> None:
         """Go on from a copy of a snapshot or a state of N rows, as WorldVectorEnv.set_state does."""
-        parts = [self._part({"state": state}, rows)["state"] for rows in self._rows]
+        parts = [part_of({"state": state}, rows, self.num_envs)["state"] for rows in self._rows]
         answers = self._ask({shard: ("put", part) for shard, part in enumerate(parts)})
         self._frames = np.concatenate([answers[shard].result for shard in range(len(parts))])
 
     def _begun(self, call: str) -> None:
         if not self._actors or not self._course.begun:
             raise StateError(f"{call}: expected episodes under way, found none; reset all rows first")
-
-    def _part(self, options: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-        """The reset options of some rows."""
-        part: dict[str, Any] = {}
-        for key, value in options.items():
-            inner = value.world if isinstance(value, EnvState) else value
-            if key == "text" and isinstance(value, str):
-                part[key] = value
-            elif not hasattr(inner, "__len__") or len(inner) != self.num_envs:
-                error = StateError if key == "state" else ConfigError
-                raise error(f"options: {key}: expected one for each of {self.num_envs} rows, found {value!r:.80}")
-            else:
-                part[key] = value[rows] if key == "state" else [value[row] for row in rows.tolist()]
-        return part
 
     # ---- actors --------------------------------------------------------------------------------------------------
 
@@ -236,3 +233,111 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             back = ("restore", *self._course.of(self._rows[shard]))
             ray.get(self._actors[shard].call.remote(*back), timeout=self._limit)
         return self._actors[shard].call.remote(*call)
+
+
+# ---- Ray itself: alone on the loopback address unless told otherwise, with actors that we replace --------------------
+
+
+def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None) -> bool:
+    """Be connected to a Ray with GPUs enough for so many actors; returns whether this call started that Ray.
+
+    Without an address a Ray of this process alone is started, on the loopback address, without dashboard; where this
+    process is connected to one already, that is used. An address is that of a cluster to join.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError('actors: expected ray to be installed, found none; pip install "starflow-world[ray]"')
+    if not isinstance(actors, int) or actors < 1 or not 0 <= gpus_per_actor < float("inf"):
+        raise ConfigError(f"expected actors >= 1 and gpus_per_actor >= 0, found {actors!r:.30}, {gpus_per_actor!r:.30}")
+    import ray
+
+    gpus, started = actors * gpus_per_actor, not ray.is_initialized()
+    if started and address is None:
+        if gpus > torch.cuda.device_count():
+            raise _too_few(gpus, torch.cuda.device_count())
+        _start_alone(actors)
+    elif started:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise WorkerError(f"address: expected one of a Ray cluster, found {address!r:.60}: {reason:.200}") from None
+    found = _free_gpus(gpus)
+    if gpus > found:
+        if started:
+            ray.shutdown()
+        raise _too_few(gpus, found)
+    return started
+
+
+def _start_alone(actors: int) -> None:
+    """Start a Ray that listens on the loopback address only."""
+    import ray
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the address of the network for that of the loopback
+    try:
+        ray.init(address="local", num_cpus=actors, num_gpus=torch.cuda.device_count(), include_dashboard=False,
+                 object_store_memory=STORE_BYTES, log_to_driver=False, logging_level=logging.ERROR,
+                 _node_ip_address="127.0.0.1")
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+    address = ray.nodes()[0]["NodeManagerAddress"]
+    if address != "127.0.0.1":
+        ray.shutdown()
+        raise WorkerError(f"ray {ray.__version__}: expected it to listen on 127.0.0.1, found {address}; "
+                          "start one yourself and give its address")
+
+
+def _free_gpus(wanted: float, patience: float = 5.0) -> float:
+    """GPUs that nobody holds; those of actors that just ended take a moment to come back."""
+    import ray
+
+    until = time.monotonic() + patience
+    while (found := float(ray.available_resources().get("GPU", 0))) < wanted and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def _too_few(wanted: float, found: float) -> ConfigError:
+    return ConfigError(f"gpus_per_actor: expected {wanted:g} free GPUs for all actors, found {found:g}; "
+                       "take fewer actors, or less of a GPU for each (0: none)")
+
+
+def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
+    """An actor of a plain class, a process of its own. Ray is not to restart it: its state would be lost.
+
+    It holds no CPU, so that any number of actors have a place; without a GPU it still goes where there are CPUs.
+    """
+    import ray
+
+    variables = dict.fromkeys(THREADS, str(threads))
+    resources = {"num_gpus": gpus, "num_cpus": 0} if gpus else {}  # else Ray's own default, which a 0 would change
+    options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": variables}}
+    return ray.remote(plain).options(**resources, **options).remote(*args)
+
+
+def end_actor(actor: Any) -> None:
+    """Kill an actor's process, whatever it is doing."""
+    import ray
+
+    if actor is not None and ray.is_initialized():
+        ray.kill(actor, no_restart=True)
+
+
+def check_portable(what: str, value: Any) -> None:
+    """ConfigError for what cannot be sent to another process."""
+    import ray
+
+    try:
+        ray.cloudpickle.dumps(value)
+    except Exception as error:  # each type has its own way to refuse
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{what}: expected something that can be sent to another process, found {found:.200}; "
+                          "define it at the top of a module, without open files, locks or windows") from None
+
+
+def failure(error: Exception) -> Exception:
+    """What was raised in the actor, or what Ray says of one that did not answer."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from starflow_world.envs.rows import EnvState, Given, RewardFunction, begin_rows, pictures
 from starflow_world.envs.trust import Trust
-from starflow_world.envs.vector_env import Stepped, WorldVectorEnv
+from starflow_world.envs.vector_env import WorldVectorEnv
+from starflow_world.errors import ConfigError, StateError
 from starflow_world.state import WorldState
 from starflow_world.world import World
 
@@ -134,8 +135,8 @@ class Shard(WorldVectorEnv):
         return self._answer(result)
 
     def advance(self, actions: Sequence[Any]) -> Answer:
-        """step() with one action per row; result: what it returns."""
-        result: Stepped = self.step(actions)
+        """step() with one action per row, None for rows that wait for their reset; result: what it returns."""
+        result = self._advance(list(actions))
         now = self._begun("step")
         for row in np.flatnonzero((now.world.length >= self.world.config.window).numpy() & ~now.ended).tolist():
             if row not in self._bases:
@@ -161,9 +162,6 @@ class Shard(WorldVectorEnv):
         for row in rows.tolist():
             self._bases[row] = Base(self._generator(row), Given(self.text))
         return super()._begin_anew(after, rows, infos)
-
-    def _read_actions(self, actions: Any, waiting: np.ndarray) -> list[Any]:
-        return [None if waits else action for action, waits in zip(actions, waiting.tolist(), strict=True)]
 
     def _generator(self, row: int) -> dict[str, Any]:
         return dict(self._generators[row].bit_generator.state)
@@ -265,3 +263,23 @@ def joined(infos: Sequence[dict[str, Any]], widths: Sequence[int]) -> dict[str, 
                 if part is None else part for part, width in zip(parts, widths, strict=True)
             ])
     return found
+
+
+def part_of(options: dict[str, Any], rows: np.ndarray, num_envs: int) -> dict[str, Any]:
+    """The reset options of some of `num_envs` rows."""
+    part: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = value.world if isinstance(value, EnvState) else value
+        if key == "text" and isinstance(value, str):
+            part[key] = value
+        elif not hasattr(inner, "__len__") or len(inner) != num_envs:
+            error = StateError if key == "state" else ConfigError
+            raise error(f"options: {key}: expected one for each of {num_envs} rows, found {value!r:.80}")
+        else:
+            part[key] = value[rows] if key == "state" else [value[row] for row in rows.tolist()]
+    return part
+
+
+def own_threads(actors: int) -> int:
+    """Threads for each of so many actors on the cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) // actors)

@@ -89,8 +89,8 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
         `actions`, N lists; `state` of N rows; and `reset_mask` (N,) bool: the rows to reset, others stay as they are.
         """
         found = check_keys(options, OPTIONS)
-        rows = self._read_mask(found.pop("reset_mask", None))
-        seeds = self._read_seeds(seed)
+        rows = read_mask(found.pop("reset_mask", None), self.num_envs)
+        seeds = read_seeds(seed, self.num_envs)
         if self._now is None and len(rows) < self.num_envs:
             raise StateError("reset_mask: expected episodes under way, found none; reset all rows first")
         generators = [
@@ -113,25 +113,6 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
         self.closed = False
         return self._now.frames.copy(), self._spread({}, begun, rows)
 
-    def _read_mask(self, mask: Any) -> np.ndarray:
-        """The rows to reset, (k,) int64."""
-        if mask is None:
-            return np.arange(self.num_envs)
-        right = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (self.num_envs,)
-        if not right or not mask.any():
-            expected = f"a bool array ({self.num_envs},) with at least one True"
-            raise ConfigError(f"reset_mask: expected {expected}, found {mask!r:.120}")
-        return np.flatnonzero(mask)
-
-    def _read_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + row for row in range(self.num_envs)]
-        if not hasattr(seed, "__len__") or len(seed) != self.num_envs:
-            raise ConfigError(f"seed: expected an integer or {self.num_envs}, one per row, found {seed!r:.80}")
-        return [None if one is None else int(one) for one in seed]
-
     def _read_given(self, found: dict[str, Any]) -> list[Given]:
         """The reset options of every row."""
         text, count = found.get("text", self.text), self.num_envs
@@ -146,12 +127,12 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
 
     def step(self, actions: Any) -> Stepped:
         """Imagine the next frame of every row: observations, rewards, terminations, truncations, infos."""
+        return self._advance(read_actions(self, actions, self._begun("step").ended))
+
+    def _advance(self, chosen: list[Any]) -> Stepped:
+        """A step with one action per row, None for rows that wait for their reset."""
         now, mode = self._begun("step"), self.autoreset_mode
         waiting = now.ended
-        if mode is not AutoresetMode.NEXT_STEP and waiting.any():
-            raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
-                             'reset(options={"reset_mask": mask})')
-        chosen = self._read_actions(actions, waiting)
         world, transition, found = imagine(self.world, now.world, chosen, self.trust, between=self.frames_between)
         frames = pictures(transition)
         rewards, terminated = self._judge(now, transition, chosen, frames, found)
@@ -175,20 +156,6 @@ class WorldVectorEnv(FromPath, VectorEnv[np.ndarray, Any, np.ndarray]):
         fresh, begun = begin_rows(self.world, wishes, generators, between=self.frames_between)
         self._spread(infos, begun, rows)
         return after.insert(rows, fresh)
-
-    def _read_actions(self, actions: Any, waiting: np.ndarray) -> list[Any]:
-        """One action per row; None for rows that wait for their reset."""
-        try:
-            listed = list(iterate(self.action_space, actions))
-        except Exception as error:
-            found = f"{actions!r:.120}: {error}"
-            raise ActionError(f"actions: expected an element of {self.action_space}, found {found}") from None
-        if len(listed) != self.num_envs:
-            raise ActionError(f"actions: expected one for each of {self.num_envs} rows, found {len(listed)}")
-        for row, action in enumerate(listed):
-            if action is None:
-                raise ActionError(f"actions: row {row}: expected an element of {self.single_action_space}, found None")
-        return [None if waits else action for action, waits in zip(listed, waiting.tolist(), strict=True)]
 
     def _judge(
         self, now: EnvState, transition: Transition, actions: list[Any], frames: np.ndarray,
@@ -251,3 +218,44 @@ def _check_mode(mode: AutoresetMode | str) -> AutoresetMode:
             return known
     modes = ", ".join(known.name.lower() for known in AutoresetMode)
     raise ConfigError(f"autoreset_mode: expected one of {modes}, found {mode!r:.60}")
+
+
+def read_mask(mask: Any, num_envs: int) -> np.ndarray:
+    """The rows to reset, (k,) int64."""
+    if mask is None:
+        return np.arange(num_envs)
+    right = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (num_envs,)
+    if not right or not mask.any():
+        expected = f"a bool array ({num_envs},) with at least one True"
+        raise ConfigError(f"reset_mask: expected {expected}, found {mask!r:.120}")
+    return np.flatnonzero(mask)
+
+
+def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """The seed of each row; None: it goes on with its generator."""
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, int | np.integer):
+        return [int(seed) + row for row in range(num_envs)]
+    if not hasattr(seed, "__len__") or len(seed) != num_envs:
+        raise ConfigError(f"seed: expected an integer or {num_envs}, one per row, found {seed!r:.80}")
+    return [None if one is None else int(one) for one in seed]
+
+
+def read_actions(env: VectorEnv[Any, Any, Any], actions: Any, waiting: np.ndarray) -> list[Any]:
+    """One action per row of an env of ours; None for rows that wait (N,) bool for their reset, which only the mode
+    next_step steps."""
+    if env.metadata["autoreset_mode"] is not AutoresetMode.NEXT_STEP and waiting.any():
+        raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
+                         'reset(options={"reset_mask": mask})')
+    try:
+        listed = list(iterate(env.action_space, actions))
+    except Exception as error:
+        found = f"{actions!r:.120}: {error}"
+        raise ActionError(f"actions: expected an element of {env.action_space}, found {found}") from None
+    if len(listed) != env.num_envs:
+        raise ActionError(f"actions: expected one for each of {env.num_envs} rows, found {len(listed)}")
+    for row, action in enumerate(listed):
+        if action is None:
+            raise ActionError(f"actions: row {row}: expected an element of {env.single_action_space}, found None")
+    return [None if waits else action for action, waits in zip(listed, waiting.tolist(), strict=True)]

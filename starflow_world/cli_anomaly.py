@@ -17,7 +17,7 @@ def anomaly_bench(
         out: folder for the report, its pictures and figures.
         work: folder for what is kept between seeds; an interrupted run goes on with the next.
         episodes: of each kind of anomaly, in each seed.
-        seeds: how often everything is played and fitted anew.
+        seeds: how often everything is played anew, and fitted but for the next-frame predictor.
         predictor_steps: training steps of the next-frame predictor, a baseline.
     """
     from .anomaly import Plan, find_stage

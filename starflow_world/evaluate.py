@@ -18,33 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data import Episode
+from .intervals import Share
 from .noise import make_key, normals
 from .world import World
 
 RIGHT = 4.0
 HANDS = (3, 4)
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of `total` cases with its standard error."""
-
-    hits: float
-    total: int
-
-    @property
-    def share(self) -> float:
-        """hits / total, NaN where there were no cases."""
-        return self.hits / self.total if self.total else math.nan
-
-    def __str__(self) -> str:
-        if not self.total:
-            return "no cases"
-        error = math.sqrt(max(self.share * (1 - self.share), 0.0) / self.total)
-        return f"{100 * self.share:.2f} % ± {100 * error:.2f} of {self.total}"
-
-    def __add__(self, other: "Share") -> "Share":
-        return Share(self.hits + other.hits, self.total + other.total)
 
 
 def cells_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -85,11 +64,12 @@ def needs_memory(episode: Episode, context: int) -> np.ndarray:
 
 @torch.inference_mode()
 def excess_nats(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 8) -> dict[str, float]:
-    """Excess nats per frame over the noise floor, teacher-forced; frames after the first, first frames apart."""
+    """Excess nats per frame over the noise floor, teacher-forced; frames after the first, first frames apart. The
+    error is that of the mean over episodes, whose frames are not independent."""
     sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     after, first, memory = [], [], []
-    for begin in tqdm(range(0, len(episodes), rows), desc="excess nats", unit="batch"):
-        some = [e for e in episodes[begin : begin + rows] if len(e) == len(episodes[begin])]
+    alike = sorted(episodes, key=len)
+    for some in tqdm(_batches(alike, rows), desc="excess nats", unit="batch"):
         count = len(some[0])
         frames = torch.from_numpy(np.stack([e.frames for e in some]))
         nats = world.log_prob(frames, flat_actions(some, count), text=[e.text for e in some], seed=seed)
@@ -98,16 +78,28 @@ def excess_nats(world: World, episodes: Sequence[Episode], seed: int = 0, rows: 
         floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
         excess = (floor - nats.cpu()).numpy()
         apart = np.stack([needs_memory(e, world.config.context) for e in some])[:, 1:]
-        after.append(excess[:, 1:][~apart])
+        after += [row[~left] for row, left in zip(excess[:, 1:], apart, strict=True)]
         memory.append(excess[:, 1:][apart])
         first.append(excess[:, 0])
     known, starts, carried = (np.concatenate(part) for part in (after, first, memory))
+    means = np.array([episode.mean() for episode in after if len(episode)])
     return {
-        "excess_nats": float(known.mean()), "excess_nats_error": float(known.std() / len(known) ** 0.5),
+        "excess_nats": float(known.mean()), "excess_nats_error": float(means.std() / len(means) ** 0.5),
         "excess_nats_median": float(np.median(known)), "excess_nats_first": float(starts.mean()),
         "excess_nats_memory": float(carried.mean()) if len(carried) else 0.0, "frames": len(known),
         "frames_memory": len(carried),
     }
+
+
+def _batches(episodes: Sequence[Episode], rows: int) -> list[list[Episode]]:
+    """At most `rows` neighbours of equal length together."""
+    found: list[list[Episode]] = []
+    for episode in episodes:
+        if found and len(found[-1]) < rows and len(found[-1][0]) == len(episode):
+            found[-1].append(episode)
+        else:
+            found.append([episode])
+    return found
 
 
 @torch.inference_mode()
@@ -123,7 +115,7 @@ def one_step(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[s
     for t in tqdm(range(1, count), desc="one step ahead", unit="frame"):
         _, imagined = world.step(state, flat[:, t])
         state, _ = world.observe(state, flat[:, t], frames[:, t], reuse=True)
-        right = cells_right(world, imagined.frames[:, 0].numpy(), frames[:, t])
+        right = cells_right(world, imagined.frames[:, 0].cpu().numpy(), frames[:, t])
         same = cells_right(world, frames[:, t - 1], frames[:, t])
         fair = ~apart[:, t]
         exact += Share(float(right[fair].all((-1, -2)).sum()), int(fair.sum()))
@@ -158,7 +150,7 @@ def open_loop(
         for t in tqdm(range(1, longest + 1), desc=f"open loop from {begin}", unit="frame"):
             state, imagined = world.step(state, flat[:, t], reuse=True)
             if t in horizons:
-                right = frames_right(world, imagined.frames[:, 0].numpy(), real[:, t])
+                right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real[:, t])
                 same = frames_right(world, real[:, 0], real[:, t])
                 fair = ~apart[:, : t + 1].any(1)
                 found[f"exact_frames_{t}"] += Share(float(right[fair].sum()), int(fair.sum()))
@@ -211,9 +203,9 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
             here = alive > t
             real = np.array([e.rewards[t] > 0.5 for e in padded])[here]
             ended = np.array([e.terminated[t] for e in padded])[here]
-            reward = _count(reward, imagined.reward.numpy()[here] > 0.5, real)
-            end = _count(end, imagined.end.numpy()[here], ended)
-            probabilities.append(imagined.end_probability.numpy()[here])
+            reward = _count(reward, imagined.reward.cpu().numpy()[here] > 0.5, real)
+            end = _count(end, imagined.end.cpu().numpy()[here], ended)
+            probabilities.append(imagined.end_probability.cpu().numpy()[here])
             happened.append(ended)
     p, y = np.concatenate(probabilities), np.concatenate(happened)
     figures: dict[str, object] = {"reward_f1": reward.f1, "end_f1": end.f1, "end_ece": _calibration(p, y)}

@@ -21,8 +21,8 @@ from starflow_world.agents.rollout import make_env, play
 
 from .data import Episode
 from .errors import DataError
-from .evaluate import Share
 from .files import remove_leftovers, write_text
+from .intervals import Share
 from .media import VideoWriter, caption, enlarge, side_by_side
 
 ZOOM, FPS = 4, 3

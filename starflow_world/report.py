@@ -15,8 +15,9 @@ from .checkpoint import CARD, read_json
 from .config import DecodeConfig
 from .data import Episode, EpisodeDataset
 from .errors import DataError
-from .evaluate import Share, excess_nats, flat_actions, one_step, open_loop, outcomes
+from .evaluate import excess_nats, flat_actions, one_step, open_loop, outcomes
 from .files import write_text
+from .intervals import Share
 from .media import caption, contact_sheet, enlarge, write_png
 from .world import World, find_world
 
@@ -92,7 +93,8 @@ def _roll(world: World, episode: Episode, flat: torch.Tensor, rows: int) -> floa
     state, _ = world.start(frames, flat[:, :1].expand(rows, -1, -1), text=episode.text, seed=0)
     begin = time.perf_counter()
     for t in range(1, flat.shape[1]):
-        state, _ = world.step(state, flat[:, t].expand(rows, -1), reuse=True)
+        state, made = world.step(state, flat[:, t].expand(rows, -1), reuse=True)
+    made.frames.cpu()  # a device may still be at work
     return time.perf_counter() - begin
 
 
@@ -113,7 +115,8 @@ def plain(figures: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in figures.items():
         if isinstance(value, Share):
-            found[key] = {"share": None if not value.total else value.share, "total": value.total}
+            found[key] = {"share": None if not value.total else value.share, "total": value.total,
+                          "interval": value.interval}
         else:
             found[key] = asdict(value) if hasattr(value, "__dataclass_fields__") else value
     return found

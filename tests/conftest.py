@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch loads
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -41,3 +41,12 @@ def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, fl
 def _named_software(record_testsuite_property: Callable[[str, object], None]) -> None:
     """The junit file names it as well."""
     record_testsuite_property("software", pytest_report_header())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The last bit of a sum depends on how many share it; and worlds so small that a second thread only costs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -79,7 +79,7 @@ class FakeActor:
 
 
 class FakeRay(ModuleType):
-    """Stands in for the module `ray` and for the functions of `envs.ray_actors`."""
+    """Stands in for the module `ray` and for the functions of `envs.ray_vector_env`."""
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 

@@ -24,7 +24,7 @@ PACKAGE = "starflow_world"
 FOLDERS = {"starflow_world": PACKAGE, "envs": f"{PACKAGE}.envs", "agents": f"{PACKAGE}.agents"}
 
 LAYERS = (  # each may import its own layer and the ones before it
-    {"errors", "files", "shards", "plain_yaml", "config", "recipe", "video"},
+    {"errors", "files", "intervals", "shards", "plain_yaml", "config", "recipe", "video"},
     {"noise"},
     {"flow"},
     {"codec", "conditioning", "outcome", "t5"},
@@ -42,7 +42,7 @@ NOT_VERBS = {PACKAGE, "play"}
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
     "gymnasium": {"", "conditioning", "envs", "agents", "<verb>"},
-    "ray": {"agents.pool", "envs.ray_actors", "envs.ray_vector_env"},
+    "ray": {"agents.pool", "envs.ray_vector_env"},
     "stable_baselines3": {"agents.ppo", "agents.sb3"},
     "safetensors": {"files", "shards"},
     "transformers": {"conditioning", "t5"},

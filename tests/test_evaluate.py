@@ -1,7 +1,6 @@
 """The judge is judged: on worlds and frames whose figures are known."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,6 @@ from gymnasium import spaces
 from starflow_world.conditioning import space_to_json
 from starflow_world.data import Episode
 from starflow_world.evaluate import (
-    Share,
     cells_right,
     excess_nats,
     flat_actions,
@@ -21,6 +19,7 @@ from starflow_world.evaluate import (
     open_loop,
     outcomes,
 )
+from starflow_world.intervals import Share
 from starflow_world.report import cost, plain
 from tests.worlds import TINY, tiny_world
 
@@ -117,5 +116,8 @@ def test_cost_counts_operations_and_agrees_with_sequential_decoding() -> None:
 
 def test_figures_become_json_with_their_cases() -> None:
     found = json.loads(json.dumps(plain({"share": Share(3, 4), "none": Share(0, 0), "number": 1.5})))
-    assert found == {"share": {"share": 0.75, "total": 4}, "none": {"share": None, "total": 0}, "number": 1.5}
-    assert math.isnan(Share(0, 0).share)
+    low, high = found["share"].pop("interval")
+    assert 0 < low < 0.75 < high < 1
+    assert found == {
+        "share": {"share": 0.75, "total": 4}, "none": {"share": None, "total": 0, "interval": [0, 1]}, "number": 1.5,
+    }

@@ -9,7 +9,7 @@ import pytest
 
 from starflow_world.agents import pool
 from starflow_world.agents.pool import Crew, Ledger, Pool
-from starflow_world.envs import ray_actors
+from starflow_world.envs import ray_vector_env
 from starflow_world.errors import ConfigError, DataError, WorkerError
 from tests.fake_ray import FakeActor, FakeRay, Fate
 
@@ -210,7 +210,7 @@ def test_failed_tasks_wait_behind_the_others_and_only_so_often() -> None:
 
 
 def test_without_ray_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_actors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_vector_env.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "starflow-world\[ray\]"'), Pool(Squares(), Crew(1)):
         pass
 
@@ -228,8 +228,8 @@ def test_crews_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_fewer_gpus_than_asked_are_named_with_both_numbers_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(ray_actors, "_start_alone", lambda actors: pytest.fail("Ray was started"))
-    monkeypatch.setattr(ray_actors.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ray_vector_env, "_start_alone", lambda actors: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray_vector_env.torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"expected 6 free GPUs.*found 1"), Pool(Squares(), Crew(4, 1.5)):
         pass
 
@@ -237,5 +237,5 @@ def test_fewer_gpus_than_asked_are_named_with_both_numbers_before_ray_starts(mon
 def test_what_cannot_travel_is_refused(tmp_path: Any) -> None:
     pytest.importorskip("ray")
     with (tmp_path / "open").open("w") as file, pytest.raises(ConfigError, match="policy: expected something that can"):
-        ray_actors.check_portable("policy", {"log": file})
-    ray_actors.check_portable("policy", lambda observation: 0)
+        ray_vector_env.check_portable("policy", {"log": file})
+    ray_vector_env.check_portable("policy", lambda observation: 0)

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.pool import Crew, Pool
 from starflow_world.agents.rollout import Dream, collect, rollout
 from starflow_world.data import EpisodeDataset
-from starflow_world.envs.ray_actors import connect
-from starflow_world.envs.ray_vector_env import RayVectorEnv
+from starflow_world.envs.ray_vector_env import RayVectorEnv, connect
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ConfigError, WorkerError
 from tests.ray_work import Faulty, Introspection, contents, play_here, specs
@@ -84,9 +82,7 @@ def drive(work: Faulty, count: int, actors: int = 2, limit: float = LIMIT) -> li
         return [receipt.index for _, receipt in pool.run(specs(count), found=work.find)]
 
 
-def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(world: Path) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(world: Path, one_thread: None) -> None:
     env = RayVectorEnv(world, 3, 2, threads=1, max_episode_steps=20)
     parts = [WorldVectorEnv(world, rows.stop - rows.start, max_episode_steps=20) for rows in (slice(0, 2), slice(2, 3))]
     np.testing.assert_array_equal(
@@ -105,7 +101,6 @@ def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(worl
     assert env.pids[1] == first[1]
     env.close()
     assert gone([*env.pids])
-    torch.set_num_threads(before)
 
 
 def test_episodes_played_by_actors_are_those_played_without(

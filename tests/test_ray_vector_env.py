@@ -1,12 +1,10 @@
 """What spreading rows over processes promises, with the actors in this process: the same frames, whatever dies when."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from starflow_world.envs import ray_vector_env
 from starflow_world.envs.ray_vector_env import RayVectorEnv
@@ -18,17 +16,11 @@ from starflow_world.world import World
 from tests.fake_ray import FakeActor, FakeRay, Fate
 from tests.worlds import env_world, save_world
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHARDS = (slice(0, 2), slice(2, 3))
 LIMIT = 8  # steps of an episode: past a slide of the window of 6 frames
 MODES = ("next_step", "same_step", "disabled")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 from starflow_world.errors import ScorerError
 from starflow_world.score.calibration import SLACK, Change, Memory, Ranks, check_support
 from starflow_world.score.tails import FEWEST, Tails
-from starflow_world.scoring.calibrate import Rate
 
 
 def test_a_scale_says_how_rare_a_number_is_also_where_there_was_none() -> None:
@@ -106,13 +105,3 @@ def test_a_rate_needs_frames_in_proportion(frames: int, rate: float, good: bool)
     else:
         with pytest.raises(ScorerError, match="give more episodes or allow more false alarms"):
             check_support(frames, rate)
-
-
-def test_the_interval_of_a_rate_holds_it_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    held = 0
-    for hits in rng.binomial(2000, 0.01, 2000).tolist():
-        low, high = Rate(hits, 2000).interval
-        held += low <= 0.01 <= high
-    assert 0.93 <= held / 2000 <= 0.98
-    assert Rate(0, 100).interval[0] == 0.0 < Rate(0, 100).interval[1]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from starflow_world.cli import main
 from starflow_world.data import episode_path, write_episode
@@ -138,14 +137,13 @@ def test_the_pictures_show_where(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_scores_that_actors_compute_are_those_computed_here(home: Path, tmp_path: Path) -> None:
+def test_scores_that_actors_compute_are_those_computed_here(
+    home: Path, tmp_path: Path, one_thread: None
+) -> None:
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     for actors in (0, 2):
         out = tmp_path / f"{actors}"
         score_folder(str(home / "world"), home / "data", home / "scorer", out, batch=1, actors=actors)
-    torch.set_num_threads(threads)
     files = [{path.name: path.read_bytes() for path in (tmp_path / f"{actors}").iterdir()} for actors in (0, 2)]
     assert files[0] == files[1]
     assert len(files[0]) >= 8

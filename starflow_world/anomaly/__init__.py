@@ -6,6 +6,7 @@ report is written of all parts (report.py, pictures.py).
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def anomaly_bench(stage: Stage, world: World, out: Path, work: Path, plan: Plan)
     """
     seeds = [evaluated(stage, world, plan, seed, work) for seed in range(plan.seeds)]
     found = summary(stage, seeds)
-    found["plan"], found["about"] = {"episodes": plan.episodes, "seeds": plan.seeds}, stage.about
+    found["plan"], found["about"] = asdict(plan), stage.about
     found["goals"] = judged(found)
     write(found, seeds, out)
     return found

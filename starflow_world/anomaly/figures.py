@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from starflow_world.intervals import interval, resampled
+
 from . import metrics
-from .run import BLIND, CALIBRATION, FORMAT, INFORMED, NATS, OWN, PREDICTOR, WINDOWED, Evaluated, Group
+from .run import BLIND, CALIBRATION, FORMAT, INFORMED, NATS, OWN, PREDICTOR, WINDOW, WINDOWED, Evaluated, Group
 from .twins import NOMINAL, SHIFT, Stage
 
 BASELINES = (
     NATS, PREDICTOR, "frame difference", "pixel KNN (s, a, s')", "mean + RBF (DEEDEE)", "GMM (s, a, s')",
 )
-WINDOW, RUN_LENGTH, RATE = 16, 1000.0, 0.01
+RUN_LENGTH, RATE = 1000.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def cell(seeds: Sequence[Evaluated], tests: Sequence[metrics.PageTest], kind: st
     """All figures of a detector on a kind; `tests`: one for every seed, or none at all."""
     every = [joined(seed, kind, name) for seed in seeds]
     samples = [metrics.resampled(*frames(seed, kind, name), seed=number) for number, seed in enumerate(seeds)]
-    low, high = metrics.interval(np.mean(samples, axis=0))
+    low, high = interval(np.mean(samples, axis=0))
     found = [delays_of(seed, test, kind, name) for seed, test in zip(seeds, tests, strict=False)]
     delays = np.array([delay for some in found for delay in some])
     return Cell(
@@ -127,7 +129,8 @@ def delays_of(seed: Evaluated, test: metrics.PageTest, kind: str, name: str) -> 
 
 
 def windowed(seed: Evaluated, kind: str, name: str) -> float:
-    """AUROC of means over WINDOW frames: windows all of whose frames are anomalous against those of which none is."""
+    """AUROC of means over WINDOW frames: windows all of whose frames come after the switch against those of which none
+    does. A weak disturbance leaves a frame as it was now and then, which is no reason to drop the window."""
     scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for group in [seed.groups[kind]] if name == INFORMED else [seed.groups[kind], seed.groups[NOMINAL]]:
@@ -151,12 +154,10 @@ def alarms(seeds: Sequence[Evaluated], name: str, kind: str) -> dict[str, float]
         flags = group.alarm
         if name != OWN:
             flags = group.scores[name] > np.quantile(later(held, held.scores[name]), 1 - RATE)
-        each = [(int(e[1:].sum()), len(e) - 1) for e in group.episodes(flags)]
-        hits, counts = np.array(each).T
-        draws = np.random.default_rng(number).multinomial(len(each), np.full(len(each), 1 / len(each)), size=400)
-        shares.append(hits.sum() / counts.sum())
-        samples.append((draws @ hits) / (draws @ counts))
-    low, high = metrics.interval(np.mean(samples, axis=0))
+        hits, counts = zip(*((int(e[1:].sum()), len(e) - 1) for e in group.episodes(flags)), strict=True)
+        shares.append(sum(hits) / sum(counts))
+        samples.append(resampled(hits, counts, seed=number))
+    low, high = interval(np.mean(samples, axis=0))
     return {"share": mean(shares), "low": low, "high": high}
 
 
@@ -171,13 +172,13 @@ def by_policy(seeds: Sequence[Evaluated]) -> dict[str, float]:
 
 
 def in_time(seeds: Sequence[Evaluated], kind: str) -> dict[str, float]:
-    """Share of episodes flagged within one frame of the event; `first`: and nowhere before."""
+    """Share of episodes flagged at the event or a frame after it; `first`: and nowhere before."""
     near, first, count = 0, 0, 0
     for group in of(seeds, kind):
         for flags, positive in zip(group.episodes(group.alarm), group.episodes(group.positive), strict=True):
             event, where = int(positive.argmax()), np.flatnonzero(flags[1:]) + 1
-            near += int((np.abs(where - event) <= 1).any())
-            first += int(len(where) > 0 and abs(int(where[0]) - event) <= 1)
+            near += int(np.isin(where - event, (0, 1)).any())
+            first += int(len(where) > 0 and where[0] - event in (0, 1))
             count += 1
     return {"near": near / count, "first": first / count, "episodes": count}
 

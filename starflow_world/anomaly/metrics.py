@@ -69,14 +69,6 @@ def resampled(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, see
     return _areas(np.concatenate(scores), np.concatenate(labels), weights)
 
 
-def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
-    """The middle `coverage` of bootstrap samples."""
-    if np.isnan(samples).all():
-        return math.nan, math.nan
-    low, high = np.nanquantile(samples, [(1 - coverage) / 2, (1 + coverage) / 2])
-    return float(low), float(high)
-
-
 # ---- change detection ------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from starflow_world.files import write_text
 
-from .figures import BASELINES, RUN_LENGTH, WINDOW
+from .figures import BASELINES, RUN_LENGTH
 from .goals import average, better
 from .pictures import draw
-from .run import BLIND, FORMAT, INFORMED, OWN, WINDOWED, Evaluated
+from .run import BLIND, FORMAT, INFORMED, OWN, WINDOW, WINDOWED, Evaluated
 from .twins import NOMINAL, SHIFT
 
 PARTS = ("babyai", "cartpole")
@@ -25,12 +25,15 @@ are negative, and so is what changes no pixel. Negatives are the other frames of
 test episodes. Everything is fitted on nominal episodes only; training, calibration and test episodes have seeds of
 their own. AUROC is one-sided and per frame, its interval (95 %) comes from resampling episodes; FPR is taken where 95 %
 of the positives are found. Delays are those of Page's cumulative sum at one false alarm per {RUN_LENGTH:.0f}
-calibration frames, the same test for every detector. Windowed figures are of means over {WINDOW} frames.
+calibration frames, the same test for every detector. Windowed figures are of means over {WINDOW} frames (the
+world's own windowed score looks back as far): a window is positive where all its frames come after the switch, negative
+where none does.
 
-Baselines: {"; ".join(BASELINES)}. The predictor runs about as many operations per frame as the world's flow. The
-oracles are the true simulator behind the same pixel noise: *{BLIND}* measures how much a frame surprises it,
-*{INFORMED}* knows what may go wrong and compares the two (and is judged on the kind's own episodes). BabyAI has no
-pixel noise, so there both are the label itself.
+Baselines: {"; ".join(BASELINES)}. The predictor runs about as many operations per frame as the world's flow and is
+trained once, on the nominal episodes of the first seed; all else is fitted anew with every seed. The oracles are the
+true simulator behind the same pixel noise: *{BLIND}* measures how much a frame surprises it, *{INFORMED}* knows what
+may go wrong and compares the two (and is judged on the kind's own episodes). BabyAI has no pixel noise, so there both
+are the label itself.
 """
 LIMITS = """## What a score can and cannot say
 
@@ -90,7 +93,8 @@ def part(found: dict[str, Any]) -> str:
     lines = [
         f"## {found['part']}: world {facts['world_name']}", "", found["about"], "",
         f"{plan['seeds']} seeds of {plan['episodes']} episodes of each kind; {facts['calibration_frames']} frames to "
-        f"calibrate on; {facts['parameters']:,} parameters in the world, {facts['predictor']:,} in the predictor.", "",
+        f"calibrate on; {facts['parameters']:,} parameters in the world, {facts['predictor']:,} in the predictor "
+        f"({plan['predictor_steps']} training steps).", "",
         table(["figure", "measured", "goal", "met", "how"], [goal_row(goal) for goal in found["goals"]]), "",
         f"**Fails**: {'; '.join(missed)}." if missed else "All goals are met.", "",
         "### Detectors, mean over kinds", "", table(*means(found)), "",

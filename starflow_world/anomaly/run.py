@@ -25,10 +25,12 @@ from .baselines import fit_baselines
 from .predictor import Predictor, fit_predictor
 from .twins import NOMINAL, SHIFT, Stage, Twin, gather
 
-FORMAT = "3"
+FORMAT = "4"
 CALIBRATION = "calibration"
 OWN, NATS, WINDOWED, PREDICTOR = "world", "raw nats", "world, windowed", "next-frame predictor"
 INFORMED, BLIND = "oracle", "oracle, blind"
+WINDOW = 16
+"""Frames of all windowed figures, those of the scorer too."""
 FIRST_SEED = 9_000_000
 """Far from the seeds that worlds are trained on."""
 
@@ -109,7 +111,7 @@ def _evaluate(stage: Stage, world: World, plan: Plan, seed: int, work: Path) -> 
         played[name] = gather(stage, kind, plan.split(name), FIRST_SEED + 1000 * seed + number)
     normal = [twin.episode for twin in played.pop("train")]
     held = [twin.episode for twin in played[CALIBRATION]]
-    scorer = Scorer.fit(world, normal, calibration_episodes=held, seed=seed)
+    scorer = Scorer.fit(world, normal, calibration_episodes=held, seed=seed, window=WINDOW)
     predictor = shared_predictor(stage, world, plan, normal, work)
     detectors: dict[str, Callable[[Episode], np.ndarray]] = dict(fit_baselines(normal, seed))
     detectors[PREDICTOR] = predictor

@@ -1,52 +1,26 @@
 """Fit a scorer on a folder of normal episodes, and count its false alarms on some that it has not seen."""
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data import EpisodeDataset
 from ..errors import DataError
 from ..files import write_text
-from ..score import Scorer
+from ..intervals import Share, interval, resampled
+from ..score import Scorer, Scores
 from ..world import World
 
 TEST_SHARE = 0.25
 REPORT = "calibration.json"
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of cases."""
-
-    hits: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """hits / total, NaN without cases."""
-        return self.hits / self.total if self.total else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The share that 95 % of such samples come from (Wilson 1927)."""
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.959964, self.total, self.share
-        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.share:.2f} % ({100 * low:.2f} to {100 * high:.2f}) of {self.total}"
-
-
 def calibrate(
     world: str, data: Path, out: Path, *, false_alarms: float = 0.01, run_length: int = 1000, draws: int = 1,
     seed: int = 0, batch: int = 8, skip_bad: bool = False,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Fit on three eighths of the episodes, set thresholds on three eighths, count on a quarter; write all to `out`.
 
     ScorerError where the frames kept for the thresholds cannot support the rate.
@@ -62,27 +36,43 @@ def calibrate(
         progress=True,
     )
     scored = scorer.score([episodes[index] for index in test], batch=batch)
-    frames = Rate(sum(int(one.alarm.sum()) for one in scored), sum(len(one) for one in scored))
-    supported = 1 <= false_alarms * (1 + len(scorer.fitted.episodes))  # else no episode's p can be so small
-    whole = Rate(sum(one.episode["p"] <= false_alarms for one in scored), len(scored)) if supported else None
-    changes = Rate(sum(one.episode["change"] >= 0 for one in scored), len(scored))
+    held_out = _held_out(scorer, scored, false_alarms)
     report = {
         "world": opened.config.name, "world_id": opened.world_id, "data": Path(data).name,
         "false_alarms": false_alarms, "calibration_frames": len(scorer.fitted.ranks.scores),
         "calibration_episodes": len(scorer.fitted.episodes), "skipped": episodes.bad,
-        "held_out": {
-            "frames": frames.total, "frames_flagged": frames.hits, "rate": frames.share, "interval": frames.interval,
-            "episodes": changes.total, "episodes_flagged": whole.hits if whole else None,
-            "episodes_changed": changes.hits,
-        },
+        "run_length": run_length, "held_out": held_out,
     }
     scorer.save(out)
     write_text(Path(out) / REPORT, json.dumps(report, indent=1))
-    print(f"scorer: {out}, from {len(rest)} episodes, thresholds from {len(scorer.fitted.ranks.scores)} frames")
-    print(f"false alarms on held-out normal frames: {frames}; asked for {100 * false_alarms:g} %")
-    few = f"{len(scorer.fitted.episodes)} calibration episodes are too few for p-values of whole episodes at this rate"
-    print(f"held-out normal episodes flagged as a whole: {whole or few}")
-    print(f"held-out normal episodes with a change reported: {changes}")
-    if episodes.bad:
-        print(f"left out: {len(episodes.bad)} bad episodes: {', '.join(sorted(episodes.bad))}")
+    print(f"scorer: {out}, from {len(rest)} episodes, thresholds from {report['calibration_frames']} frames")
+    _tell(report, held_out)
     return report
+
+
+def _held_out(scorer: Scorer, scored: list[Scores], false_alarms: float) -> dict[str, Any]:
+    """What is flagged in episodes that the scorer has not seen; the interval is over episodes."""
+    flagged, frames = [int(one.alarm.sum()) for one in scored], [len(one) for one in scored]
+    supported = 1 <= false_alarms * (1 + len(scorer.fitted.episodes))  # else no episode's p can be so small
+    return {
+        "frames": sum(frames), "frames_flagged": sum(flagged), "rate": sum(flagged) / sum(frames),
+        "interval": interval(resampled(flagged, frames)), "episodes": len(scored),
+        "episodes_flagged": sum(one.episode["p"] <= false_alarms for one in scored) if supported else None,
+        "episodes_changed": sum(one.episode["change"] >= 0 for one in scored),
+    }
+
+
+def _tell(report: dict[str, Any], found: dict[str, Any]) -> None:
+    low, high = found["interval"]
+    print(f"false alarms on held-out normal frames: {found['rate']:.2%} ({low:.2%} to {high:.2%}) of "
+          f"{found['frames']}; asked for {report['false_alarms']:.4g}")
+    calibrated = report["calibration_episodes"]
+    few = f"{calibrated} calibration episodes are too few for p-values of whole episodes at this rate"
+    whole, total = found["episodes_flagged"], found["episodes"]
+    print(f"held-out normal episodes flagged as a whole: {few if whole is None else Share(whole, total)}")
+    print(f"held-out normal episodes with a change reported: {Share(found['episodes_changed'], total)}")
+    if report["calibration_frames"] < report["run_length"]:
+        print(f"one change report per {report['run_length']} normal frames cannot be shown by "
+              f"{report['calibration_frames']} calibration frames: the threshold is the highest they reached")
+    if report["skipped"]:
+        print(f"left out: {len(report['skipped'])} bad episodes: {', '.join(sorted(report['skipped']))}")

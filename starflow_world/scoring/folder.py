@@ -66,7 +66,7 @@ def score_folder(
 def _spread(work: "Scoring", tasks: list[str], actors: int, gpus_per_actor: float) -> Iterator[str]:
     """What comes of each task, done by actors."""
     from starflow_world.agents.pool import Crew, ordered
-    from starflow_world.envs.ray_actors import own_threads
+    from starflow_world.envs.shard import own_threads
 
     crew = Crew(actors, gpus_per_actor, own_threads(actors), TASK_LIMIT)
     first = [Path(json.loads(task)[0]).name for task in tasks]

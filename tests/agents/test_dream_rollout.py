@@ -1,12 +1,10 @@
 """What imagining episodes into files promises; the same over actors is in tests/test_ray_faults.py."""
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.rollout import collect, rollout
@@ -16,14 +14,7 @@ from starflow_world.errors import CheckpointError, ConfigError, DataError, Starf
 from starflow_world.world import World
 from tests.worlds import env_world, save_world
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As a rollout computes: the last bit of a sum depends on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +102,9 @@ def test_a_full_disk_is_one_clear_error_and_what_is_written_stays(
 def test_actors_without_ray_are_refused_and_everything_else_works(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from starflow_world.envs import ray_actors
+    from starflow_world.envs import ray_vector_env
 
-    monkeypatch.setattr(ray_actors.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_vector_env.importlib.util, "find_spec", lambda name: None)
     assert len(imagine(world, tmp_path)) == 3
     for call in (
         lambda: imagine(world, tmp_path / "a", actors=2),

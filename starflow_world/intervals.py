@@ -1,0 +1,54 @@
+"""Shares of cases and how sure they are."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `total` cases."""
+
+    hits: float
+    total: int
+
+    @property
+    def share(self) -> float:
+        """hits / total, NaN where there were no cases."""
+        return self.hits / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The shares of which 95 % of such samples come, were the cases independent (Wilson 1927); never of width 0."""
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.959964, self.total, self.share
+        middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "no cases"
+        low, high = self.interval
+        return f"{100 * self.share:.2f} % ({100 * low:.2f} to {100 * high:.2f}) of {self.total}"
+
+    def __add__(self, other: "Share") -> "Share":
+        return Share(self.hits + other.hits, self.total + other.total)
+
+
+def resampled(hits: Sequence[int], totals: Sequence[int], *, seed: int = 0, resamples: int = 400) -> np.ndarray:
+    """Shares (R,) of R bootstrap samples of whole episodes, from their hits and cases: frames of one are not
+    independent."""
+    count = len(hits)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    return np.asarray((draws @ np.array(hits)) / (draws @ np.array(totals)))
+
+
+def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
+    """The middle `coverage` of bootstrap samples."""
+    if np.isnan(samples).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(samples, [(1 - coverage) / 2, (1 + coverage) / 2])
+    return float(low), float(high)
