@@ -14,6 +14,7 @@ TURNS, STEPS = 7, 20
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_eight_rows_cost_at_most_three_times_one(at_most: Callable[[str, float, float], None]) -> None:
     world, ratios = env_world(), []
     envs = [WorldVectorEnv(world, rows, max_episode_steps=99) for rows in (1, 8)]
