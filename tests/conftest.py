@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from starflow_world.world import World
+from tests.squares import fill
+from tests.states import F32, F64, small_world
 from tests.worlds import env_world, save_world
 
 torch.set_num_threads(2)
@@ -35,6 +37,24 @@ def pytest_report_header() -> str:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny world, saved as a folder."""
     return save_world(env_world(), tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def worlds() -> dict[torch.dtype, World]:
+    """The same tiny world in both precisions."""
+    return {dtype: small_world(dtype) for dtype in (F32, F64)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four episodes of squares to train on."""
+    return fill(tmp_path_factory.mktemp("data"), (5, 8, 4, 12))
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing learning curves takes longer than tiny runs."""
+    monkeypatch.setattr("starflow_world.training.write_curves", lambda metrics, out: None)
 
 
 @pytest.fixture

@@ -26,15 +26,7 @@ from starflow_world.training import Trainer, objective
 from tests.squares import FAST, SIDE, SMALL, fill, world_config
 from tests.worlds import randomise
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill(tmp_path_factory.mktemp("data"), (5, 8, 4, 12))
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(starflow_world.training, "write_curves", lambda metrics, out: None)
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def trainer(data: Path, world: WorldConfig | None = None, *, random_weights: bool = True, **changes: object) -> Trainer:

@@ -22,21 +22,11 @@ from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import TEMPORARY, read_tensors
 from starflow_world.training import train
 from starflow_world.world import World
-from tests.squares import SMALL, fill, recipe
+from tests.squares import SMALL, recipe
 from tests.test_files import dying, forked, launched
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fill(tmp_path_factory.mktemp("data"), (5, 8, 4, 12))
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing them takes longer than the runs."""
-    monkeypatch.setattr(starflow_world.training, "write_curves", lambda metrics, out: None)
 
 
 def training(

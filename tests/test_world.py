@@ -20,11 +20,6 @@ WINDOW, CONTEXT = 6, 2
 
 
 @pytest.fixture(scope="module")
-def worlds() -> dict[torch.dtype, World]:
-    return {dtype: small_world(dtype) for dtype in (F32, F64)}
-
-
-@pytest.fixture(scope="module")
 def world(worlds: dict[torch.dtype, World]) -> World:
     return worlds[F64]
 

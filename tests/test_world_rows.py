@@ -9,12 +9,7 @@ import torch
 from starflow_world.config import DecodeConfig
 from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
-from tests.states import F32, F64, RELATIVE, aged, far, moves, pictures, same, small_world
-
-
-@pytest.fixture(scope="module")
-def worlds() -> dict[torch.dtype, World]:
-    return {dtype: small_world(dtype) for dtype in (F32, F64)}
+from tests.states import F32, F64, RELATIVE, aged, far, moves, pictures, same
 
 
 @pytest.fixture(scope="module")
