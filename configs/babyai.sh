@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The shipped world from nothing, in stages: `make world`, about two hours of two quiet cores. A stage that is done is
-# not done again; one that was interrupted goes on.
+# A world like the shipped one from nothing, in stages: `make world`, about two hours of two quiet cores.
 set -euo pipefail
 
 env=BabyAI-GoToLocalS8N4-v0
@@ -8,16 +7,8 @@ starflow-world collect --env $env --out data/train --episodes 10000 --seed 1 --m
 starflow-world collect --env $env --out data/valid --episodes 200 --seed 2 --max-steps 64
 starflow-world collect --env $env --out data/eval --episodes 120 --seed 3 --max-steps 80 --no-end
 
-before=()
-stage() { # stage NAME SETTING...
-  local out=runs/$1 how=("${before[@]}")
-  if [ ! -e "$out/done" ]; then
-    [ -e "$out/training.safetensors" ] && how=(--resume)
-    starflow-world train configs/babyai.yaml --data data/train --valid data/valid --out "$out" "${how[@]}" "${@:2}"
-    touch "$out/done"
-  fi
-  before=(--init "$out")
-}
+recipe=configs/babyai.yaml train=data/train valid=data/valid
+source configs/stages.sh
 
 stage motion "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
   train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.004 \
@@ -41,6 +32,10 @@ stage seldom-events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate
 stage all-events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
   train.outcome_weight=1 train.text_dropout=0 train.steps=300 train.frames=512 train.end_rate=0.02 \
   train.site_learning_rate=0.002
+stage last-events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
+  train.outcome_weight=1 train.text_dropout=0 train.steps=2000 train.frames=384 train.end_rate=0.08 \
+  train.site_learning_rate=0.006 train.seed=5
 stage text-starts "train.parts=[start.]" train.steps=3600 train.starts=128 train.learning_rate=0.005
+stage text-starts-settled "train.parts=[start.]" train.steps=3600 train.starts=128 train.learning_rate=0.004 train.seed=11
 
-starflow-world evaluate runs/text-starts --data data/eval --outcomes data/valid --card
+starflow-world evaluate runs/text-starts-settled --data data/eval --outcomes data/valid --card

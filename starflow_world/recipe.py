@@ -15,21 +15,6 @@ from .video import ASPECTS, VideoConfig, latent_frames, load_video_config
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What `starflow-world collect` gathers for this world."""
-
-    env: str
-    episodes: int = 4000
-    policy: str = "mixed"
-    seed: int = 0
-    max_steps: int = 64
-
-    def __post_init__(self) -> None:
-        between(self, 1, math.inf, "episodes", "max_steps")
-        between(self, 0, math.inf, "seed")
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """How a world is trained; a batch: `frames` frames in windows of one of `lengths`, and `starts` first frames."""
 
@@ -134,10 +119,9 @@ class VideoRecipe:
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """A file in configs/: the world, its data and its training."""
+    """A file in configs/: the world and its training."""
 
     world: WorldConfig
-    data: DataConfig
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

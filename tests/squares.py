@@ -9,7 +9,7 @@ from gymnasium import spaces
 from starflow_world.conditioning import space_to_json
 from starflow_world.config import WorldConfig
 from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
-from starflow_world.recipe import DataConfig, RecipeConfig, TrainConfig
+from starflow_world.recipe import RecipeConfig, TrainConfig
 from tests.worlds import TINY
 
 SIDE = 8
@@ -22,7 +22,7 @@ def world_config(**changes: object) -> WorldConfig:
 
 
 def recipe(world: WorldConfig = SMALL, **changes: object) -> RecipeConfig:
-    return RecipeConfig(world, DataConfig("none"), replace(FAST, **changes))  # type: ignore[arg-type]
+    return RecipeConfig(world, replace(FAST, **changes))  # type: ignore[arg-type]
 
 
 def episode(index: int, length: int) -> Episode:

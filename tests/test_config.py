@@ -128,8 +128,8 @@ def test_training_that_cannot_be_meant_is_refused(changes, said):
 
 
 def test_overrides_change_one_value_each():
-    recipe = load_recipe(RECIPES[0], ("train.steps=7", "world.name=other", "train.lengths=[2, 3]", "data.seed=4"))
-    assert (recipe.train.steps, recipe.world.name, recipe.train.lengths, recipe.data.seed) == (7, "other", (2, 3), 4)
+    recipe = load_recipe(RECIPES[0], ("train.steps=7", "world.name=other", "train.lengths=[2, 3]"))
+    assert (recipe.train.steps, recipe.world.name, recipe.train.lengths) == (7, "other", (2, 3))
     for wrong in ("train.steps", "train.stpes=3", "train.steps.more=3", "train.steps=[", "train.steps=&a [*a]",
                   "train.steps=!!python/name:os.system", "=3", "train.=3"):
         with pytest.raises(ConfigError):
