@@ -56,7 +56,7 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
     "check_world": "check", "collect": "agents.rollout", "train": "training",
 }
 
-_ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal"}
+_ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels"}
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
 
 
