@@ -60,8 +60,8 @@ class VideoTrainer(Steps):
         """Noisy latents (B, T, n, c) of a step's frames."""
         rows = []
         for frames, key in zip(batch.frames, batch.keys.tolist(), strict=True):
-            posterior = torch.Generator().manual_seed(make_key((key, self.step)))
-            rows.append(self.model.codec.encode(frames[None], generator=posterior)[0])
+            posterior = torch.tensor([make_key((key, self.step))])  # another draw in every step
+            rows.append(self.model.codec.encode(frames[None], keys=posterior)[0])
         clean = torch.cat(rows).to(self.processes.device, torch.float32)
         noise = normals(batch.keys, torch.full_like(batch.keys, self.step), "observation", clean.shape[1:])
         x = clean + self.model.config.noise_level * noise.to(clean.device)
