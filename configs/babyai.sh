@@ -19,6 +19,9 @@ stage carried "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24
 stage settled "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
   train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.004 \
   train.steps=1300 train.site_learning_rate=0.01 train.motion_beta=0.5
+stage settled-further "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
+  train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.003 \
+  train.steps=1800 train.site_learning_rate=0.006 train.motion_beta=0.5 train.seed=21
 stage history "train.parts=[flow.deep, flow.denoiser, flow.motion.tell, flow.shallow, text]" train.steps=1500 \
   train.outcome_weight=0 train.site_learning_rate=0.01
 stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \

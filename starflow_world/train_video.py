@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .clips import ClipBatch, ClipSampler
-from .codec.wan import WanCodec
+from .codec.wan import VAE_FILES, WanCodec
 from .convert import empty_flow, load_video, write_model
 from .distributed import ALONE, Processes, fill, recompute, shard, whole
 from .errors import CheckpointError, ConfigError
 from .files import remove_leftovers
 from .flow import Flow
-from .generate import VAE_FILES, VideoModel
+from .generate import VideoModel
 from .noise import make_key, normals
 from .optimizers import video_optimizers
 from .recipe import VideoRecipe
