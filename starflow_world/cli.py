@@ -183,7 +183,8 @@ def planner(
     from .planning import run
     from .world import World
 
-    search = Search(method, branches, draws, horizon, rounds, budget, discount, actions)
+    search = Search(method, branches=branches, draws=draws, horizon=horizon, rounds=rounds, budget=budget,
+                    discount=discount, actions=actions)
     run(Planner(World.load(world), search, commit), env, out, episodes=episodes, seed=seed, max_steps=max_steps or None)
     print(out)
 
@@ -249,7 +250,8 @@ def train_agent(
     from .train_agent import train_agent as run
 
     limits = Trust(round_trip=round_trip or None, disagreement=disagreement or None)
-    plan = Plan(text, steps, dream_steps, envs, seeds, starts, episodes, chunk, actions)
+    plan = Plan(text, steps=steps, dream_steps=dream_steps, envs=envs, seeds=seeds, starts=starts, episodes=episodes,
+                chunk=chunk, actions=actions)
     print(run(world, out, plan, algo=algo, trust=limits if limits.limits else None, resume=resume))
 
 

@@ -147,11 +147,12 @@ def _group(twins: list[Twin], scores: Sequence[Scores], detectors: dict[str, Cal
     found |= {name: [detector(twin.episode) for twin in twins] for name, detector in detectors.items()}
     first = min(twins[0].event, len(twins[0].positive) - 1)
     return Group(
-        np.array([len(t.positive) for t in twins]), np.array([t.begin for t in twins]),
-        np.array([s.episode["score"] for s in scores], np.float32),
-        joined([t.positive for t in twins], bool), joined([s.alarm for s in scores], bool),
-        joined([s.change for s in scores], bool), twins[0].episode.frames[[max(0, first - 1), first]],
-        np.asarray(scores[0].heat[first], np.float32), {key: joined(parts, np.float32) for key, parts in found.items()},
+        lengths=np.array([len(t.positive) for t in twins]), begins=np.array([t.begin for t in twins]),
+        whole=np.array([s.episode["score"] for s in scores], np.float32),
+        positive=joined([t.positive for t in twins], bool), alarm=joined([s.alarm for s in scores], bool),
+        change=joined([s.change for s in scores], bool), picture=twins[0].episode.frames[[max(0, first - 1), first]],
+        heat=np.asarray(scores[0].heat[first], np.float32),
+        scores={key: joined(parts, np.float32) for key, parts in found.items()},
     )
 
 
@@ -211,8 +212,5 @@ def _loaded(path: Path) -> Evaluated:
     for name in dict.fromkeys(key.split("|")[0] for key in arrays):
         parts = {key: arrays[f"{name}|{key}"] for key in ARRAYS}
         scores = {key.split("||")[1]: value for key, value in arrays.items() if key.startswith(f"{name}||")}
-        groups[name] = Group(
-            parts["lengths"], parts["begins"], parts["whole"], parts["positive"], parts["alarm"], parts["change"],
-            parts["picture"], parts["heat"], scores,
-        )
+        groups[name] = Group(**parts, scores=scores)
     return Evaluated(groups, json.loads(metadata["facts"]))

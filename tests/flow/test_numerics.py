@@ -6,7 +6,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from starflow_world.flow.sample import sample
-from starflow_world.flow.stability import stability
+from tests.flow.stability import stability
 
 ON_A_PLANE = {"channels": 1, "deep_layers": 1, "deep_width": 20, "shallow_width": 20, "gain": 0.7}
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model import Flow, Tables
-from .sample import sample_deep
+from starflow_world.flow.model import Flow, Tables
+from starflow_world.flow.sample import sample_deep
 
 PROBE = 1e-6
 LARGEST_GROWTH = 1.02
