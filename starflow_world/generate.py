@@ -107,8 +107,9 @@ class VideoModel:
         window = min(max(config.window, total if translated else 0), total)
         guidance = config.guidance if request.guidance is None else request.guidance
         return Task(
-            noise, text, (h, w), window=window, context=min(config.context, max(window - 1, 1)), null_text=null_text,
-            guidance=guidance, given=given, denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
+            noise, text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
+            null_text=null_text, guidance=guidance, given=given,
+            denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
         ), known if translated else 0
 
     def _texts(self, request: Request, task: str) -> tuple[Tensor, Tensor]:
