@@ -29,6 +29,11 @@ def start(count: int, work: Work) -> list[int]:
     return [launched(lambda rank=rank: one(rank)) for rank in range(count)]  # type: ignore[misc]
 
 
+def over(process: int) -> bool:
+    """Whether a process has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def ended(started: list[int]) -> list[int]:
     """Their exit codes."""
     return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]

@@ -31,7 +31,7 @@ from starflow_world.networks import Networks
 from starflow_world.sharded import STATE
 from starflow_world.shards import open_shards
 from starflow_world.training import Trainer, train, validate
-from tests.processes import Work, alone, ended, start, together
+from tests.processes import Work, alone, ended, over, start, together
 from tests.squares import FAST, SMALL, fill, recipe, world_config
 from tests.worlds import randomise
 
@@ -156,7 +156,9 @@ def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(data, undisturbed,
     for _ in range(4):
         before = (tmp_path / STATE).read_bytes() if (tmp_path / STATE).exists() else b""
         started = start(2, training(data, tmp_path, save_minutes=0.0))
-        while not (tmp_path / STATE).exists() or (tmp_path / STATE).read_bytes() == before:
+        while not all(map(over, started)) and (
+            not (tmp_path / STATE).exists() or (tmp_path / STATE).read_bytes() == before
+        ):
             time.sleep(0.001)
         time.sleep(rng.random() * 0.5)
         for process in started:
