@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ SHOWN = ("nats_per_dim", "excess", "start")
 METRICS = "metrics.jsonl"
 
 
-class Steps:
+class Steps(ABC):
     """Networks, optimizers and the number of the next step: all that a resumed run needs. `sharded`: saved as the
     shards of every process, else as one file."""
 
@@ -37,9 +38,9 @@ class Steps:
         self._networks, self._config = networks, config
         self.step = self.skipped = self.skipped_in_a_row = 0
 
+    @abstractmethod
     def advance(self) -> dict[str, float]:
         """One training step; returns its figures."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         """No gradients, and the learning rates of this step."""

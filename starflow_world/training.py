@@ -29,7 +29,7 @@ from .steps import METRICS, Steps, keep_until, note, run
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
 MAY_CHANGE = (
-    "data.", "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
+    "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
 )
 
 
