@@ -41,12 +41,17 @@ def losses(
     """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step. The mean
     of the losses over processes, each of which has part of a batch, is that of the whole batch."""
     flow, sigma = networks.flow, networks.config.noise_level
-    x = networks.codec.encode(batch.frames) + sigma * noise
+    clean = networks.codec.encode(batch.frames)
+    x = clean + sigma * noise
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
     x.requires_grad_(score)
-    text = networks.encode_text(batch.texts)
-    nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
-    floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
+    text, square = networks.encode_text(batch.texts), noise.square()
+    if score or flow.motion is None:
+        nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
+    else:
+        nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables, clean=clean, level=sigma)
+        square = torch.cat((square[:, :1], torch.ones_like(square[:, 1:])), dim=1)
+    floor = (-0.5 * square - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
     dims, weight = x.shape[2] * x.shape[3], frame_weights(batch, config)
     denoiser_loss = nats.new_zeros(())
     if denoiser and flow.denoiser is not None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache
+from .cache import KVCache, Visible
 from .layers import FinalNorm, Layer
 
 SOFT_CLIP = 4.0
@@ -39,10 +39,10 @@ class Affine:
         """z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
         return (x - self.mean) / self.scale, -self.scale.log()
 
-    def nats(self, x: Tensor) -> Tensor:
-        """log N(x; mean, scale) per dimension, (B, S, c)."""
+    def nats(self, x: Tensor, spread: Tensor | float = 0.0) -> Tensor:
+        """log N(x; mean, scale) per dimension, (B, S, c); expected over x of this standard deviation, if given one."""
         z, logdet = self.to_noise(x)
-        return logdet - 0.5 * (z * z + math.log(2 * math.pi))
+        return logdet - 0.5 * (z * z + (spread / self.scale) ** 2 + math.log(2 * math.pi))
 
 
 class Block(nn.Module):
@@ -79,18 +79,18 @@ class Block(nn.Module):
         return Affine(mean, F.softplus(scale + UNIT_SCALE), hidden)
 
     def predict(
-        self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, mask: Tensor | None = None,
+        self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, visible: Visible | None = None,
         added: Tensor | None = None,
     ) -> Affine:
         """Means and scales for the tokens that follow `inputs` (B, S, c); keys go behind the valid ones of `cache`.
 
-        `added` (B, S, d) is a condition added to the projected inputs. `mask` is `cache.visible(S)`.
+        `added` (B, S, d) is a condition added to the projected inputs. `visible` is `cache.visible(S, ...)`.
         """
         hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
         if added is not None:
             hidden = hidden + added
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotary, mask, cache, index)
+            hidden = layer(hidden, rotary, visible, cache, index)
         return self.affine(hidden)
 
     def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Affine:
@@ -107,10 +107,10 @@ class Block(nn.Module):
     def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
         """`cache` (empty rows) with the keys of text (B, L, text width) committed."""
         assert self.project_text is not None
-        mask = cache.visible(text.shape[1])
+        visible = cache.visible(text.shape[1], self.project_in.weight.dtype)
         hidden = self.project_text(text)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotary, mask, cache, index)
+            hidden = layer(hidden, rotary, visible, cache, index)
         return cache.commit(text.shape[1])
 
     def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:

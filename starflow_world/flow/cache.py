@@ -12,6 +12,18 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Visible:
+    """Where queries may look: mask (B or 1, 1, S, keys), 0 there and -inf elsewhere, which is added to the scores.
+
+    With `ends`, row r looks at the first ends[r] keys, with the last as many columns of the mask: rows are attended to
+    one by one, each as far as it goes. On a CPU that costs less than the padding of short rows does.
+    """
+
+    mask: Tensor
+    ends: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class KVCache:
     """keys, values (layers, B, capacity, H, e); length (B,) on the CPU: valid positions of each row."""
 
@@ -44,17 +56,20 @@ class KVCache:
         then a row's result cannot depend on how long its companions are."""
         return int(self.length[0]) if self.rows == 1 else None
 
-    def visible(self, count: int) -> Tensor | None:
-        """Mask (B or 1, 1, count, keys) for `count` new positions behind the valid ones; None where all are seen."""
-        length = self.uniform
-        if length is not None:
-            if count == 1:
-                return None
-            new = torch.ones(count, count, dtype=torch.bool, device=self.keys.device).tril()
-            return torch.cat((new.new_ones(count, length), new), dim=1)[None, None]
+    def visible(self, count: int, dtype: torch.dtype) -> "Visible | None":
+        """What `count` new positions behind the valid ones may look at, for queries of `dtype`; None: at all there is."""
+        if self.uniform is not None and count == 1:
+            return None
+        ends = tuple((self.length + count).tolist())
+        keys, device = max(ends), self.keys.device
+        new = torch.full((count, count), -torch.inf, dtype=dtype, device=device).triu(1)
+        mask = torch.cat((new.new_zeros(count, keys - count), new), dim=1)[None, None]
+        if self.uniform is not None or device.type == "cpu":
+            return Visible(mask, ends)
         last = self.length[:, None] + torch.arange(count)
-        mask = torch.arange(self.capacity) <= last[:, :, None]
-        return mask[:, None].to(self.keys.device)
+        hidden = torch.arange(self.capacity) > last[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+        return Visible(mask[:, None].to(device), None)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, keys, H, e)."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache
+from .cache import KVCache, Visible
 
 TIME_PAIRS = 8
 
@@ -56,12 +56,16 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rotary[:, :, None, None, :]).flatten(-2).to(x.dtype)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | None, *, causal: bool) -> Tensor:
     """Scaled dot-product attention, (B, H, S, e) and (B, H, keys, e) -> (B, H, S, e).
 
     When gradients are recorded on a CPU two plain products are used: the fused kernel's backward pass is 2 to 8 times
     slower there (torch 2.13, 16 to 536 keys).
     """
+    if isinstance(mask, Visible):
+        if mask.ends is not None:
+            return _row_by_row(query, key, value, mask.mask, mask.ends)
+        mask = mask.mask
     if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -74,6 +78,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, ca
     return scores.softmax(-1) @ value
 
 
+def _row_by_row(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, ends: tuple[int, ...]) -> Tensor:
+    rows, keys = [], mask.shape[-1]
+    for row, end in enumerate(ends):
+        one = slice(row, row + 1)
+        rows.append(attend(query[one], key[one, :, :end], value[one, :, :end], mask[..., keys - end :], causal=False))
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; with a cache the queries also see what the cache holds."""
 
@@ -84,7 +96,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Tensor, mask: Tensor | Visible | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True, or 0 and not -inf, where a query may
         look; None without a cache means causal, with a cache that every key may be seen. Behind a cache of several
         times B rows, such as the halves of guidance, what is equal in all is computed once: (several times B, S, d)."""
@@ -124,7 +138,8 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width)
 
     def forward(
-        self, x: Tensor, rotary: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, rotary: Tensor, mask: Tensor | Visible | None = None, cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d), or as many rows as the cache has."""
         attended = self.attention(x, rotary, mask, cache, layer)

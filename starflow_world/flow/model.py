@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..config import FlowConfig
 from ..errors import ConfigError
 from .block import Affine, Block
-from .cache import KVCache
+from .cache import KVCache, Visible
 from .carry import Carry
 from .denoiser import Denoiser, make_denoiser
 from .inverse import solve
@@ -235,10 +235,8 @@ class Flow(nn.Module):
         """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c);
         behind a cache of several times B rows its results have as many (see Attention)."""
         added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
-        mask, inputs = cache.visible(count), self.deep.project_in.weight.dtype
-        if mask is not None:  # as numbers, which every layer of every sweep would make of it
-            mask = torch.zeros_like(mask, dtype=inputs).masked_fill_(~mask, -torch.inf)
-        return Predictor(self.deep, cache, tables.at(cache.length - text, count), mask, added)
+        visible = cache.visible(count, self.deep.project_in.weight.dtype)
+        return Predictor(self.deep, cache, tables.at(cache.length - text, count), visible, added)
 
     # ---- denoising -----------------------------------------------------------------------------------------------
 
@@ -285,14 +283,23 @@ class Flow(nn.Module):
     # ---- likelihood ----------------------------------------------------------------------------------------------
 
     def nats(
-        self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables, carried: Tensor | None = None
+        self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables, carried: Tensor | None = None, *,
+        clean: Tensor | None = None, level: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """log p per token of noisy latents x (B, T, n, c) given the past, (B, T, n), and the deep hidden states
         (B, T, n, d); action (B, T, d) or None; carried (B, T, K): behind each frame, for a clip that begins in the
-        middle of what is known."""
+        middle of what is known.
+
+        With `clean` latents (B, T, n, c) and the noise level, nats of frames that follow by a motion are expected over
+        their own noise. Their gradient is free of it: a deep block that knows nothing of them has nothing to learn.
+        """
         u, logdet, added = self.front(x, None, action, tables, None if carried is None else carried[:, :-1])
-        affine = self.deep_forward(u, text, added, tables)
-        nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
+        affine, seen, spread = self.deep_forward(u, text, added, tables), u, torch.zeros_like(u)
+        if clean is not None and self.motion is not None:
+            per_noise = logdet[:, 1:].exp()
+            seen = torch.cat((u[:, :1], u[:, 1:] + (clean - x)[:, 1:] * per_noise), dim=1)
+            spread = torch.cat((spread[:, :1], level * per_noise), dim=1)
+        nats = affine.nats(seen.flatten(1, 2), spread.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
         return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])
 
 
@@ -303,12 +310,12 @@ class Predictor:
     block: Block
     cache: KVCache
     rotary: Tensor
-    mask: Tensor | None
+    visible: Visible | None
     added: Tensor | None
 
     def __call__(self, inputs: Tensor) -> Affine:
         """Means and scales for the tokens that follow inputs (B, S, c)."""
-        return self.block.predict(inputs, self.rotary, self.cache, self.mask, self.added)
+        return self.block.predict(inputs, self.rotary, self.cache, self.visible, self.added)
 
 
 def _invert_frame(
@@ -324,7 +331,7 @@ def _invert_frame(
     before = start
     for position in range(z.shape[1]):
         here = rotary[:, position : position + 1]
-        affine = block.predict(before, here, cache, cache.visible(1))
+        affine = block.predict(before, here, cache, cache.visible(1, block.project_in.weight.dtype))
         before = affine.mean + affine.scale * z[:, position : position + 1]
         cache, parts = cache.commit(1), [*parts, (before, -affine.scale.log())]
     return (

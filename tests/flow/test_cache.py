@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from starflow_world.flow import KVCache
+from starflow_world.flow.cache import Visible
+from starflow_world.flow.layers import attend
 
 CAPACITY = 9
 
@@ -100,17 +102,32 @@ def test_what_is_written_and_not_committed_can_be_written_again():
 
 def test_a_query_sees_what_is_committed_in_its_row_and_new_positions_up_to_its_own():
     cache = empty(3).rollback(torch.tensor([0, 4, 2]))
-    mask = cache.visible(3)
-    assert mask.shape == (3, 1, 3, CAPACITY)
-    for row, length in enumerate([0, 4, 2]):
+    visible = cache.visible(3, torch.float64)
+    assert visible.ends == (3, 7, 5)
+    assert visible.mask.shape == (1, 1, 3, 7)
+    assert visible.mask.dtype == torch.float64
+    for length, end in zip([0, 4, 2], visible.ends, strict=True):
         for query in range(3):
-            assert mask[row, 0, query].tolist() == [key <= length + query for key in range(CAPACITY)]
+            own = visible.mask[0, 0, query, 7 - end :]
+            assert own.tolist() == [0 if key <= length + query else -torch.inf for key in range(end)]
+
+
+def test_rows_taken_one_by_one_attend_as_under_one_mask():
+    cache = empty(3).rollback(torch.tensor([0, 4, 2]))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, s, 4, generator=generator) for s in (3, CAPACITY, CAPACITY))
+    visible = cache.visible(3, torch.float32)
+    hidden = torch.arange(CAPACITY) > (cache.length[:, None] + torch.arange(3))[:, :, None]
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
+    one_by_one = attend(query, key, value, visible, causal=False)
+    assert torch.allclose(one_by_one, attend(query, key, value, Visible(mask), causal=False), atol=1e-6)
 
 
 def test_a_single_row_sees_the_same_without_looking_at_unused_capacity():
     cache = empty(1).commit(4)
-    assert cache.visible(1) is None, "one new position sees everything"
-    assert torch.equal(cache.visible(3)[0, 0], torch.ones(3, 7, dtype=torch.bool).tril(4))
+    assert cache.visible(1, torch.float32) is None, "one new position sees everything"
+    expected = torch.zeros(3, 7).masked_fill(~torch.ones(3, 7, dtype=torch.bool).tril(4), -torch.inf)
+    assert torch.equal(cache.visible(3, torch.float32).mask[0, 0], expected)
 
 
 def test_rows_are_copied_by_select_and_stack():
