@@ -46,7 +46,7 @@ def losses(
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
     x.requires_grad_(score)
     text, square = networks.encode_text(batch.texts), noise.square()
-    if score or flow.motion is None:
+    if config.denoiser_target == "score" or flow.motion is None:  # whose gradient is that of these very nats
         nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
     else:
         nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables, clean=clean, level=sigma)

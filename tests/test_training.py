@@ -270,6 +270,22 @@ def test_the_motion_s_loss_is_the_mean_over_the_noise_of_the_frame_it_predicts(d
     assert found.flow.item() == pytest.approx(float(found.excess[:, 1:].mean()) / (16 * 12), rel=1e-5)
 
 
+def test_a_silent_deep_block_is_judged_as_the_motion_alone_free_of_each_frame_s_own_noise(data):
+    made = trainer(data, denoiser_target="noise")
+    for parameter in made.networks.flow.deep.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    batch, noise = _batch(made.world), torch.randn(1, 2, 16, 12)
+    with torch.no_grad():
+        alone = motion_losses(made.networks, batch, noise, made.tables, 0.0)
+        whole = losses(made.networks, batch, noise, made.tables, made.config, denoiser=False)
+        exact = losses(
+            made.networks, batch, noise, made.tables, replace(made.config, denoiser_target="score"), denoiser=False
+        )
+    torch.testing.assert_close(whole.excess[:, 1:], alone.excess[:, 1:])
+    assert torch.equal(whole.excess[:, 0], exact.excess[:, 0])
+    assert not torch.allclose(whole.excess[:, 1:], exact.excess[:, 1:]), "the score is the gradient of sampled nats"
+
+
 def test_uncertain_dimensions_count_more_under_beta(data):
     made = trainer(data)
     batch = _batch(made.world)

@@ -106,3 +106,18 @@ def test_a_site_denoiser_cleans_every_frame_on_its_own(make_clip):
     whole = clip.flow.denoise(clip.x, clip.text, clip.tables)
     assert not torch.equal(whole, clip.x)
     torch.testing.assert_close(whole[:, 2:3], clip.flow.denoise(clip.x[:, 2:3], clip.text, clip.tables))
+
+
+def test_nats_in_expectation_are_the_mean_over_draws_of_the_newest_noise(make_clip):
+    """Only the last token of a clip is drawn anew: no other one's mean or scale depends on it."""
+    clip, level, draws = make_clip(**MOVING, rows=1), 0.3, 4000
+    noise = torch.randn(draws, *clip.x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=clip.x.dtype)
+    x = clip.x.expand(draws, -1, -1, -1).clone()
+    x[:, -1, -1] += level * noise[:, -1, -1]
+    text, action = clip.text.expand(draws, -1, -1), clip.action.expand(draws, -1, -1)
+    sampled, _ = clip.flow.nats(x, text, action, clip.tables)
+    expected, _ = clip.flow.nats(x[:1], text[:1], action[:1], clip.tables, clean=clip.x, level=level)
+    own, error = sampled[:, -1, -1], sampled[:, -1, -1].std() / draws**0.5
+    assert abs(own.mean() - expected[0, -1, -1]) < 4 * error < 0.1
+    assert own.std() > 0.5, "the noise that the expectation leaves out"
+    assert torch.equal(expected[:, 0], sampled[:1, 0]), "a first frame has no such form"
