@@ -99,6 +99,15 @@ class Steps(ABC):
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
 
 
+def choose(networks: nn.Module, parts: tuple[str, ...]) -> None:
+    """From now on only the parameters whose names begin with one of `parts` learn; none: all. Raises ConfigError."""
+    unknown = [part for part in parts if not any(name.startswith(part) for name, _ in networks.named_parameters())]
+    if unknown:
+        raise ConfigError(f"train.parts: expected beginnings of parameter names, found {unknown[0]!r:.80}")
+    for name, parameter in networks.named_parameters():
+        parameter.requires_grad_(not parts or name.startswith(parts))
+
+
 def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
     """Nested dictionaries as one, with dotted keys."""
     found: dict[str, object] = {}

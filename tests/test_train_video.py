@@ -18,6 +18,7 @@ from torch import Tensor
 
 from starflow_world.clips import ClipSampler, find_items
 from starflow_world.codec.wan import WanCodec
+from starflow_world.conditioning import ActionEncoder, space_from_json
 from starflow_world.convert import load_flow
 from starflow_world.distributed import ALONE, Processes
 from starflow_world.errors import CheckpointError, ConfigError, DataError
@@ -72,7 +73,8 @@ def trainer(root: Path, **changes: object) -> VideoTrainer:
     made = recipe(root, **changes)
     text = T5Text(str(root / "t5"), made.video.flow.text_length, cache=root / "prompts")
     model = VideoModel(made.video, load_flow(root / "start").train(), text, WanCodec.load(root / "wan"))
-    return VideoTrainer(model, ClipSampler(root / "clips", made, ALONE), made, ALONE)
+    action = ActionEncoder(space_from_json(made.video.action_space), made.video.flow.deep_width)
+    return VideoTrainer(model, action, ClipSampler(root / "clips", made, ALONE), made, ALONE)
 
 
 # ---- what a step shows -----------------------------------------------------------------------------------------------
