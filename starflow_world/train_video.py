@@ -128,6 +128,8 @@ def train_video(
     out = Path(out)
     if not resume and any((out / name).exists() for name in (STATE, MODEL)):
         raise ConfigError(f"{out}: expected an empty folder, found a run; add --resume or choose another folder")
+    if recipe.train.parts and init is None and not resume:
+        raise ConfigError("init: expected a model, of which train.parts are to learn, found none; give its folder")
     processes.once(lambda: remove_leftovers(out))
     recipe, sampler = _sampler(recipe, data, processes)
     model, action = _model(recipe, out, init=None if resume else init, filled=resume, processes=processes)

@@ -149,6 +149,11 @@ def test_what_cannot_be_learned_is_one_clear_error(root, tmp_path, changes, erro
         training(root, tmp_path / "out", **changes)(ALONE)
 
 
+def test_parts_of_no_model_are_refused(root, tmp_path):
+    with pytest.raises(ConfigError, match=r"^init: expected a model, of which train\.parts are to learn, found none"):
+        train_video(recipe(root), root / "data", tmp_path / "out")
+
+
 def test_an_action_that_changes_inside_a_latent_frame_is_refused_by_the_name_of_its_episode(root, tmp_path):
     changing = episode(0, 4)
     changing.actions[7] = 1 - changing.actions[7]
@@ -232,22 +237,20 @@ def test_the_result_is_a_world_of_these_actions(learned):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def two(root: Path) -> Path:
-    together(2, training(root, root / "two"))
-    return root / "two"
-
-
-def test_two_processes_learn_what_one_does(root, two, tmp_path):
-    alone(training(root, tmp_path))
-    for mine, theirs in zip(lines(tmp_path), lines(two), strict=True):
+@pytest.mark.parametrize("parts", [("action",), ()])
+def test_two_processes_learn_what_one_does(root, tmp_path, parts):
+    alone(training(root, tmp_path / "one", parts=parts))
+    together(2, training(root, tmp_path / "two", parts=parts))
+    for mine, theirs in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
-    one, other = (weights(out / MODEL) for out in (tmp_path, two))
+    one, other = (weights(tmp_path / out / MODEL) for out in ("one", "two"))
     assert max(float((one[name] - other[name]).abs().max()) for name in one) <= 1e-5
     assert one["action.project.weight"].abs().max() > 0.01
 
 
-def test_a_run_that_was_told_to_stop_goes_on_to_the_bit(root, two, tmp_path):
+def test_a_run_that_was_told_to_stop_goes_on_to_the_bit(root, tmp_path):
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+
     def cut(processes: Processes) -> None:
         advance = VideoTrainer.advance
 
@@ -258,15 +261,16 @@ def test_a_run_that_was_told_to_stop_goes_on_to_the_bit(root, two, tmp_path):
 
         VideoTrainer.advance = stop  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            training(root, tmp_path)(processes)
+            training(root, stopped)(processes)
         VideoTrainer.advance = advance  # type: ignore[method-assign]
-        assert len(lines(tmp_path)) == 2
-        training(root, tmp_path, resume=True)(processes)
+        assert len(lines(stopped)) == 2
+        training(root, stopped, resume=True)(processes)
+        training(root, whole)(processes)
 
     together(2, cut)
-    assert lines(tmp_path) == lines(two)
-    for path in (two / MODEL).iterdir():
-        assert (tmp_path / MODEL / path.name).read_bytes() == path.read_bytes(), path.name
+    assert lines(stopped) == lines(whole)
+    for path in (whole / MODEL).iterdir():
+        assert (stopped / MODEL / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_the_shipped_recipe_trains_by_the_command_line(root, tmp_path):
