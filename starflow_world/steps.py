@@ -62,8 +62,11 @@ class Steps(ABC):
         their scales differ by far and change in their own ways. Returns the largest norm."""
         parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self._networks.named_parameters():
-            parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("flow.") else 1]), []).append(parameter)
-        return torch.stack([clip(part, 1.0) for part in parts.values()]).amax()
+            if parameter.grad is not None:  # the norm of nothing lies on the CPU, wherever the others are
+                part = ".".join(name.split(".")[: 2 if name.startswith("flow.") else 1])
+                parts.setdefault(part, []).append(parameter)
+        norms = [clip(part, 1.0) for part in parts.values()]
+        return torch.stack(norms).amax() if norms else torch.zeros(())
 
     def _update(self, finite: bool) -> None:
         if finite:
