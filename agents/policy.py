@@ -197,6 +197,32 @@ class NoEnd:
 
 
 @dataclass
+class Held:
+    """Another policy, each of whose actions is taken `steps` times in a row: video models see several frames at a time
+    and follow one action through all of them."""
+
+    policy: Policy
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy.name}, held"
+
+    def reset(self, seed: int, env: gymnasium.Env) -> None:
+        self._count, self._action = 0, None
+        self.policy.reset(seed, env)
+
+    def __call__(self, observation: Any) -> Any:
+        if self._count % self.steps == 0:
+            self._action = self.policy(observation)
+        self._count += 1
+        return self._action
+
+    def played(self, action: Any) -> None:
+        self.policy.played(action)
+
+
+@dataclass
 class MixedPolicy:
     """A mixture over episodes that shows a world from many sides; everything is drawn from the episode's seed.
 

@@ -19,7 +19,7 @@ import torch
 from gymnasium import spaces
 from tqdm import tqdm
 
-from starflow_world.agents.policy import NoEnd, Policy
+from starflow_world.agents.policy import Held, NoEnd, Policy
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
 from starflow_world.conditioning import space_to_json
 from starflow_world.data import Episode, episode_path, read_episode, write_episode
@@ -36,13 +36,14 @@ NO_END_STEPS = 64
 
 def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed: int,
             env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None, reward: str = "event",
-            frame_size: int = 64, ends: bool = True, progress: bool = True, actors: int = 0,
+            frame_size: int = 64, ends: bool = True, hold: int = 1, progress: bool = True, actors: int = 0,
             time_limit: float = 300.0, address: str | None = None) -> Path:
     """Play `episodes` episodes of a Gymnasium env into `out`, and return that folder.
 
     reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is. `max_steps` is
     the time limit (else the env's own). With ends=False actions that would terminate are drawn again and each
-    episode runs to its time limit (default 64 steps). Frames are what the env renders, frame_size x frame_size.
+    episode runs to its time limit (default 64 steps). Every action is taken `hold` times in a row, which ends=False
+    cannot be combined with. Frames are what the env renders, frame_size x frame_size.
     actors: Ray actors to play them (0: this process), each within `time_limit` seconds; address: of a Ray cluster.
     Raises DataError when `out` holds a collection of another recipe, or the env renders no RGB frames.
     """
@@ -50,8 +51,11 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed
     if reward not in REWARDS or episodes < 1 or frame_size < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected reward of {sorted(REWARDS)}, episodes and frame_size >= 1, seed and actors >= 0, "
                           f"found {reward!r}, {episodes}, {frame_size}, {seed}, {actors}")
+    if hold < 1 or (hold > 1 and not ends):
+        raise ConfigError(f"hold: expected steps >= 1, and 1 where no action may end an episode, found {hold}")
     out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
     policy = policy if ends else NoEnd(policy)
+    policy = policy if hold == 1 else Held(policy, hold)
     recipe = {"env": env_id, "env_kwargs": env_kwargs or {}, "policy": repr(policy), "seed": seed,
               "max_steps": max_steps, "reward": reward, "frame_size": frame_size}
     _claim(out, recipe, episodes, PACKAGES)

@@ -29,8 +29,8 @@ def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_00
 
 def collect(
     *, env: str, out: Path, episodes: int = 1000, policy: str = "mixed", seed: int = 0, max_steps: int = 0,
-    frame_size: int = 64, reward: str = "event", no_end: bool = False, actors: int = 0, time_limit: float = 300.0,
-    address: str = "",
+    frame_size: int = 64, reward: str = "event", no_end: bool = False, hold: int = 1, actors: int = 0,
+    time_limit: float = 300.0, address: str = "",
 ) -> None:
     """Play a real Gymnasium environment into a folder of episodes; an interrupted run goes on where it stopped.
 
@@ -44,6 +44,7 @@ def collect(
         frame_size: pixels of the square frames.
         reward: event (1 where the reward is positive) or raw.
         no_end: draw actions that would end an episode again (for open-loop evaluation).
+        hold: take every action so many times in a row (4 for video models, which see four frames at a time).
         actors: Ray actors that play; 0: this process.
         time_limit: seconds that an actor may take for an episode.
         address: of a Ray cluster; empty: one started for the purpose.
@@ -52,8 +53,8 @@ def collect(
     from starflow_world.agents.rollout import collect as run
 
     run(env, out, episodes=episodes, policy=make_policy(policy), seed=seed, max_steps=max_steps or None,
-        frame_size=frame_size, reward=reward, ends=not no_end, actors=actors, time_limit=time_limit,
-        address=address or None)
+        frame_size=frame_size, reward=reward, ends=not no_end, hold=hold, actors=actors,
+        time_limit=time_limit, address=address or None)
     print(out)
 
 
@@ -61,10 +62,12 @@ def train(
     config: tyro.conf.Positional[Path], overrides: tyro.conf.Positional[tuple[str, ...]] = (), *, data: Path, out: Path,
     valid: Path | None = None, resume: bool = False, init: Path | None = None,
 ) -> None:
-    """Train a world on collected episodes, or a video model on clips; by many processes if torchrun starts them.
+    """Train a world on collected episodes, or a video model on clips (its actions: on episodes); by many processes if
+    torchrun starts them.
 
     Args:
-        config: recipe, such as configs/babyai.yaml, or configs/starflow_v_train.yaml for a video model.
+        config: recipe, such as configs/babyai.yaml, or, for a video model, configs/starflow_v_train.yaml (clips) and
+            configs/starflow_v_actions.yaml (episodes).
         overrides: section.key=value, such as train.steps=100.
         data: folder of episodes; or of clips and pictures, with captions in .txt files of their names.
         out: folder for the checkpoint, metrics.jsonl and curves.png.

@@ -1,7 +1,8 @@
-"""What video models learn from: a folder of clips and pictures, each with its caption in a .txt file of its name.
+"""What video models learn from: clips and pictures, each with its caption in a .txt file of its name, or episodes.
 
-Steps are of clips or of pictures, never of both. What a row of a step shows follows from (seed, step, row), whichever
-process has the row.
+Steps are of clips or of pictures, never of both. Of an episode a window is shown: its frames are those of a video, so
+an action must have been held for the 4 frames of a latent frame, and it is the one that led to this latent frame.
+What a row of a step shows follows from (seed, step, row), whichever process has the row.
 """
 
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .data import NAME, EpisodeDataset
 from .distributed import Processes
 from .errors import DataError
 from .media import fitted, measure_video, read_picture, read_video
 from .noise import make_key
 from .recipe import VideoRecipe
+from .video import FRAMES, latent_frames
 
 VIDEOS, PICTURES = (".mp4", ".mov", ".mkv", ".webm", ".avi"), (".png", ".jpg", ".jpeg")
 
@@ -33,12 +36,13 @@ class Item:
 @dataclass(frozen=True)
 class ClipBatch:
     """frames (B, F, H, W, 3) u8, what the text encoder reads, noise keys (B,); `extend`: without the first latent
-    frame, as a window of a longer video."""
+    frame, as a window of a longer video; actions (B, T, 1 + flat) of the latent frames that are left, or none."""
 
     frames: Tensor
     prompts: list[str]
     keys: Tensor
     extend: bool
+    actions: Tensor | None = None
 
 
 def find_items(folder: Path | str, *, fps: int) -> list[Item]:
@@ -53,7 +57,8 @@ def find_items(folder: Path | str, *, fps: int) -> list[Item]:
         elif path.suffix.lower() in PICTURES:
             found.append(Item(path, caption))
     if not found:
-        raise DataError(f"{folder}: expected clips or pictures ({', '.join(VIDEOS + PICTURES)}), found none")
+        kinds = ", ".join(VIDEOS + PICTURES)
+        raise DataError(f"{folder}: expected clips or pictures ({kinds}), or episodes, found none")
     return found
 
 
@@ -100,3 +105,59 @@ class ClipSampler:
         if len(found) < count:
             raise DataError(f"{item.path}: expected {item.frames} frames, found {start + len(found)}; it is damaged")
         return np.stack(found)
+
+
+def are_episodes(folder: Path | str) -> bool:
+    """Whether a folder holds episodes, as `collect` writes them."""
+    return Path(folder).is_dir() and any(NAME.fullmatch(path.name) for path in Path(folder).iterdir())
+
+
+class EpisodeSampler:
+    """Draws steps of windows of episodes likewise, under the prompt of a world. A window begins where an action does;
+    episodes shorter than one are left out."""
+
+    def __init__(self, episodes: EpisodeDataset, recipe: VideoRecipe, processes: Processes) -> None:
+        self.config, self.train, self.processes = recipe.video, recipe.train, processes
+        self.windows = processes.in_turn(episodes.memory_map)
+        room = np.maximum((self.windows.lengths - self.train.frames) // FRAMES + 1, 0)
+        if not room.any():
+            expected = f"an episode of at least train.frames = {self.train.frames} frames"
+            raise DataError(f"{episodes.folder}: expected {expected}, the longest has {self.windows.lengths.max()}")
+        for episode in np.flatnonzero(room):
+            begin = self.windows.offsets[episode]
+            _check_held(episodes.paths[episode], self.windows.actions[begin : begin + self.windows.lengths[episode]])
+        self.ends = np.cumsum(room)
+
+    def batch(self, step: int) -> ClipBatch:
+        """What training step `step` shows."""
+        train = self.train
+        rng = np.random.default_rng((train.seed, step))
+        rows, first = train.clips, int(rng.random() < train.image_dropout)
+        place = rng.integers(self.ends[-1], size=rows)
+        episode = np.searchsorted(self.ends, place, side="right")
+        start = FRAMES * (self.ends[episode] - 1 - place)
+        start = np.where(rng.random(rows) < train.start_rate, 0, start)
+        silent = rng.random(rows) < train.caption_dropout
+        present = rng.random((rows, latent_frames(train.frames))) >= train.action_dropout
+        present[:, first] = True  # as in batches.py: none there means a true start
+        present[:, 0] &= start > 0
+        frames, prompts, actions, keys = [], [], [], []
+        for row in range(rows)[self.processes.part(rows)]:
+            window = self.windows.window(int(episode[row]), int(start[row]), train.frames)
+            frames.append([fitted(frame, self.config.size(train.aspect)) for frame in window["frames"]])
+            actions.append(np.insert(window["actions"][::FRAMES], 0, 1, axis=1) * present[row][:, None])
+            text = "" if silent[row] else self.windows.texts[episode[row]]
+            prompts.append(self.config.prompt(text, fps=self.config.fps, aspect=train.aspect))
+            keys.append(make_key((train.seed, row)))
+        shown, led = torch.from_numpy(np.array(frames)), torch.from_numpy(np.stack(actions)[:, first:])
+        return ClipBatch(shown, prompts, torch.tensor(keys), bool(first), led)
+
+
+def _check_held(path: Path, actions: np.ndarray) -> None:
+    """DataError unless the actions (T, A) of an episode are the same for all frames of a latent frame."""
+    blocks = actions[1 : 1 + (len(actions) - 1) // FRAMES * FRAMES].reshape(-1, FRAMES, actions.shape[1])
+    changing = (blocks != blocks[:, :1]).any(axis=(1, 2))
+    if changing.any():
+        at = 1 + FRAMES * int(changing.argmax())
+        expected = f"one action held for the {FRAMES} frames of a latent frame, {at} to {at + FRAMES - 1}"
+        raise DataError(f"{path}: expected {expected}, found several; collect with --hold {FRAMES}")

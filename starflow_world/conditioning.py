@@ -53,6 +53,11 @@ def space_from_json(text: str) -> spaces.Space:
         raise ConfigError(f"action space: expected the JSON of a Gymnasium space, found {found}") from None
 
 
+def same_space(one: str, other: str) -> bool:
+    """Whether two such descriptions, however they are written, are of one space."""
+    return space_to_json(space_from_json(one)) == space_to_json(space_from_json(other))
+
+
 def _build(values: dict[str, Any]) -> spaces.Space:
     match values["type"]:
         case "Discrete":

@@ -77,16 +77,21 @@ def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.opti
     return [*made, torch.optim.AdamW(parts[1], betas=(0.9, 0.95), weight_decay=1e-4)] if parts[1] else made
 
 
-def video_optimizers(flow: nn.Module, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for the flow and AdamW for its denoiser, as STARFlow-V was trained."""
-    parts: dict[bool, list[nn.Parameter]] = {}
-    for name, p in flow.named_parameters():
-        parts.setdefault(name.startswith("denoiser."), []).append(p)
-    settings = {False: (config.learning_rate, 0.95), True: (config.denoiser_learning_rate, 0.999)}
-    return [
-        torch.optim.AdamW([{"params": parts[part], "peak": peak}], betas=(0.9, memory), weight_decay=1e-4)
+def video_optimizers(networks: nn.Module, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, as STARFlow-V was trained: the denoiser forgets more slowly; actions have a rate of their own."""
+    settings = {
+        "flow.denoiser.": (config.denoiser_learning_rate, 0.999), "action.": (config.action_learning_rate, 0.95),
+        "": (config.learning_rate, 0.95),
+    }
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, p in networks.named_parameters():
+        if p.requires_grad:
+            parts.setdefault(next(part for part in settings if name.startswith(part)), []).append(p)
+    groups = [
+        {"params": parts[part], "peak": peak, "betas": (0.9, memory)}
         for part, (peak, memory) in settings.items() if part in parts
     ]
+    return [torch.optim.AdamW(groups, weight_decay=1e-4)]
 
 
 def rate(step: int, config: TrainConfig | VideoTrainConfig) -> float:

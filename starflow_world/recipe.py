@@ -70,13 +70,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class VideoTrainConfig:
-    """How a text-to-video model is trained: a step is one of clips or one of pictures."""
+    """How a text-to-video model is trained: a step is one of clips or one of pictures; or, where data are episodes with
+    actions, of windows of them."""
 
     steps: int = 100_000
+    parts: tuple[str, ...] = ()
+    """As for worlds: action is the adapter alone."""
     clips: int = 8
-    """Rows of a step of clips, on all processes together."""
+    """Rows of a step of clips (or windows), on all processes together."""
     frames: int = 81
-    """Of a clip, 1 + 4k."""
+    """Of a clip or a window, 1 + 4k."""
     pictures: int = 64
     """Rows of a step of pictures."""
     picture_rate: float = 0.2
@@ -86,9 +89,15 @@ class VideoTrainConfig:
     aspect: str = "16:9"
     caption_dropout: float = 0.1
     image_dropout: float = 0.25
-    """Share of steps of clips in which the first latent frame is dropped and the model is told to extend."""
+    """Share of steps of clips in which the first latent frame is dropped and the model is told to extend; a world,
+    whose windows slide, is not told."""
+    start_rate: float = 0.3
+    """Share of windows that begin at a true episode start."""
+    action_dropout: float = 0.1
+    """Of every latent frame on its own."""
     learning_rate: float = 5e-5
     denoiser_learning_rate: float = 1e-4
+    action_learning_rate: float = 1e-3
     warmup: int = 1000
     seed: int = 0
     precision: str = "bf16"
@@ -102,9 +111,9 @@ class VideoTrainConfig:
         one_of(self, "aspect", tuple(ASPECTS))
         between(self, 1, math.inf, "steps", "clips", "pictures", "rows_at_once")
         between(self, 0, math.inf, "warmup", "seed", "save_minutes")
-        between(self, 0, 1, "picture_rate", "caption_dropout", "image_dropout")
-        positive(self, "learning_rate")
-        positive(self, "denoiser_learning_rate")
+        between(self, 0, 1, "picture_rate", "caption_dropout", "image_dropout", "start_rate", "action_dropout")
+        for rate in ("learning_rate", "denoiser_learning_rate", "action_learning_rate"):
+            positive(self, rate)
         if latent_frames(self.frames) == 1:
             raise ConfigError("frames: expected at least 5 in a clip, found 1; pictures are steps of their own")
 

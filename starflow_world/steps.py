@@ -62,8 +62,11 @@ class Steps(ABC):
         their scales differ by far and change in their own ways. Returns the largest norm."""
         parts: dict[str, list[nn.Parameter]] = {}
         for name, parameter in self._networks.named_parameters():
-            parts.setdefault(".".join(name.split(".")[: 2 if name.startswith("flow.") else 1]), []).append(parameter)
-        return torch.stack([clip(part, 1.0) for part in parts.values()]).amax()
+            if parameter.grad is not None:  # the norm of nothing lies on the CPU, wherever the others are
+                part = ".".join(name.split(".")[: 2 if name.startswith("flow.") else 1])
+                parts.setdefault(part, []).append(parameter)
+        norms = [clip(part, 1.0) for part in parts.values()]
+        return torch.stack(norms).amax() if norms else torch.zeros(())
 
     def _update(self, finite: bool) -> None:
         if finite:
@@ -97,6 +100,15 @@ class Steps(ABC):
             raise ConfigError(f"{out}: expected the config that the run began with, found other {', '.join(changed)}")
         (load_sharded if self.sharded else load_training)(out, self._networks, self.optimizers)
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
+
+
+def choose(networks: nn.Module, parts: tuple[str, ...]) -> None:
+    """From now on only the parameters whose names begin with one of `parts` learn; none: all. Raises ConfigError."""
+    unknown = [part for part in parts if not any(name.startswith(part) for name, _ in networks.named_parameters())]
+    if unknown:
+        raise ConfigError(f"train.parts: expected beginnings of parameter names, found {unknown[0]!r:.80}")
+    for name, parameter in networks.named_parameters():
+        parameter.requires_grad_(not parts or name.startswith(parts))
 
 
 def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:

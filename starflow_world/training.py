@@ -24,7 +24,7 @@ from .optimizers import make_optimizers
 from .plots import write_curves
 from .recipe import RecipeConfig, TrainConfig
 from .sharded import STATE
-from .steps import METRICS, Steps, keep_until, note, run
+from .steps import METRICS, Steps, choose, keep_until, note, run
 
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
@@ -56,13 +56,7 @@ class Trainer(Steps):
             self.networks = Networks(world)
         if init is not None:
             _initialise(self.networks, init)
-        if config.parts:
-            chosen = [p for name, p in self.networks.named_parameters() if name.startswith(config.parts)]
-            if not chosen:
-                raise ConfigError(f"train.parts: expected beginnings of parameter names, found {config.parts}")
-            self.networks.requires_grad_(False)
-            for parameter in chosen:
-                parameter.requires_grad_()
+        choose(self.networks, config.parts)
         self.objective = objective(config.parts, history=world.outcome.history)
         self.sampler = Sampler(windows, config, processes)
         if config.checkpointing:

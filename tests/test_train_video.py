@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from starflow_world import distributed
 from starflow_world.clips import ClipSampler, find_items
 from starflow_world.codec.wan import WanCodec
+from starflow_world.conditioning import ActionEncoder, space_from_json
 from starflow_world.convert import load_flow
 from starflow_world.distributed import ALONE, Processes
 from starflow_world.errors import CheckpointError, ConfigError, DataError
@@ -72,7 +74,8 @@ def trainer(root: Path, **changes: object) -> VideoTrainer:
     made = recipe(root, **changes)
     text = T5Text(str(root / "t5"), made.video.flow.text_length, cache=root / "prompts")
     model = VideoModel(made.video, load_flow(root / "start").train(), text, WanCodec.load(root / "wan"))
-    return VideoTrainer(model, ClipSampler(root / "clips", made, ALONE), made, ALONE)
+    action = ActionEncoder(space_from_json(made.video.action_space), made.video.flow.deep_width)
+    return VideoTrainer(model, action, ClipSampler(root / "clips", made, ALONE), made, ALONE)
 
 
 # ---- what a step shows -----------------------------------------------------------------------------------------------
@@ -146,6 +149,16 @@ def test_a_step_changes_flow_and_denoiser_and_leaves_no_gradient_to_the_next(roo
         assert not torch.equal(p, before[name]), name
         gradient = found[0][name]
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0.1 * float(gradient.abs().max()), msg=name)
+
+
+def test_only_what_has_a_gradient_is_clipped(root, monkeypatch):
+    """Clips teach the adapter nothing, and torch puts the norm of nothing on the CPU, where it meets none of a GPU."""
+    clipped: list[nn.Parameter] = []
+    scale = distributed.clip
+    monkeypatch.setattr("starflow_world.steps.clip", lambda part, most: clipped.extend(part) or scale(part, most))
+    made = trainer(root, picture_rate=0.0)
+    made.advance()
+    assert {id(p) for p in clipped} == {id(p) for p in made.model.flow.parameters()}
 
 
 def test_the_denoiser_s_target_is_the_whole_gradient_of_the_flow(root, monkeypatch):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import FORMAT, read_json
-from ..config import from_dict, to_dict
+from ..conditioning import ActionEncoder, same_space, space_from_json
+from ..config import NO_ACTIONS, from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import TEMPORARY, is_file, is_folder, write_text
 from ..flow import Flow
@@ -25,10 +26,12 @@ from .names import infer, misfits, reference_name, reference_shapes
 from .sources import open_reference, refuse
 
 CONFIG = "video.json"
+ADAPTER = "action.project.weight"
+"""Beside the tensors of the flow, where a model has learned from actions."""
 
 __all__ = [
-    "CONFIG", "convert", "empty_flow", "load_as_networks", "load_flow", "load_video", "misfits", "reference_name",
-    "reference_shapes", "running_dtypes", "to_running", "write_model",
+    "ADAPTER", "CONFIG", "convert", "empty_flow", "load_adapter", "load_as_networks", "load_flow", "load_video",
+    "misfits", "reference_name", "reference_shapes", "running_dtypes", "to_running", "write_model",
 ]
 
 
@@ -59,7 +62,8 @@ def convert(
 
 
 def write_model(folder: Path, config: VideoConfig, tensors: TensorSource) -> None:
-    """Write the tensors of a flow and its config to `folder`; what is there is replaced when all is written."""
+    """Write the tensors of a flow (and ADAPTER, if there is one) and its config to `folder`; what is there is replaced
+    when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch, old = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent)) for _ in range(2))
     try:
@@ -116,16 +120,33 @@ def load_flow(
     source = open_shards(folder, digest=digest)
     flow = empty_flow(config)
     expected = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
-    refuse(folder, misfits(source.shapes, expected))
+    refuse(folder, misfits({name: shape for name, shape in source.shapes.items() if name != ADAPTER}, expected))
     kinds = {} if dtype is None else running_dtypes(flow, dtype)
     tensors = {name: source.read(name).to(device, kinds.get(name)) for name in expected}
     flow.load_state_dict(tensors, strict=True, assign=True)
     return flow.eval()
 
 
+def load_adapter(folder: Path | str, config: VideoConfig) -> Tensor:
+    """The action adapter (d, 1 + flat) in float32 for the model and the actions of `config`: the one in `folder`, or
+    zeros where the model there has learned from no actions yet. Raises CheckpointError for one of other actions."""
+    known, digest = load_video(folder)
+    with torch.device("meta"):
+        fresh = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width).project.weight
+    same, source = same_space(known.action_space, config.action_space), open_shards(folder, digest=digest)
+    if not same and not same_space(known.action_space, NO_ACTIONS):
+        raise CheckpointError(
+            f"{folder}: expected a model of the actions {config.action_space:.200}, found {known.action_space:.200}"
+        )
+    if not same or ADAPTER not in source.shapes:
+        return torch.zeros(fresh.shape)
+    refuse(folder, misfits({ADAPTER: source.shapes[ADAPTER]}, {ADAPTER: tuple(fresh.shape)}))
+    return source.read(ADAPTER).float()
+
+
 def load_as_networks(folder: Path | str) -> tuple[Networks, str]:
-    """The flow that `convert` wrote to `folder` in the networks of a world whose actions change nothing yet, in the
-    dtype of its weights, and their digest."""
+    """The flow that `convert` wrote to `folder`, in the dtype of its weights, and its action adapter in the networks of
+    a world; and the digest of the weights."""
     config, digest = load_video(folder)
     try:
         with torch.device("meta"):
@@ -133,7 +154,7 @@ def load_as_networks(folder: Path | str) -> tuple[Networks, str]:
     except ConfigError as error:
         raise CheckpointError(f"{Path(folder) / CONFIG}: {error}") from None
     networks.flow = load_flow(folder)
-    networks.action.project.weight = nn.Parameter(torch.zeros(networks.action.project.weight.shape))
+    networks.action.project.weight = nn.Parameter(load_adapter(folder, config))
     return networks.eval(), digest
 
 

@@ -162,7 +162,7 @@ def test_a_collection_can_be_extended_but_not_mixed_with_another(tmp_path: Path)
 
 
 @pytest.mark.parametrize("wrong", [{"reward": "shaped"}, {"seed": -1}, {"frame_size": 0}, {"max_steps": 0},
-                                   {"max_steps": -5, "ends": False}])
+                                   {"max_steps": -5, "ends": False}, {"hold": 0}, {"hold": 4, "ends": False}])
 def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(ConfigError, match="expected"):
         gather(tmp_path, 1, **wrong)
@@ -178,6 +178,14 @@ def test_without_ends_every_episode_runs_to_its_limit_and_still_shows_actions(tm
         assert not episode.terminated.any()
         assert not episode.rewards.any()
     assert any(before != after for episode in dataset for before, after in carried(episode))
+
+
+def test_an_action_is_held_for_as_many_steps_as_asked(tmp_path: Path) -> None:
+    dataset = EpisodeDataset(gather(tmp_path, 6, RandomPolicy(), hold=4))
+    blocks = [episode.actions[1:][: (len(episode) - 1) // 4 * 4].reshape(-1, 4, 7) for episode in dataset]
+    assert all((block == block[:, :1]).all() for block in blocks)
+    assert any((before != after).any() for block in blocks for before, after in pairwise(block[:, 0]))
+    assert "Held(policy=RandomPolicy" in (tmp_path / "collection.json").read_text()
 
 
 def test_asking_whether_an_action_would_end_does_not_change_the_course(room: gymnasium.Env) -> None:
