@@ -14,16 +14,17 @@ import os
 import random
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tyro
 from tqdm import tqdm
 
@@ -155,23 +156,36 @@ def chosen(count: int, seed: int, tree: Path) -> list[Change]:
 
 
 def run(tree: Path, tests: Sequence[str], limit: int) -> str:
-    """The first of some tests that fails in a tree; "" if none does. `limit`: seconds of the processor."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout", "0", *tests]
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    """The first of some tests that fails in a tree; "" if none does. `limit`: seconds of the processor.
 
-    def limited() -> None:  # a change may take any amount of either, and of time where others are busy
-        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    In a forked process, which has what takes long to import.
+    """
+    said = tree.parent / "said"
+    process = os.fork()
+    if not process:
+        with said.open("wb", 0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        try:
+            os._exit(pytest_in(tree, tests, limit))
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    lines = said.read_text("utf-8", "replace").splitlines() or [""]
+    first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
+    return f"exit code {code}: {first:.200}" if code else ""
 
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, preexec_fn=limited, timeout=50 * limit
-        )
-    except subprocess.TimeoutExpired:
-        return f"not done in {50 * limit} s"
-    lines = done.stdout.splitlines() or [""]
-    said = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
-    return f"{said:.200}" or f"exit code {done.returncode}" if done.returncode else ""
+
+def pytest_in(tree: Path, tests: Sequence[str], limit: int) -> int:
+    """Pytest's exit code; of this process nothing of ours stays imported."""
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))  # a change may take any amount of time
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # and of memory
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "starflow_world")]:
+        del sys.modules[name]
+    os.chdir(tree)
+    sys.path[0], sys.dont_write_bytecode = str(tree), True
+    os.environ["PYTHONPATH"] = str(tree)
+    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--timeout", "0", *tests]))
 
 
 def copied(folder: str) -> Path:
@@ -223,6 +237,8 @@ def main(count: int = 300, seed: int = 0, out: Path = Path("out/mutation.jsonl")
         limit: seconds of the processor for the tests of one change.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("gymnasium", "h5py", "torch", "transformers"):
+        import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         tree = copied(folder)
         picked, done = chosen(count, seed, tree), known(out)
