@@ -12,6 +12,7 @@ import ast
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -173,7 +174,7 @@ def run(tree: Path, tests: Sequence[str], limit: int) -> str:
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     lines = said.read_text("utf-8", "replace").splitlines() or [""]
     first = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), lines[-1])
-    return f"exit code {code}: {first:.200}" if code else ""
+    return f"exit code {code}: {first:.300}" if code else ""
 
 
 def pytest_in(tree: Path, tests: Sequence[str], limit: int) -> int:
@@ -211,8 +212,9 @@ def mutate(changes: Sequence[Change], tree: Path, out: Path, limit: int) -> None
             failed = run(tree, tests, limit)
             path.write_bytes(text)
             if failed:
-                if before := sound(tests):
-                    sys.exit(f"the tests fail without any change: {before}")
+                one = re.search(r"(?:FAILED|ERROR) (tests/.*?)(?: - |$)", failed)
+                if before := sound((one[1],) if one else tests):
+                    sys.exit(f"fails without any change: {before}")
                 break
         line = {"change": asdict(change), "by": failed, "seconds": round(time.monotonic() - begun, 1)}
         with out.open("a", encoding="utf-8") as file:

@@ -57,12 +57,13 @@ def test_a_thousand_envs_that_are_made_and_closed_leave_nothing_behind(saved: Pa
             cycle(seed)
 
 
-def test_a_thousand_resets_in_mid_episode_leave_nothing_behind(saved: Path, at_most: AtMost) -> None:
-    env = WorldEnv(saved)
+def test_a_thousand_resets_in_mid_episode_leave_nothing_behind(at_most: AtMost) -> None:
+    """Of the shipped world: a state of it that is kept would be seen."""
+    env = WorldEnv("babyai-gotolocal", reward_fn=lambda *_: (0.0, False))  # nothing ends by itself
 
     def cycle(seed: int) -> None:
         env.reset(seed=seed)
-        for step in range(seed % 9):  # up to past the slide of a window of 6 frames
+        for step in range(seed % 4):
             env.step((seed + step) % 4)
 
     for seed in range(TIMES // 10):
@@ -73,7 +74,7 @@ def test_a_thousand_resets_in_mid_episode_leave_nothing_behind(saved: Path, at_m
 
 
 def test_64_rows_that_end_at_random_run_for_2000_steps(at_most: AtMost) -> None:
-    world = env_world(outcome=OutcomeConfig(16, bins=5, end="sample"))
+    world = env_world(size=4, window=12, outcome=OutcomeConfig(16, bins=5, end="sample"))
     world.networks.outcome.read.bias.data[-1] += 6.0
     env = WorldVectorEnv(world, 64, max_episode_steps=40)
     env.action_space.seed(0)
