@@ -35,7 +35,7 @@ FILES = ("flow/*.py", "world.py", "dynamics.py", "ahead.py", "state.py", "noise.
 MIRRORS = {"dynamics": "world", "ahead": "world", "sample": "model", "denoiser": "golden_denoiser"}
 REST = ("tests/test_world.py", "tests/test_world_rows.py", "tests/test_state.py", "tests/test_noise.py",
         "tests/test_video_world.py", "tests/test_video_world_states.py", "tests/test_whatif.py",
-        "tests/test_hostile_input.py", "tests/test_check.py")
+        "tests/test_score.py", "tests/test_hostile_input.py", "tests/test_check.py")
 
 
 def stages(file: str, tree: Path) -> tuple[tuple[str, ...], ...]:
