@@ -94,6 +94,14 @@ def at_most(record_property: Callable[[str, object], None]) -> Callable[[str, fl
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """fsync guards against a loss of power, which no test can cause, and on a busy disk it takes minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)  # forked processes inherit it
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _named_software(record_testsuite_property: Callable[[str, object], None]) -> None:
     """The junit file names it as well."""
     record_testsuite_property("software", pytest_report_header())

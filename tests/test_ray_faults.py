@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from starflow_world.agents.policy import RandomPolicy
-from starflow_world.agents.pool import Crew, Pool
-from starflow_world.agents.rollout import Dream, collect, rollout
+from starflow_world.agents.policy import NoEnd, RandomPolicy
+from starflow_world.agents.pool import Crew, EpisodeSpec, Pool
+from starflow_world.agents.rollout import Dream, RealScene, Rollouts, collect, rollout
 from starflow_world.data import EpisodeDataset
 from starflow_world.envs.ray_vector_env import RayVectorEnv, connect
 from starflow_world.envs.vector_env import WorldVectorEnv
@@ -108,6 +108,27 @@ def test_200_episodes_survive_20_kills(
     assert sorted(seen) == list(range(200))
     found = contents(work.out)
     assert {name: data for name, data in found.items() if name.startswith("episode")} == expected(200)
+
+
+def stored() -> float:
+    """Megabytes that Ray's object store holds; told with a delay."""
+    time.sleep(1.0)
+    whole, free = (of()["object_store_memory"] for of in (ray.cluster_resources, ray.available_resources))
+    return (whole - free) / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_200_episodes_do_not_stay_in_rays_object_store(
+    tmp_path: Path, at_most: Callable[[str, float, float], None]
+) -> None:
+    pytest.importorskip("minigrid")
+    work = Rollouts(RealScene("BabyAI-GoToLocalS8N4-v0", {}, 20, "event", 64), tmp_path)
+    before, policy = stored(), NoEnd(RandomPolicy())
+    with Pool(work, Crew(2, time_limit=LIMIT)) as pool:
+        receipts = [receipt for _, receipt in pool.run([EpisodeSpec(i, 3, policy) for i in range(200)])]
+        at_most("growth of the object store in MB", stored() - before, 10)
+    assert sum(receipt.length for receipt in receipts) * 64 * 64 * 3 > 40 * 2**20, "what passed by is much more"
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.files import TEMPORARY, read_tensors
 from starflow_world.training import train
 from starflow_world.world import World
+from tests.processes import over
 from tests.squares import SMALL, recipe
 from tests.test_files import dying, forked, launched
 
@@ -80,16 +81,18 @@ def test_a_run_is_repeated_to_the_bit(data, undisturbed, tmp_path):
 
 
 def test_a_run_killed_at_random_moments_is_resumed_to_the_bit(data, undisturbed, tmp_path):
-    rng, moments = random.Random(1), []
+    rng, moments, codes = random.Random(1), [], []
     for _ in range(3):
         before = saved(tmp_path)
         process = launched(training(data, tmp_path))
-        while saved(tmp_path) == before:
+        while not over(process) and saved(tmp_path) == before:
             time.sleep(0.001)
         time.sleep(rng.random() * 0.08)
         os.kill(process, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
         moments.append(len((tmp_path / "metrics.jsonl").read_text().splitlines()))
+    assert -signal.SIGKILL in codes
+    assert set(codes) <= {-signal.SIGKILL, 0}, "a run may be through before it is killed, but not fail"
     print(f"killed after {moments} steps")
     assert run(data, tmp_path) == 0
     assert_same_run(tmp_path, undisturbed)

@@ -101,6 +101,11 @@ def test_nats_are_those_of_the_flow_itself(world):
     with torch.no_grad():
         nats, _ = world.networks.flow.nats(x, world.encode_text(["go"]), action, world.dynamics.tables)
     assert far(nats.sum(-1), world.log_prob(frames, actions, text="go", seed=3)) < 1e-9
+    state, seen = world.start(frames[:, :1], text="go", seed=3)
+    for t in range(1, 4):
+        state, seen = world.observe(state, [actions[0][t]], frames[:, t])
+        assert far(seen.token_nats, nats[:, t]) < 1e-9
+        assert far(seen.nats, nats[:, t].sum(-1)) < 1e-9
 
 
 # ---- pictures, rewards, ends ----------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ def test_frames_at_once_and_one_by_one_carry_the_same(carrying):
         last = flow.remember(x[:, one], action[:, one], grid, x[:, t - 1], carried[:, -1])
         carried = torch.cat((carried, last), dim=1)
     torch.testing.assert_close(carried, whole, rtol=0, atol=1e-12)
+    rest = flow.remember(x[:, 2:], action[:, 2:], grid, x[:, 1], whole[:, 1])
+    torch.testing.assert_close(rest, whole[:, 2:], rtol=0, atol=1e-12)
     assert (whole[:, 1:] - whole[:, :-1]).abs().amax() > 1e-4, "something was carried"
 
 

@@ -1,0 +1,88 @@
+"""Products in half precision, and other kernels of attention, move nats by what they round and no more."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from starflow_world.convert import running_dtypes
+from starflow_world.flow import KVCache
+
+HALF = torch.bfloat16
+
+
+def running(clip):
+    """The clip in float32, its flow as `World.load` has it run in bfloat16."""
+    clip = clip.to(torch.float32)
+    kinds = running_dtypes(clip.flow, HALF)
+    tensors = {name: t.to(kinds[name]) for name, t in clip.flow.state_dict().items()}
+    clip.flow.load_state_dict(tensors, strict=True, assign=True)
+    assert clip.flow.mixed
+    return replace(clip, tables=clip.flow.tables(clip.tables.grid, clip.x.shape[1]))
+
+
+def nats(clip):
+    with clip.flow.products():
+        return clip.flow.nats(clip.x, clip.text, clip.action, clip.tables)[0]
+
+
+def test_nats_in_bfloat16_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at_most):
+    clip = running(make_clip(rows=32, frames=2))
+    whole = nats(clip)
+    assert whole.dtype == torch.float32
+    exact = make_clip(rows=32, frames=2)
+    assert float((whole - nats(exact)).abs().max()) > 1e-4, "products are in half precision"
+    for width in (1, 2, 3, 8):
+        found = nats(clip.rows(list(range(width))))
+        at_most("relative error", ((found - whole[:width]).abs() / whole[:width].abs().clamp_min(1)).max(), 2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass_in_bfloat16(make_clip, at_most, rows):
+    clip, n = running(make_clip(rows=rows)), 16
+    flow, tables = clip.flow, clip.tables
+    with flow.products():
+        u, _ = flow.shallow_forward(clip.x, tables)
+        added = flow.condition(u, None, clip.action, tables.grid)[1]
+        whole = flow.deep_forward(u, clip.text, added, tables)
+        inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
+        for size in (1, 3, n - 1, n, n + 1, total):
+            cache, parts = flow.start_cache(clip.text, rows, tables), []
+            assert cache.keys.dtype == HALF
+            for start in range(0, total, size):
+                part = slice(start, start + size)
+                cache, affine = flow.extend(cache, inputs[:, part], added[:, part], tables, text=3)
+                parts.append(affine)
+            for name in ("mean", "scale"):
+                found = torch.cat([getattr(part, name) for part in parts], dim=1)
+                at_most(f"difference of {name}s", (found - getattr(whole, name)).abs().max(), 2e-2)
+
+
+def test_another_kernel_of_attention_gives_the_same_nats(make_clip, at_most):
+    clip = make_clip(rows=4).to(torch.float32)
+    with sdpa_kernel(SDPBackend.MATH):
+        plain = nats(clip)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fused = nats(clip)
+    assert not torch.equal(plain, fused), "the kernels are two"
+    at_most("relative error", ((fused - plain).abs() / plain.abs().clamp_min(1)).max(), 1e-4)
+
+
+def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
+    """Behind rows of different ages, which needs a mask."""
+    clip, n = make_clip(rows=2).to(torch.float32), 16
+    flow, tables, found = clip.flow, clip.tables, []
+    u, _ = flow.shallow_forward(clip.x, tables)
+    inputs = flow.deep.shift(u.flatten(1, 2))
+    for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(kernel):
+            caches = []
+            for row, age in enumerate((1, 3)):
+                cache = flow.start_cache(clip.text[row : row + 1], 1, tables)
+                caches.append(flow.extend(cache, inputs[row : row + 1, : age * n], None, tables, text=3)[0])
+            after = torch.stack((inputs[0, n : 2 * n], inputs[1, 3 * n :]))
+            _, affine = flow.extend(KVCache.stack(caches), after, None, tables, text=3)
+        found.append(affine.nats(torch.stack((u[0, 1], u[1, 3]))).sum(-1))
+    assert not torch.equal(*found)
+    at_most("relative error", ((found[1] - found[0]).abs() / found[0].abs().clamp_min(1)).max(), 1e-4)

@@ -1,0 +1,119 @@
+"""Ctrl-C at random moments, as the command line meets it: it ends soon, what is there is whole, and the run goes on.
+
+Runs are forked, so that a moment may be early; each is interrupted a little after it has got on.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from starflow_world.checkpoint import TRAINING, training_facts
+from starflow_world.cli import main
+from starflow_world.data import EpisodeDataset, read_episode
+from starflow_world.files import TEMPORARY
+from tests.processes import over
+from tests.ray_work import contents
+from tests.test_files import launched
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+MOMENTS, SOON = 10, 30.0
+INTERRUPTED = 130
+RECIPE = str(Path(__file__).parent.parent / "configs/babyai.yaml")
+TINY = [
+    "world.flow.shallow_width=32", "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.motion_width=16",
+    "world.flow.denoiser_width=32", "world.start.width=32", "world.start.layers=1", "world.window=8", "world.context=2",
+    "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2", "train.precision=f32",
+    "train.save_minutes=9",
+]
+
+
+def command(*words: str) -> int:
+    """Start the command line in a process of its own."""
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main(list(words))
+        except SystemExit as error:
+            os._exit(int(error.code or 0))
+
+    return launched(work)
+
+
+def code(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def interrupted(process: int, got_on: Callable[[], bool], pause: float) -> tuple[int, float]:
+    """Ctrl-C `pause` seconds after a run has got on: its exit code, and the seconds until it was over."""
+    while not over(process) and not got_on():
+        time.sleep(0.001)
+    time.sleep(pause)
+    begun = time.monotonic()
+    os.kill(process, signal.SIGINT)
+    return code(process), time.monotonic() - begun
+
+
+def test_a_collection_that_is_interrupted_holds_whole_episodes_and_goes_on_to_the_same_bytes(
+    tmp_path: Path, at_most: Callable[[str, float, float], None]
+) -> None:
+    pytest.importorskip("minigrid")
+    rng, out, codes = random.Random(0), tmp_path / "out", []
+    words = ["collect", "--env", "BabyAI-GoToLocalS8N4-v0", "--episodes", "60", "--max-steps", "20", "--seed", "1"]
+
+    def there() -> list[Path]:
+        return sorted(out.glob("episode-*"))
+
+    for _ in range(MOMENTS):
+        before = len(there())
+        run = command(*words, "--out", str(out))
+        ended, took = interrupted(run, lambda before=before: len(there()) > before, rng.random() * 0.2)
+        codes.append(ended)
+        at_most("seconds until it was over", took, SOON)
+        assert not list(out.glob(f"{TEMPORARY}*"))
+        for episode in there():
+            read_episode(episode)
+    assert set(codes) <= {0, INTERRUPTED}
+    assert codes.count(INTERRUPTED) >= MOMENTS // 2, "most were interrupted before they were through"
+    assert code(command(*words, "--out", str(out))) == 0
+    assert code(command(*words, "--out", str(tmp_path / "undisturbed"))) == 0
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert len(EpisodeDataset(out)) == 60
+
+
+def test_a_training_that_is_interrupted_is_saved_and_goes_on_to_the_bit(
+    tmp_path: Path, at_most: Callable[[str, float, float], None]
+) -> None:
+    pytest.importorskip("minigrid")
+    rng, data, out, codes = random.Random(0), tmp_path / "data", tmp_path / "out", []
+    collect = ["collect", "--env", "BabyAI-GoToLocalS8N4-v0", "--episodes", "4", "--max-steps", "20", "--out"]
+    assert code(command(*collect, str(data))) == 0
+    words = ["train", RECIPE, *TINY, "train.steps=60", "--data", str(data), "--out"]
+    metrics, saved = out / "metrics.jsonl", out / TRAINING
+
+    def steps() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    for _ in range(MOMENTS):
+        before = steps()
+        run = command(*words, str(out), *["--resume"] * saved.exists())
+        ended, took = interrupted(run, lambda before=before: steps() > before, rng.random() * 0.2)
+        codes.append(ended)
+        at_most("seconds until it was over", took, SOON)
+        assert not list(out.glob(f"{TEMPORARY}*"))
+        assert int(training_facts(out)["step"]) == steps(), "all that was learned is saved"
+    assert set(codes) <= {0, INTERRUPTED}
+    assert codes.count(INTERRUPTED) >= MOMENTS // 2, "most were interrupted before they were through"
+    assert code(command(*words, str(out), "--resume")) == 0
+    assert code(command(*words, str(tmp_path / "undisturbed"))) == 0
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
