@@ -279,7 +279,7 @@ def test_a_damaged_scorer_is_one_clear_error(scorer: Scorer, tmp_path: Path) -> 
     with pytest.raises(ScorerError, match="damage"):
         Scorer.load(tmp_path, scorer.world)
     (tmp_path / NUMBERS).write_bytes(whole)
-    for text in ("{", "[]", facts.replace("0.06", "0.6"), json.dumps(json.loads(facts) | {"format": 2})):
+    for text in ("{", "[]", facts.replace("0.06", "0.6"), json.dumps(json.loads(facts) | {"format": 1})):
         (tmp_path / FACTS).write_text(text)
         with pytest.raises(ScorerError):
             Scorer.load(tmp_path, scorer.world)
@@ -290,8 +290,8 @@ def test_a_damaged_scorer_is_one_clear_error(scorer: Scorer, tmp_path: Path) -> 
 def test_a_scorer_of_another_version_is_refused(
     scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("starflow_world.score.store.FORMAT", 2)
+    monkeypatch.setattr("starflow_world.score.store.FORMAT", 1)
     scorer.save(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ScorerError, match="format 1, found 2"):
+    with pytest.raises(ScorerError, match="format 2, found 1"):
         Scorer.load(tmp_path, scorer.world)

@@ -26,8 +26,11 @@ from .normal import Fitted, Settings, check_episode, group_of, kinds, parts
 from .scores import PARTS, Scores, first_true
 from .tails import Tails
 
-SHARES = {"surprise": 0.3, "peak": 0.2, "against_action": 0.05, "novelty": 0.2, "residual": 0.2, "background": 0.05}
-"""Of the false alarms, how many each part may cause (a weighted Bonferroni rule; Genovese et al. 2006)."""
+SHARES = {
+    "surprise": 0.3, "peak": 0.5, "against_action": 0.05, "novelty": 0.05, "residual": 0.05, "background": 0.05,
+}
+"""Of the false alarms, how many each part may cause (a weighted Bonferroni rule; Genovese et al. 2006). What has a
+large share decides on weak anomalies; what has a small one is for frames so strange that they need none."""
 COSTS = -np.log([SHARES[name] for name in PARTS])
 
 

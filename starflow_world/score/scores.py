@@ -9,7 +9,7 @@ import numpy as np
 PARTS = ("surprise", "peak", "against_action", "novelty", "residual", "background")
 """The statistics of a frame, in nats but `residual` (grey levels); all are higher the stranger a frame is.
 
-surprise: nats by which the prediction of the frame falls short of a perfect one. peak: the same of the worst token.
+surprise: nats by which the prediction of the frame falls short of a perfect one. peak: that of the two worst tokens.
 against_action: log p without the frame's action - log p with it: above 0, the world did not do what the action says.
 novelty: strangest patch against the patches of normal frames. residual: what the codec cannot say, of the worst token.
 background: surprise - compressed size of the frame (Serra et al. 2020): what is strange for being so simple.

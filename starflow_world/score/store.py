@@ -17,7 +17,7 @@ from .normal import Fitted, Settings, kinds
 from .scores import PARTS
 from .tails import KNOTS, Tails
 
-FORMAT = 1
+FORMAT = 2
 FACTS, NUMBERS = "scorer.json", "scorer.safetensors"
 
 
