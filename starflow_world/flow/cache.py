@@ -57,7 +57,7 @@ class KVCache:
         return int(self.length[0]) if self.rows == 1 else None
 
     def visible(self, count: int, dtype: torch.dtype) -> "Visible | None":
-        """What `count` new positions behind the valid ones may look at, for queries of `dtype`; None: at all there is."""
+        """What `count` new positions behind the valid ones see, for queries of `dtype`; None: all there is."""
         if self.uniform is not None and count == 1:
             return None
         ends = tuple((self.length + count).tolist())
