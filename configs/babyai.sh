@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A world like the shipped one from nothing, in stages: `make world`, about two hours of two quiet cores.
+# A world like the shipped one from nothing, in stages: `make world`, about two and a half hours of two quiet cores.
 set -euo pipefail
 
 env=BabyAI-GoToLocalS8N4-v0
@@ -22,10 +22,15 @@ stage settled "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24
 stage settled-further "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
   train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.003 \
   train.steps=1800 train.site_learning_rate=0.006 train.motion_beta=0.5 train.seed=21
+stage settled-long "train.parts=[flow.motion, flow.carry, action]" "train.lengths=[24]" \
+  train.start_rate=0.5 train.end_rate=0.1 train.action_dropout=0.03 train.starts=1 train.learning_rate=0.003 \
+  train.steps=9000 train.site_learning_rate=0.008 train.motion_beta=0.5 train.seed=31
 stage history "train.parts=[flow.deep, flow.denoiser, flow.motion.tell, flow.shallow, text]" train.steps=1500 \
   train.outcome_weight=0 train.site_learning_rate=0.01
 stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \
   train.end_rate=0 train.starts=1 train.start_weight=1 train.outcome_weight=0 train.learning_rate=0.004
+stage quiet "train.parts=[flow.deep, flow.motion.tell]" train.steps=500 train.starts=12 train.outcome_weight=0 \
+  train.learning_rate=0.003 train.site_learning_rate=0.003 train.seed=41
 stage events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
   train.outcome_weight=1 train.text_dropout=0 train.steps=1500 train.frames=256 train.end_rate=0.5 \
   train.site_learning_rate=0.008

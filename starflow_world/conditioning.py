@@ -110,8 +110,9 @@ class ActionEncoder(nn.Module):
         nn.init.zeros_(self.project.weight)
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(..., 1 + flat) -> (..., d)."""
-        return self.project(actions)
+        """(..., 1 + flat) -> (..., d), in the dtype of the weights."""
+        with torch.autocast(actions.device.type, enabled=False):
+            return self.project(actions)
 
 
 def text_tokens(text: str, length: int) -> list[int]:

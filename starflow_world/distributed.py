@@ -121,7 +121,7 @@ def shard(root: nn.Module, processes: Processes, precision: str, methods: Sequen
     """Shard a module over the processes: `methods` are those that are called on it besides `forward`.
 
     With `precision` bf16 the matrices inside layers are gathered in bfloat16, as autocast multiplies them; norms,
-    heads and all that is no layer stay float32, as in `convert.running_dtypes`. All stay where they are if alone.
+    heads and all that is no layer stay float32, as in `flow.precision`. All stay where they are if alone.
     """
     if processes.mesh is None or not any(True for _ in root.parameters()):
         return

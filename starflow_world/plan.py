@@ -16,6 +16,7 @@ import torch
 from .config import FlowConfig
 from .errors import ConfigError
 from .flow import Flow
+from .flow.precision import running_dtypes
 from .video import VideoConfig, latent_frames
 
 GIB = 1 << 30
@@ -249,8 +250,6 @@ def measure(
 
 
 def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
-    from .convert import running_dtypes
-
     with torch.device("meta"):
         flow = Flow(config)
     flow.shallow, flow.denoiser = torch.nn.ModuleList(), None

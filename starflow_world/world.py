@@ -25,6 +25,7 @@ from .convert import CONFIG, load_as_networks, to_running
 from .dynamics import Dynamics
 from .errors import ActionError, CheckpointError, ConfigError, DataError
 from .files import is_file
+from .flow.precision import run_in
 from .networks import Networks
 from .noise import make_key
 from .state import Transition, WorldState
@@ -45,10 +46,11 @@ class World:
 
     @staticmethod
     def load(path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None) -> "World":
-        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: of all networks (none: float32).
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32 (as
+        for none), or bfloat16 for products inside transformers, all else being float32 (flow/precision.py).
 
-        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world; there
-        `dtype` is that of products (none: float32 on a CPU, else bfloat16)."""
+        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world, whose
+        products are in bfloat16 where none is said and there is a GPU."""
         folder = find_world(path_or_name)
         networks, digest = load_as_networks(folder) if is_file(folder / CONFIG) else load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
@@ -58,7 +60,8 @@ class World:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             if networks.config.published is None:
-                networks = networks.to(torch.device(device), dtype or torch.float32)
+                networks = networks.to(torch.device(device), torch.promote_types(dtype or torch.float32, torch.float32))
+                run_in(networks.flow, dtype or torch.float32)
             else:
                 to_running(networks, folder / PROMPTS, torch.device(device), dtype)
         except (RuntimeError, AssertionError) as error:

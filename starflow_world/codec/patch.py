@@ -51,7 +51,8 @@ class PatchCodec(nn.Module):
         if self.config.kind == "patch":
             sites = patches.float() / 127.5 - 1
         else:
-            sites = (patches.to(self.mean.dtype) - self.mean) @ self.analysis
+            with torch.autocast(frames.device.type, enabled=False):
+                sites = (patches.to(self.mean.dtype) - self.mean) @ self.analysis
         (h, w), m = self.grid, self.config.merge
         sites = sites.unflatten(2, (h, m, w, m)).transpose(3, 4)
         return sites.reshape(*frames.shape[:2], h * w, -1)
@@ -63,7 +64,8 @@ class PatchCodec(nn.Module):
         if self.config.kind == "patch":
             patches = (sites + 1) * 127.5
         else:
-            patches = sites.to(self.mean.dtype) @ self.synthesis + self.mean
+            with torch.autocast(latents.device.type, enabled=False):
+                patches = sites.to(self.mean.dtype) @ self.synthesis + self.mean
         patches = patches.round().clamp(0, 255).to(torch.uint8)
         p = self.config.patch
         pixels = patches.unflatten(3, (p, p, 3)).unflatten(2, (h * m, w * m)).transpose(3, 4)

@@ -19,6 +19,7 @@ from ..config import NO_ACTIONS, from_dict, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import TEMPORARY, is_file, is_folder, write_text
 from ..flow import Flow
+from ..flow.precision import run_in, running_dtypes
 from ..networks import Networks
 from ..shards import TensorSource, open_shards, write_shards
 from ..video import VideoConfig
@@ -31,7 +32,7 @@ ADAPTER = "action.project.weight"
 
 __all__ = [
     "ADAPTER", "CONFIG", "convert", "empty_flow", "load_adapter", "load_as_networks", "load_flow", "load_video",
-    "misfits", "reference_name", "reference_shapes", "running_dtypes", "to_running", "write_model",
+    "misfits", "reference_name", "reference_shapes", "to_running", "write_model",
 ]
 
 
@@ -167,18 +168,7 @@ def to_running(networks: Networks, prompts: Path, device: torch.device, dtype: t
         raise ConfigError(f"dtype: expected float32 or bfloat16, as published models run in, found {dtype}")
     networks.to(device)
     networks.attach(prompts, device, dtype)
-    kinds = running_dtypes(networks.flow, dtype)
-    tensors = {name: t.to(kinds[name]) for name, t in networks.flow.state_dict().items()}
-    networks.flow.load_state_dict(tensors, strict=True, assign=True)
-
-
-def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every tensor of a flow that is to run in `dtype` under autocast, as `load_flow` says."""
-    found = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
-    for room, module in flow.named_modules():
-        if isinstance(module, nn.Linear) and not room.endswith("head"):
-            found |= {f"{room}.{name}": dtype for name, _ in module.named_parameters()}
-    return found
+    run_in(networks.flow, dtype)
 
 
 def empty_flow(config: VideoConfig) -> Flow:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from starflow_world.convert import running_dtypes
 from starflow_world.flow import KVCache
+from starflow_world.flow.precision import run_in
+from starflow_world.world import World
 
 HALF = torch.bfloat16
 
@@ -15,9 +16,7 @@ HALF = torch.bfloat16
 def running(clip):
     """The clip in float32, its flow as `World.load` has it run in bfloat16."""
     clip = clip.to(torch.float32)
-    kinds = running_dtypes(clip.flow, HALF)
-    tensors = {name: t.to(kinds[name]) for name, t in clip.flow.state_dict().items()}
-    clip.flow.load_state_dict(tensors, strict=True, assign=True)
+    run_in(clip.flow, HALF)
     assert clip.flow.mixed
     return replace(clip, tables=clip.flow.tables(clip.tables.grid, clip.x.shape[1]))
 
@@ -86,3 +85,17 @@ def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
         found.append(affine.nats(torch.stack((u[0, 1], u[1, 3]))).sum(-1))
     assert not torch.equal(*found)
     at_most("relative error", ((found[1] - found[0]).abs() / found[0].abs().clamp_min(1)).max(), 1e-4)
+
+
+def test_a_world_in_half_precision_reads_and_scores_frames_as_in_single_precision(at_most):
+    """All but products stays float32: a latent in bfloat16 would be off by a tenth of the noise."""
+    single, half = (World.load("babyai-gotolocal", device="cpu", dtype=dtype) for dtype in (None, HALF))
+    assert half.networks.flow.mixed
+    frames, texts = single.starts.frames[:4, None], list(single.starts.texts[:4])
+    (one, seen), (other, found) = (world.start(frames, text=texts, seed=1) for world in (single, half))
+    assert torch.equal(found.latents, seen.latents)
+    one, expected = single.step(one, [2, 0, 1, 2])
+    other, told = half.observe(other, [2, 0, 1, 2], latents=expected.latents)
+    assert told.nats.dtype == torch.float32
+    at_most("nats per frame", (told.nats - expected.nats).abs().max(), 0.1)
+    assert torch.equal(told.frames, expected.frames)
