@@ -29,8 +29,8 @@ stage history "train.parts=[flow.deep, flow.denoiser, flow.motion.tell, flow.sha
   train.outcome_weight=0 train.site_learning_rate=0.01
 stage first-frames "train.parts=[flow.shallow]" train.steps=450 train.frames=160 "train.lengths=[1]" train.start_rate=1 \
   train.end_rate=0 train.starts=1 train.start_weight=1 train.outcome_weight=0 train.learning_rate=0.004
-stage quiet "train.parts=[flow.deep, flow.motion.tell]" train.steps=500 train.starts=12 train.outcome_weight=0 \
-  train.learning_rate=0.003 train.site_learning_rate=0.003 train.seed=41
+stage quiet "train.parts=[flow.deep, flow.motion.tell]" train.steps=700 train.starts=8 train.start_weight=0.1 train.outcome_weight=0 \
+  train.learning_rate=0.002 train.site_learning_rate=0.003 train.seed=41
 stage events "train.parts=[outcome]" "train.lengths=[1]" train.start_rate=0 train.starts=1 train.start_weight=0 \
   train.outcome_weight=1 train.text_dropout=0 train.steps=1500 train.frames=256 train.end_rate=0.5 \
   train.site_learning_rate=0.008
