@@ -125,7 +125,7 @@ def load_video_config(name: Path | str) -> VideoConfig:
     """The config in a YAML file, or the one in configs/ of that name, such as starflow-v-7b."""
     path = Path(name) if is_file(name) else CONFIGS / f"{str(name).replace('-', '_')}.yaml"
     if not is_file(path):
-        models = set(CONFIGS.glob("starflow*.yaml")) - set(CONFIGS.glob("*_train.yaml"))
+        models = [file for file in CONFIGS.glob("starflow*.yaml") if "train" not in read_yaml(file)]  # no recipes
         known = ", ".join(sorted(file.stem.replace("_", "-") for file in models))
         raise ConfigError(f"config: expected a YAML file or one of {known}, found {str(name)!r:.120}")
     return from_dict(VideoConfig, read_yaml(path))

@@ -29,7 +29,7 @@ def test_every_recipe_loads_and_is_short(path):
 
 
 @pytest.mark.parametrize(("world", "count", "first"), [
-    ("babyai", 12, ("flow.motion", "flow.carry", "action")), ("cartpole", 4, ("flow.motion", "action")),
+    ("babyai", 14, ("flow.motion", "flow.carry", "action")), ("cartpole", 5, ("flow.motion", "action")),
 ])
 def test_every_stage_of_a_shipped_world_is_a_recipe(world, count, first):
     script = (ROOT / "configs" / f"{world}.sh").read_text().replace("\\\n", " ")
