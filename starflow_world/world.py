@@ -60,8 +60,11 @@ class World:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             if networks.config.published is None:
-                networks = networks.to(torch.device(device), torch.promote_types(dtype or torch.float32, torch.float32))
-                run_in(networks.flow, dtype or torch.float32)
+                dtype = dtype or torch.float32
+                if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+                    raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
+                networks = networks.to(torch.device(device), torch.promote_types(dtype, torch.float32))
+                run_in(networks.flow, dtype)
             else:
                 to_running(networks, folder / PROMPTS, torch.device(device), dtype)
         except (RuntimeError, AssertionError) as error:

@@ -60,16 +60,15 @@ class KVCache:
         """What `count` new positions behind the valid ones see, for queries of `dtype`; None: all there is."""
         if self.uniform is not None and count == 1:
             return None
+        device = self.keys.device
+        if self.uniform is None and device.type != "cpu":
+            last = self.length[:, None] + torch.arange(count)
+            hidden = torch.arange(self.capacity) > last[:, :, None]
+            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+            return Visible(mask[:, None].to(device))
         ends = tuple((self.length + count).tolist())
-        keys, device = max(ends), self.keys.device
         new = torch.full((count, count), -torch.inf, dtype=dtype, device=device).triu(1)
-        mask = torch.cat((new.new_zeros(count, keys - count), new), dim=1)[None, None]
-        if self.uniform is not None or device.type == "cpu":
-            return Visible(mask, ends)
-        last = self.length[:, None] + torch.arange(count)
-        hidden = torch.arange(self.capacity) > last[:, :, None]
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-        return Visible(mask[:, None].to(device), None)
+        return Visible(torch.cat((new.new_zeros(count, max(ends) - count), new), dim=1)[None, None], ends)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, keys, H, e)."""

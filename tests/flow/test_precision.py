@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from starflow_world.errors import ConfigError
 from starflow_world.flow import KVCache
 from starflow_world.flow.precision import run_in
 from starflow_world.world import World
@@ -99,3 +100,9 @@ def test_a_world_in_half_precision_reads_and_scores_frames_as_in_single_precisio
     assert told.nats.dtype == torch.float32
     at_most("nats per frame", (told.nats - expected.nats).abs().max(), 0.1)
     assert torch.equal(told.frames, expected.frames)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_a_precision_that_no_world_runs_in_is_refused(dtype):
+    with pytest.raises(ConfigError, match="dtype: expected float64, float32 or bfloat16"):
+        World.load("babyai-gotolocal", device="cpu", dtype=dtype)
