@@ -17,7 +17,7 @@ from torch import Tensor
 from .ahead import Ahead
 from .codec.stream import Stream
 from .errors import DataError, StateError
-from .flow import Affine, Inverse, KVCache
+from .flow import Affine, Inverse, KVCache, fused
 from .flow.sample import sample_deep, solve_guided
 from .networks import Networks
 from .noise import normals, uniforms
@@ -119,38 +119,40 @@ class Dynamics(Pictures):
             cache = self._start_cache(text, 1)
             if count:
                 u, carried, actions = (part[one, :count] for part in (state.tokens, state.carried, state.actions))
-                cache = self._encode(cache, u, self._past(state, row, count), carried, actions)
+                cache = self._encode(cache, u, self._past(state, torch.tensor([row]), count), carried, actions)
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
     def slide(self, state: WorldState, rows: Tensor) -> WorldState:
-        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, row by row."""
+        """Keep the last `context` frames of the given rows, encoded as the beginning of a window: all at once where a
+        row has the same bits in any company, else one by one."""
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         carried = state.carried.clone()
-        for row in rows.tolist():
-            one, past = slice(row, row + 1), self._past(state, row, keep)
+        together = fused.usable(tokens, self.networks.flow.deep.project_in.weight)
+        for some in rows.split(len(rows) if together else 1):
+            past = self._past(state, some, keep)
             for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
-                field[row, :keep], field[row, keep:] = old[row, window - keep :], 0
+                field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
             if past is not None:  # the first frame of a window follows none
-                tokens[one, :1], _ = self.networks.flow.shallow_forward(past[:, :1], self.tables)
-            fresh = cache.row(row).rollback(self.text_length)
-            filled = self._encode(fresh, tokens[one, :keep], past, carried[one, :keep], actions[one, :keep]).length
+                tokens[some, :1], _ = self.networks.flow.shallow_forward(past[:, :1], self.tables)
+            fresh = cache.begun(some, self.text_length, self.text_length + keep * self.tokens)
+            fresh = self._encode(fresh, tokens[some, :keep], past, carried[some, :keep], actions[some, :keep])
+            cache = cache.begin(some, fresh)
         length[rows] = keep
-        cache = cache.rollback(cache.length.index_copy(0, rows, filled.expand(len(rows))))
         return replace(state, tokens=tokens, carried=carried, actions=actions, length=length, cache=cache)
 
-    def _past(self, state: WorldState, row: int, count: int) -> Tensor | None:
-        """The last `count` frames of noisy latents (1, count, n, c) of a row, where the flow has a motion."""
-        kept = state.latents[row : row + 1]
-        return None if self.networks.flow.motion is None else kept[:, kept.shape[1] - count :]
+    def _past(self, state: WorldState, rows: Tensor, count: int) -> Tensor | None:
+        """The last `count` frames of noisy latents (B, count, n, c) of some rows, where the flow has a motion."""
+        return None if self.networks.flow.motion is None else state.latents[rows, state.latents.shape[1] - count :]
 
     def _encode(self, cache: KVCache, u: Tensor, x: Tensor | None, carried: Tensor, actions: Tensor) -> KVCache:
         """Commit whole frames u (B, T, n, c) at the start of a window; x: their noisy latents, for the motion."""
         flow, x = self.networks.flow, u if x is None else x
         _, added = flow.condition(x, None, self.networks.action(actions), self.tables.grid, carried[:, :-1])
-        self._extend(cache, flow.deep.shift(u.flatten(1, 2)), added)
+        written = cache.unfolded() if self.guidance else cache
+        flow.fill(written, flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text_length)
         return cache.commit(u.shape[1] * u.shape[2])
 
     def _extend(self, cache: KVCache, inputs: Tensor, added: Tensor | None) -> Affine:

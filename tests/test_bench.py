@@ -19,6 +19,7 @@ from starflow_world.bench.published import THRESHOLD, Published
 from starflow_world.cli import main
 from starflow_world.config import CodecConfig, DecodeConfig
 from starflow_world.errors import ConfigError
+from starflow_world.flow.fused import left_to_torch
 from starflow_world.world import World
 from tests.worlds import TINY, env_world, no_text, tiny_world
 
@@ -41,7 +42,8 @@ def world(request: pytest.FixtureRequest) -> World:
 def test_operations_of_a_step_are_those_that_a_counter_sees(world: World) -> None:
     state = of_one_age(world, 1)
     flat = random_actions(world, 1, 1)[0]
-    with timed(world) as timers, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False)
+    with timed(world) as timers, left_to_torch(), sdpa_kernel(SDPBackend.MATH), counting as counter:
         _, transition = world.step(state, flat)
     parts = Operations(world.config, dense=True).step(
         int(state.length[0]), int(transition.sweeps[0]), timers.calls["shallow sweeps"]
@@ -56,7 +58,7 @@ def test_operations_of_a_slide_are_those_that_a_counter_sees(world: World) -> No
     state = of_one_age(world, 1)
     for flat in random_actions(world, 1, world.config.window - int(state.length[0])):
         state, _ = world.step(state, flat)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with left_to_torch(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         world.dynamics.own(state, reuse=False)
     assert Operations(world.config, dense=True).slide() == counter.get_total_flops()
 
@@ -66,7 +68,7 @@ def test_operations_of_scoring_are_those_that_a_counter_sees(world: World) -> No
     count, networks, tables = world.config.window, world.networks, world.dynamics.tables
     x = torch.randn(1, count, world.dynamics.tokens, world.config.channels)
     flat, text = random_actions(world, 1, count).transpose(0, 1), world.encode_text([""])
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with left_to_torch(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         networks.flow.nats(x, text, networks.action(flat), tables)
     assert Operations(world.config, dense=True).score(count) == counter.get_total_flops()
 

@@ -47,6 +47,12 @@ class Operations:
         ends = 2 * flow.channels * flow.deep_width * 3  # one projection in, a head twice as wide
         return tokens * ends + self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
 
+    def kept(self, tokens: float, past: float) -> float:
+        """As `deep`, where only keys and values are wanted: no head, and the last layer ends with them."""
+        flow, width = self.config.flow, self.config.flow.deep_width
+        before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
+        return tokens * (2 * flow.channels * width + 4 * width**2) + before
+
     def shallow(self) -> float:
         """One pass of one shallow block over a frame."""
         flow, n = self.config.flow, self.tokens
@@ -138,7 +144,7 @@ class Operations:
         kept, flow = self.config.context, self.config.flow
         start = flow.shallow_blocks * self.shallow() if flow.motion_width else 0.0
         known = kept * self.action() + (kept - 1) * self.motion()
-        return known + start + self.deep(kept * self.tokens, flow.text_length)
+        return known + start + self.kept(kept * self.tokens, flow.text_length)
 
     def score(self, frames: int) -> float:
         """The log-probability of a clip of at most a window of noisy latents, behind text that is encoded already."""

@@ -11,13 +11,15 @@ Shapes: B rows, S tokens, c channels, d width.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .cache import KVCache, Visible
-from .layers import FinalNorm, Layer
+from .layers import FinalNorm, Layer, Linear
 
 SOFT_CLIP = 4.0
 UNIT_SCALE = math.log(math.e - 1)
@@ -58,8 +60,8 @@ class Block(nn.Module):
         self.reverse = reverse
         self.heads, self.head_width = width // head_width, head_width
         self.start = nn.Parameter(torch.randn(channels) * 0.02)
-        self.project_in = nn.Linear(channels, width)
-        self.project_text = nn.Linear(text_width, width) if text_width else None
+        self.project_in = Linear(channels, width)
+        self.project_text = Linear(text_width, width) if text_width else None
         self.layers = nn.ModuleList(Layer(width, head_width) for _ in range(layers))
         self.norm = FinalNorm(width)
         self.head = nn.Linear(width, 2 * channels)
@@ -71,7 +73,7 @@ class Block(nn.Module):
         return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)
 
     def affine(self, hidden: Tensor) -> Affine:
-        """The head on hidden states (B, S, d), in the dtype of the weights (float32 or float64)."""
+        """What the hidden states (B, S, d) behind the last layer say, in the dtype of the head (float32 or float64)."""
         hidden = self.norm(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             out = F.linear(hidden, self.head.weight, self.head.bias)
@@ -86,32 +88,61 @@ class Block(nn.Module):
 
         `added` (B, S, d) is a condition added to the projected inputs. `visible` is `cache.visible(S, ...)`.
         """
-        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
-        if added is not None:
-            hidden = hidden + added
-        for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotary, visible, cache, index)
-        return self.affine(hidden)
+        return self._run(self._projected(inputs, added), rotary, cache, visible)
 
     def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Affine:
         """As `predict`, for a whole sequence behind `text` (B, L, text width), without a cache; rotary covers L + S."""
         assert self.project_text is not None
-        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
-        if added is not None:
-            hidden = hidden + added
-        hidden = torch.cat((self.project_text(text), hidden), dim=1)
-        for layer in self.layers:
-            hidden = layer(hidden, rotary)
-        return self.affine(hidden[:, text.shape[1] :])
+        hidden = torch.cat((self.project_text(text), self._projected(inputs, added)), dim=1)
+        return self._run(hidden, rotary, None, None, text.shape[1])
+
+    def write(
+        self, inputs: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None, added: Tensor | None = None
+    ) -> None:
+        """As `predict`, where only the keys and values are wanted."""
+        self._write(self._projected(inputs, added), rotary, cache, visible)
 
     def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
         """`cache` (empty rows) with the keys of text (B, L, text width) committed."""
         assert self.project_text is not None
         visible = cache.visible(text.shape[1], self.project_in.weight.dtype)
-        hidden = self.project_text(text)
+        self._write(self.project_text(text), rotary, cache, visible)
+        return cache.commit(text.shape[1])
+
+    def _projected(self, inputs: Tensor, added: Tensor | None) -> Tensor:
+        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
+        return hidden if added is None else hidden + added
+
+    def _run(
+        self, hidden: Tensor, rotary: Tensor, cache: KVCache | None, visible: Visible | None, first: int = 0
+    ) -> Affine:
+        """What all layers say of the positions from `first` on."""
+        weights, ends = self._weights(hidden, cache), (self.norm.weight, self.head.weight, self.head.bias)
+        if weights is not None:
+            made = fused.run_block(hidden, rotary, cache, weights, ends, self.heads)
+            normed, mean, scale = (part[:, first:] for part in made)
+            return Affine(mean, scale, normed)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, visible, cache, index)
-        return cache.commit(text.shape[1])
+        return self.affine(hidden[:, first:])
+
+    def _write(self, hidden: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None) -> None:
+        weights, last = self._weights(hidden, cache), len(self.layers) - 1
+        if weights is not None:
+            fused.run_block(hidden, rotary, cache, weights, (), self.heads)
+            return
+        for index, layer in enumerate(self.layers):
+            if index < last:
+                hidden = layer(hidden, rotary, visible, cache, index)
+            else:
+                cast(Layer, layer).attention.write(hidden, rotary, cache, index)
+
+    def _weights(self, hidden: Tensor, cache: KVCache | None) -> list[list[Tensor | None]] | None:
+        """Those of all layers, where they can run in one call."""
+        if not fused.usable(hidden, self.project_in.weight, cache):
+            return None
+        found = [weights for layer in self.layers if (weights := cast(Layer, layer).weights()) is not None]
+        return found if len(found) == len(self.layers) else None
 
     def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for this block's layers with nothing valid."""

@@ -6,6 +6,7 @@ Keys are stored rotated, once. Several values may share storage; `clone` ends th
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,14 +14,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Visible:
-    """Where queries may look: mask (B or 1, 1, S, keys), 0 there and -inf elsewhere, which is added to the scores.
+    """Where `count` new positions may look behind the first length (B,) keys of `capacity`; made when it is asked for,
+    as not every way to attend does.
 
     With `ends`, row r looks at the first ends[r] keys, with the last as many columns of the mask: rows are attended to
     one by one, each as far as it goes. On a CPU that costs less than the padding of short rows does.
     """
 
-    mask: Tensor
-    ends: tuple[int, ...] | None = None
+    length: Tensor
+    count: int
+    capacity: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @cached_property
+    def ends(self) -> tuple[int, ...] | None:
+        """Keys that each row looks at, where rows are attended to one by one."""
+        one_by_one = self.device.type == "cpu" or len(self.length) == 1
+        return tuple((self.length + self.count).tolist()) if one_by_one else None
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B or 1, 1, count, keys): added to the scores, 0 where a query may look and -inf elsewhere."""
+        if self.ends is None:
+            last = self.length[:, None] + torch.arange(self.count)
+            hidden = torch.arange(self.capacity) > last[:, :, None]
+            return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)[:, None].to(self.device)
+        new = torch.full((self.count, self.count), -torch.inf, dtype=self.dtype, device=self.device).triu(1)
+        return torch.cat((new.new_zeros(self.count, max(self.ends) - self.count), new), dim=1)[None, None]
 
 
 @dataclass(frozen=True)
@@ -60,15 +81,7 @@ class KVCache:
         """What `count` new positions behind the valid ones see, for queries of `dtype`; None: all there is."""
         if self.uniform is not None and count == 1:
             return None
-        device = self.keys.device
-        if self.uniform is None and device.type != "cpu":
-            last = self.length[:, None] + torch.arange(count)
-            hidden = torch.arange(self.capacity) > last[:, :, None]
-            mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-            return Visible(mask[:, None].to(device))
-        ends = tuple((self.length + count).tolist())
-        new = torch.full((count, count), -torch.inf, dtype=dtype, device=device).triu(1)
-        return Visible(torch.cat((new.new_zeros(count, max(ends) - count), new), dim=1)[None, None], ends)
+        return Visible(self.length, count, self.capacity, dtype, self.keys.device)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, keys, H, e)."""
@@ -100,6 +113,18 @@ class KVCache:
     def row(self, row: int) -> "KVCache":
         """One row as a value that shares the storage: what is written there is written here."""
         return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
+
+    def begun(self, rows: Tensor, length: int, capacity: int) -> "KVCache":
+        """The first `capacity` positions of the given rows, copied; `length` of them are valid."""
+        where, valid = rows.to(self.keys.device), torch.full((len(rows),), length)
+        return KVCache(self.keys[:, where, :capacity], self.values[:, where, :capacity], valid)
+
+    def begin(self, rows: Tensor, other: "KVCache") -> "KVCache":
+        """The value in which the given rows hold what `other`, of `begun`, holds; the storage is written."""
+        where = rows.to(self.keys.device)
+        self.keys[:, where, : other.capacity] = other.keys
+        self.values[:, where, : other.capacity] = other.values
+        return replace(self, length=self.length.index_copy(0, rows, other.length))
 
     def folded(self) -> "KVCache":
         """The halves [a; b] of 2B rows, of equal lengths, as B rows of twice the layers: what is done to a row is then

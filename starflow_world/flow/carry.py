@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowConfig
+from .layers import Linear
 from .sites import SiteNet, to_sites
 
 EAGER = 20.0
@@ -27,11 +28,11 @@ class Carry(nn.Module):
         width, slots = config.carry_width, config.carry_slots
         self.slots, self.side, self.size = slots, config.sites, config.channels // config.sites**2
         self.net = SiteNet(2 * config.channels, width, 1, self.side, config.deep_width)
-        self.look = nn.Linear(width + 1, slots)
-        self.gate = nn.Linear(width + slots * self.size, slots)
-        self.expect, self.correct = nn.Linear(self.size, width), nn.Linear(width, self.size)
+        self.look = Linear(width + 1, slots)
+        self.gate = Linear(width + slots * self.size, slots)
+        self.expect, self.correct = Linear(self.size, width), Linear(width, self.size)
         self.start = nn.Parameter(torch.zeros(slots * self.size))
-        self.begun = nn.Linear(config.deep_width, slots * self.size, bias=False)
+        self.begun = Linear(config.deep_width, slots * self.size, bias=False)
         with torch.no_grad():
             self.look.weight[:, -1] = EAGER
             self.gate.bias.fill_(SHUT)
@@ -63,7 +64,7 @@ class Carry(nn.Module):
         old, new = (to_sites(part, grid, self.side).flatten(2).mT for part in parts)
         change = new.square().mean(-1, keepdim=True).clamp_max(0.3)
         share = self.look(torch.cat((features, change), dim=-1)).softmax(1)
-        sites = torch.einsum("nsh,nsk->nhk", share, old)
+        sites = share.mT @ old
         sites = sites + self.correct(F.gelu(self.expect(sites)))  # what was seen in noise need not be kept in noise
         logits = self.gate(torch.cat((features.mean(1), sites.flatten(1)), dim=-1))
         return sites, (WIDEST * torch.tanh(logits / WIDEST)).sigmoid()

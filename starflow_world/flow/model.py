@@ -231,6 +231,14 @@ class Flow(nn.Module):
         affine = predict(inputs)
         return cache.commit(count), affine
 
+    def fill(
+        self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
+    ) -> KVCache:
+        """As `extend`, where nobody asks what the block says of the tokens."""
+        predict, count = self.predictor(cache, added, inputs.shape[1], tables, text=text), inputs.shape[1]
+        self.deep.write(inputs, predict.rotary, cache, predict.visible, predict.added)
+        return cache.commit(count)
+
     def predictor(self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int) -> "Predictor":
         """The deep block at the next `count` positions behind `cache`, a function of network inputs (B, count, c);
         behind a cache of several times B rows its results have as many (see Attention)."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig
 from .block import SOFT_CLIP, UNIT_SCALE, Affine
-from .sites import SiteConv, SiteHead, SiteNet, to_tokens
+from .layers import Linear
+from .sites import SiteConv, SiteHead, SiteNet, per_site, to_tokens
 
 
 class Motion(nn.Module):
@@ -27,10 +28,10 @@ class Motion(nn.Module):
         per_site = config.channels // side**2
         self.net = SiteNet(config.channels, width, config.motion_layers, side, config.deep_width)
         self.head = SiteHead(width, 2 * per_site, per_site, config.codes)
-        self.tell = nn.Linear(width * side**2, config.deep_width, bias=False)
+        self.tell = Linear(width * side**2, config.deep_width, bias=False)
         nn.init.zeros_(self.tell.weight)
         if config.carry_slots:
-            self.recall = nn.Linear(config.carry_slots * per_site, config.deep_width, bias=False)
+            self.recall = Linear(config.carry_slots * per_site, config.deep_width, bias=False)
             self.place = SiteConv(width, config.carry_slots)
             for parameter in (self.recall.weight, self.place.weight, self.place.bias):
                 nn.init.zeros_(parameter)
@@ -44,7 +45,7 @@ class Motion(nn.Module):
             out = self.head(features)
             if carried is not None:  # a site may be shown what is carried, as it looked
                 placed = self.place(features)
-                shown = torch.einsum("bshw,bsk->bkhw", placed, carried.unflatten(1, (placed.shape[1], -1)))
+                shown = per_site(carried.unflatten(1, (placed.shape[1], -1)).mT, placed)
                 out = out + F.pad(shown, (0, 0, 0, 0, out.shape[1] - shown.shape[1], 0))
             out = SOFT_CLIP * torch.tanh(out / SOFT_CLIP)
             scale, mean = out.chunk(2, dim=1)

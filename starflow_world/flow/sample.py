@@ -174,7 +174,7 @@ class _Decoder:
         if not u.shape[1]:
             return cache
         _, added = self.flow.condition(u, None, action, self.tables.grid)
-        return self.flow.extend(cache, self.flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text)[0]
+        return self.flow.fill(cache, self.flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text)
 
     def next_frame(
         self, cache: KVCache, previous: Tensor | None, noise: Tensor, action: Tensor | None

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from starflow_world.flow import KVCache
-from starflow_world.flow.cache import Visible
 from starflow_world.flow.layers import attend
 
 CAPACITY = 9
@@ -120,7 +119,7 @@ def test_rows_taken_one_by_one_attend_as_under_one_mask():
     hidden = torch.arange(CAPACITY) > (cache.length[:, None] + torch.arange(3))[:, :, None]
     mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
     one_by_one = attend(query, key, value, visible, causal=False)
-    assert torch.allclose(one_by_one, attend(query, key, value, Visible(mask), causal=False), atol=1e-6)
+    assert torch.allclose(one_by_one, attend(query, key, value, mask, causal=False), atol=1e-6)
 
 
 def test_a_single_row_sees_the_same_without_looking_at_unused_capacity():
