@@ -25,6 +25,7 @@ from .convert import CONFIG, load_as_networks, to_running
 from .dynamics import Dynamics
 from .errors import ActionError, CheckpointError, ConfigError, DataError
 from .files import is_file
+from .flow.compiled import compile_networks
 from .flow.precision import run_in
 from .networks import Networks
 from .noise import make_key
@@ -45,9 +46,14 @@ class World:
         self.empty, self.encode_text = self.dynamics.empty, self.dynamics.encode_text
 
     @staticmethod
-    def load(path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None) -> "World":
+    def load(
+        path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None, compiled: bool = False
+    ) -> "World":
         """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32 (as
         for none), or bfloat16 for products inside transformers, all else being float32 (flow/precision.py).
+
+        `compiled`: networks by torch.compile at their first call, for GPUs; as they were, with a warning, where that
+        fails (flow/compiled.py).
 
         Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world, whose
         products are in bfloat16 where none is said and there is a GPU."""
@@ -69,6 +75,8 @@ class World:
                 to_running(networks, folder / PROMPTS, torch.device(device), dtype)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
+        if compiled:
+            compile_networks(networks.flow, networks.outcome)
         config = json.dumps(to_dict(networks.config), sort_keys=True)
         world_id = hashlib.sha256((digest + config).encode()).hexdigest()
         return World(networks, world_id, None if starts is None else Starts(*starts))

@@ -7,6 +7,8 @@ is below a thousandth of the mean square value, 32 rounds at most, the first cha
 is returned is one round newer than the keys in the cache; a slide starts from nothing, text included. `block` 1 is
 token-by-token decoding.
 
+All of it runs on torch's kernels, as that program does, and as this baseline did before there were others.
+
 What is not: blocks end with their frame, since the next frame's action is not known yet, and motion, outcome head,
 denoiser and codec are the world's own. The first guess is the previous frame, as published, where the world has no
 motion; where it has one the noise, since motion leaves nothing that two frames have in common.
@@ -23,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starflow_world.flow import Affine, Block
+from starflow_world.flow.fused import left_to_torch
 from starflow_world.flow.layers import Layer
 from starflow_world.noise import normals
 from starflow_world.state import WorldState
@@ -91,6 +94,7 @@ class Published:
         self.cache = self._encode()
 
     @torch.inference_mode()
+    @left_to_torch()
     def step(self, flat: Tensor) -> Tensor:
         """Decode the next frame under actions (B, 1 + flat); returns its pixels (B, 1, H, W, 3) u8."""
         flow = self.networks.flow
@@ -171,6 +175,7 @@ class Published:
         self.u, self.cache = self.frames[:, -1], self._encode()
 
     @torch.inference_mode()
+    @left_to_torch()
     def _encode(self) -> Cache:
         """A new cache of the text and the frames in the window."""
         flow, count, tables = self.networks.flow, self.frames.shape[1], self.tables

@@ -14,12 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Visible:
-    """Where `count` new positions may look behind the first length (B,) keys of `capacity`; made when it is asked for,
-    as not every way to attend does.
-
-    With `ends`, row r looks at the first ends[r] keys, with the last as many columns of the mask: rows are attended to
-    one by one, each as far as it goes. On a CPU that costs less than the padding of short rows does.
-    """
+    """Where `count` new positions may look behind the first length (B,) keys of `capacity`; each way to attend makes of
+    it what it needs. Masks are added to the scores: 0 where a query may look and -inf elsewhere."""
 
     length: Tensor
     count: int
@@ -28,20 +24,22 @@ class Visible:
     device: torch.device
 
     @cached_property
-    def ends(self) -> tuple[int, ...] | None:
-        """Keys that each row looks at, where rows are attended to one by one."""
-        one_by_one = self.device.type == "cpu" or len(self.length) == 1
-        return tuple((self.length + self.count).tolist()) if one_by_one else None
+    def ends(self) -> tuple[int, ...]:
+        """Keys that each row looks at."""
+        return tuple((self.length + self.count).tolist())
 
     @cached_property
-    def mask(self) -> Tensor:
-        """(B or 1, 1, count, keys): added to the scores, 0 where a query may look and -inf elsewhere."""
-        if self.ends is None:
-            last = self.length[:, None] + torch.arange(self.count)
-            hidden = torch.arange(self.capacity) > last[:, :, None]
-            return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)[:, None].to(self.device)
+    def own(self) -> Tensor:
+        """(1, 1, count, keys) for the row that looks at most keys; for others the last columns of it."""
         new = torch.full((self.count, self.count), -torch.inf, dtype=self.dtype, device=self.device).triu(1)
         return torch.cat((new.new_zeros(self.count, max(self.ends) - self.count), new), dim=1)[None, None]
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """(B, 1, count, capacity), of a shape that no length changes."""
+        last = self.length[:, None] + torch.arange(self.count)
+        hidden = torch.arange(self.capacity) > last[:, :, None]
+        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)[:, None].to(self.device)
 
 
 @dataclass(frozen=True)
@@ -71,30 +69,17 @@ class KVCache:
         """Positions that a row can hold."""
         return self.keys.shape[2]
 
-    @property
-    def uniform(self) -> int | None:
-        """The length that a single row has; None with more rows, which are always treated as of different lengths:
-        then a row's result cannot depend on how long its companions are."""
-        return int(self.length[0]) if self.rows == 1 else None
-
-    def visible(self, count: int, dtype: torch.dtype) -> "Visible | None":
-        """What `count` new positions behind the valid ones see, for queries of `dtype`; None: all there is."""
-        if self.uniform is not None and count == 1:
-            return None
+    def visible(self, count: int, dtype: torch.dtype) -> Visible:
+        """What `count` new positions behind the valid ones see, for queries of `dtype`."""
         return Visible(self.length, count, self.capacity, dtype, self.keys.device)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, keys, H, e)."""
-        keys, values, count = self.keys[layer], self.values[layer], key.shape[1]
-        if self.uniform is not None:
-            end = self.uniform + count
-            keys[:, self.uniform : end] = key
-            values[:, self.uniform : end] = value
-            return keys[:, :end], values[:, :end]
-        row = torch.arange(self.rows, device=keys.device)[:, None]
-        position = (self.length[:, None] + torch.arange(count)).to(keys.device)
-        keys[row, position] = key.to(keys.dtype)
-        values[row, position] = value.to(values.dtype)
+        """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, capacity, H, e).
+        """
+        keys, values, row = self.keys[layer], self.values[layer], torch.arange(self.rows)[:, None]
+        position = (self.length[:, None] + torch.arange(key.shape[1])).to(keys.device)
+        keys[row.to(keys.device), position] = key.to(keys.dtype)
+        values[row.to(keys.device), position] = value.to(values.dtype)
         return keys, values
 
     def commit(self, count: int | Tensor) -> "KVCache":

@@ -45,13 +45,15 @@ def weights(kinds: tuple[type[nn.Module], ...], *modules: nn.Module) -> list[Ten
 
 def usable(x: Tensor, weight: Tensor, cache: KVCache | None = None) -> bool:
     """Whether a network with weights like this one can run on x here, behind a cache if there is one."""
-    if LEFT.get() or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if torch.compiler.is_compiling() or LEFT.get() or x.device.type != "cpu":
+        return False
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
         return False
     if cache is not None and (cache.keys.dtype != torch.float32 or cache.rows != len(x)):
         return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
-    return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling() and library() is not None
+    return not torch.is_autocast_enabled("cpu") and library() is not None
 
 
 def run_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

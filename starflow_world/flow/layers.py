@@ -52,7 +52,12 @@ def text_positions(length: int, scale: float) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`: one complex product."""
+    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`: one complex product, in
+    real numbers where it is compiled."""
+    if torch.compiler.is_compiling():
+        cos, sin = torch.view_as_real(rotary[:, :, None, None, :]).unbind(-1)
+        even, odd = x[..., 0::2].to(cos.dtype), x[..., 1::2].to(cos.dtype)
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.to(rotary.real.dtype).unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotary[:, :, None, None, :]).flatten(-2).to(x.dtype)
 
@@ -64,9 +69,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
     slower there (torch 2.13, 16 to 536 keys).
     """
     if isinstance(mask, Visible):
-        if mask.ends is not None:
-            return _row_by_row(query, key, value, mask.mask, mask.ends)
-        mask = mask.mask
+        if query.device.type == "cpu":
+            return _row_by_row(query, key, value, mask)
+        mask = mask.whole
     if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -79,11 +84,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
     return scores.softmax(-1) @ value
 
 
-def _row_by_row(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, ends: tuple[int, ...]) -> Tensor:
-    rows, keys = [], mask.shape[-1]
-    for row, end in enumerate(ends):
-        one = slice(row, row + 1)
-        rows.append(attend(query[one], key[one, :, :end], value[one, :, :end], mask[..., keys - end :], causal=False))
+def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
+    """Each row as far as it goes: on a CPU that costs less than the padding of short rows does."""
+    rows = []
+    for row, end in enumerate(visible.ends):
+        one, own = slice(row, row + 1), visible.own[..., -end:] if visible.count > 1 else None
+        rows.append(attend(query[one], key[one, :, :end], value[one, :, :end], own, causal=False))
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 

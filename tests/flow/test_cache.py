@@ -103,30 +103,25 @@ def test_a_query_sees_what_is_committed_in_its_row_and_new_positions_up_to_its_o
     cache = empty(3).rollback(torch.tensor([0, 4, 2]))
     visible = cache.visible(3, torch.float64)
     assert visible.ends == (3, 7, 5)
-    assert visible.mask.shape == (1, 1, 3, 7)
-    assert visible.mask.dtype == torch.float64
-    for length, end in zip([0, 4, 2], visible.ends, strict=True):
+    assert visible.own.shape == (1, 1, 3, 7)
+    assert visible.whole.shape == (3, 1, 3, CAPACITY)
+    assert visible.own.dtype == visible.whole.dtype == torch.float64
+    for row, (length, end) in enumerate(zip([0, 4, 2], visible.ends, strict=True)):
         for query in range(3):
-            own = visible.mask[0, 0, query, 7 - end :]
-            assert own.tolist() == [0 if key <= length + query else -torch.inf for key in range(end)]
+            seen = [0 if key <= length + query else -torch.inf for key in range(CAPACITY)]
+            assert visible.own[0, 0, query, 7 - end :].tolist() == seen[:end]
+            assert visible.whole[row, 0, query].tolist() == seen
 
 
-def test_rows_taken_one_by_one_attend_as_under_one_mask():
-    cache = empty(3).rollback(torch.tensor([0, 4, 2]))
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("ages", [[4], [0, 4, 2]])
+def test_rows_taken_one_by_one_attend_as_under_one_mask(count, ages):
+    cache = empty(len(ages)).rollback(torch.tensor(ages))
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(3, 2, s, 4, generator=generator) for s in (3, CAPACITY, CAPACITY))
-    visible = cache.visible(3, torch.float32)
-    hidden = torch.arange(CAPACITY) > (cache.length[:, None] + torch.arange(3))[:, :, None]
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None]
+    query, key, value = (torch.randn(len(ages), 2, s, 4, generator=generator) for s in (count, CAPACITY, CAPACITY))
+    visible = cache.visible(count, torch.float32)
     one_by_one = attend(query, key, value, visible, causal=False)
-    assert torch.allclose(one_by_one, attend(query, key, value, mask, causal=False), atol=1e-6)
-
-
-def test_a_single_row_sees_the_same_without_looking_at_unused_capacity():
-    cache = empty(1).commit(4)
-    assert cache.visible(1, torch.float32) is None, "one new position sees everything"
-    expected = torch.zeros(3, 7).masked_fill(~torch.ones(3, 7, dtype=torch.bool).tril(4), -torch.inf)
-    assert torch.equal(cache.visible(3, torch.float32).mask[0, 0], expected)
+    assert torch.allclose(one_by_one, attend(query, key, value, visible.whole, causal=False), atol=1e-6)
 
 
 def test_rows_are_copied_by_select_and_stack():
