@@ -73,6 +73,14 @@ def test_operations_of_scoring_are_those_that_a_counter_sees(world: World) -> No
     assert Operations(world.config, dense=True).score(count) == counter.get_total_flops()
 
 
+def test_a_pass_over_a_chunk_counts_as_the_part_of_a_frame_that_it_is() -> None:
+    config = tiny_world(height=8, width=8).config
+    whole = Operations(config)
+    parts = Operations(replace(config, decode=DecodeConfig(chunk=whole.tokens // 4)))
+    (one,), (four,) = ([run.step(3, count)["deep sweeps"]] for run, count in ((whole, 1), (parts, 4)))
+    assert four == pytest.approx(one, rel=1e-12), "each token in one pass sees the same keys"
+
+
 def test_masked_work_is_not_counted() -> None:
     config = env_world().config
     assert Operations(config).score(6) < Operations(config, dense=True).score(6)

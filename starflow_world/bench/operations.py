@@ -131,9 +131,12 @@ class Operations:
     # ---- wholes --------------------------------------------------------------------------------------------------
 
     def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
-        """An env step of a row with `length` frames behind it: `deep` and `shallow` passes, all else once."""
+        """An env step of a row with `length` frames behind it: `deep` passes over a chunk each, `shallow` ones over a
+        frame each; all else once."""
+        chunk = self.config.decode.chunk or self.tokens
+        past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
         return {
-            "deep sweeps": deep * self.deep(self.tokens, self.config.flow.text_length + length * self.tokens),
+            "deep sweeps": deep * self.deep(chunk, past),
             "shallow sweeps": shallow * self.shallow(), "motion": self.motion() + self.action(),
             "carry": self.carry(),
             "heads": self.outcome(), "denoiser": self.denoiser(), "decode": self.codec(),

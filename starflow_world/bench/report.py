@@ -75,7 +75,7 @@ def _conditions(found: dict[str, Any]) -> str:
         f"{found['repeats']} repeats in turns; {machine['seconds']:.0f} s. A {GEMM}³ matrix product ran at "
         f"{machine['gemm_before'] / 1e9:.0f} Gflop/s before and {machine['gemm_after'] / 1e9:.0f} after; load average "
         f"{machine['load_before']:.2f} before, {machine['load_after']:.2f} after; other processes used "
-        f"{machine['others']:.2f} cores. The world's own networks run in {'native' if found['native'] else 'torch'} code."
+        f"{machine['others']:.2f} cores. The world's own networks run in {'C' if found['native'] else 'torch'}."
         + (f" A state holds {found['state_mb_per_env']:.2f} MB per env." if "state_mb_per_env" in found else "")
     )
 

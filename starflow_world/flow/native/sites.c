@@ -88,21 +88,24 @@ int run_sites(const float *tokens, const float *condition, const float *const *e
     const int64_t total = rows * groups, size = rows * width * p.padded, films = rows * depth * 2 * width;
     const int64_t own = (TAPS + 1) * width + numbers;
     lanes *const x = space_for(total * width + threads * own);
-    float *const images = calloc((size_t)(2 * size + films), sizeof(float)), *const film = images + 2 * size;
+    float *const images = malloc((size_t)(2 * size + films) * sizeof(float)), *const film = images + 2 * size;
     const int failed = x == NULL || images == NULL;
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
         lanes *const near = x + total * width + omp_get_thread_num() * own;
         lanes *const around = near + TAPS * width, *const begun = around + width;
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
+        for (int64_t row = 0; row < rows; row++) {
+            for (int64_t image = 0; image < 2; image++)
+                memset(images + image * size + row * width * p.padded, 0, (size_t)(width * p.padded) * sizeof(float));
             for (int64_t k = 0; k < depth * 2 * width; k++) {
                 const SiteLayer *layer = layers + k / (2 * width);
                 const int64_t n = k % (2 * width);
-                if (layer->tell != NULL)
-                    film[row * depth * 2 * width + k] =
-                        layer->tell_bias[n] + dot(layer->tell + n * told, condition + row * told, told);
+                film[row * depth * 2 * width + k] =
+                    layer->tell == NULL ? 0.0f
+                                        : layer->tell_bias[n] + dot(layer->tell + n * told, condition + row * told, told);
             }
+        }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < total; task++) {
             const int64_t row = task / groups, g = task % groups;
