@@ -118,7 +118,7 @@ class Block(nn.Module):
     ) -> Affine:
         """What all layers say of the positions from `first` on."""
         weights, ends = self._weights(hidden, cache), (self.norm.weight, self.head.weight, self.head.bias)
-        if weights is not None:
+        if weights is not None and fused.weights((FinalNorm, nn.Linear), self.norm, self.head) is not None:
             made = fused.run_block(hidden, rotary, cache, weights, ends, self.heads)
             normed, mean, scale = (part[:, first:] for part in made)
             return Affine(mean, scale, normed)

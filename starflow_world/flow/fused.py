@@ -37,9 +37,10 @@ def weights(kinds: tuple[type[nn.Module], ...], *modules: nn.Module) -> list[Ten
         own = module._parameters  # not by attributes: those of modules are slow
         if type(module) not in kinds or module._forward_hooks or module._forward_pre_hooks:
             return None
-        if type(own["weight"]) is not nn.Parameter:
+        weight = own["weight"]
+        if type(weight) is not nn.Parameter or not weight.is_contiguous():
             return None
-        found += own["weight"], own["bias"]
+        found += weight, own.get("bias")
     return found
 
 
@@ -47,7 +48,7 @@ def usable(x: Tensor, weight: Tensor, cache: KVCache | None = None) -> bool:
     """Whether a network with weights like this one can run on x here, behind a cache if there is one."""
     if torch.compiler.is_compiling() or LEFT.get() or x.device.type != "cpu":
         return False
-    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or type(weight) not in (Tensor, nn.Parameter):
         return False
     if cache is not None and (cache.keys.dtype != torch.float32 or cache.rows != len(x)):
         return False

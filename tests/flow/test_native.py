@@ -288,10 +288,10 @@ def test_what_is_hooked_into_or_replaced_is_called(monkeypatch):
         return [name for name in calls if name != "run_linear"]
 
     assert together() == ["run_block", "run_sites"]
-    for module in (network.layers[1], network.layers[0].attention.qkv, net.layers[0].look, net.stem):
+    for module in (network.layers[1], network.layers[0].attention.qkv, network.norm, net.layers[0].look, net.stem):
         with module.register_forward_hook(lambda *args: seen.append(args)):
             assert len(together()) == 1
-    assert len(seen) == 4
+    assert len(seen) == 5
     network.layers[0].feed_forward.up = torch.nn.Sequential(network.layers[0].feed_forward.up)
     assert together() == ["run_sites"]
 

@@ -29,7 +29,7 @@ def library() -> ctypes.CDLL | None:
     """The routines, or None where they cannot be had."""
     try:
         found = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         LOG.info("networks run on torch's own kernels: %s", error)
         return None
     for name, (pointers, numbers) in POINTERS.items():
@@ -41,8 +41,8 @@ def library() -> ctypes.CDLL | None:
 def _built() -> Path:
     """The library for these sources, this compiler and processor: from the cache folder, or built into it."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise OSError("there is no C compiler")
+    if compiler is None or os.name != "posix":
+        raise OSError("there is no C compiler that is known here")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=LONGEST).stdout
     sources = [path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]"))]
     name = hashlib.sha256(b"\0".join((*sources, version, _processor()))).hexdigest()[:24]
