@@ -1,5 +1,5 @@
 /* A causal transformer (flow/layers.py) over new positions behind those that a cache holds, for each row as far as that
-   row goes: all layers, the final norm, the head and the means and scales that it means (flow/block.py), in float32.
+   row goes: all layers, the final norm, and the means and scales that the head gives (flow/block.py), in float32.
 
    A group is sixteen tokens of a row, in lanes. No sum depends on the number of threads, on other rows, or on the room that
    is left in the cache. */
@@ -15,9 +15,9 @@ typedef struct {
     const float *feed_norm, *feed_norm_bias, *up, *up_bias, *down, *down_bias;
 } Layer;
 
-/* Sizes of a call: groups are per row, stride is between positions in the cache. */
+/* Sizes of a call: new positions and groups of a row, numbers of a head and of all heads, room in the cache. */
 typedef struct {
-    int64_t rows, count, groups, heads, head, width, capacity, row_stride;
+    int64_t count, groups, head, width, capacity;
 } Sizes;
 
 /* ---- norms ------------------------------------------------------------------------------------------------------- */
@@ -180,8 +180,8 @@ int run_block(const float *hidden, const float *turns, float *keys, float *value
               int64_t capacity, int64_t turns_stride, int64_t row_stride, int64_t layer_stride, int64_t channels,
               int64_t threads) {
     const int64_t width = heads * head_width, groups = (count + LANES - 1) / LANES, total = rows * groups;
-    const Sizes s = {rows, count, groups, heads, head_width, width, capacity, row_stride};
-    const int64_t slices = total >= 4 * threads ? 1 : threads == 1 ? 1 : 8;
+    const Sizes s = {count, groups, head_width, width, capacity};
+    const int64_t slices = threads == 1 || total >= 4 * threads ? 1 : 8;
     const int64_t each = 9 * width + head_width + 2 * channels;
     const int64_t own = capacity + head_width + width;
     lanes *const x = space_for(total * each + threads * own);
