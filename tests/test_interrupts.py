@@ -24,6 +24,8 @@ from tests.test_files import launched
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MOMENTS, SOON = 10, 30.0
 INTERRUPTED = 130
+EPISODES = 400
+"""More than a fast machine collects between all the interruptions."""
 RECIPE = str(Path(__file__).parent.parent / "configs/babyai.yaml")
 TINY = [
     "world.flow.shallow_width=32", "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.motion_width=16",
@@ -68,7 +70,8 @@ def test_a_collection_that_is_interrupted_holds_whole_episodes_and_goes_on_to_th
 ) -> None:
     pytest.importorskip("minigrid")
     rng, out, codes = random.Random(0), tmp_path / "out", []
-    words = ["collect", "--env", "BabyAI-GoToLocalS8N4-v0", "--episodes", "60", "--max-steps", "20", "--seed", "1"]
+    words = ["collect", "--env", "BabyAI-GoToLocalS8N4-v0", "--max-steps", "20", "--seed", "1"]
+    words += ["--episodes", str(EPISODES)]
 
     def there() -> list[Path]:
         return sorted(out.glob("episode-*"))
@@ -87,7 +90,7 @@ def test_a_collection_that_is_interrupted_holds_whole_episodes_and_goes_on_to_th
     assert code(command(*words, "--out", str(out))) == 0
     assert code(command(*words, "--out", str(tmp_path / "undisturbed"))) == 0
     assert contents(out) == contents(tmp_path / "undisturbed")
-    assert len(EpisodeDataset(out)) == 60
+    assert len(EpisodeDataset(out)) == EPISODES
 
 
 def test_a_training_that_is_interrupted_is_saved_and_goes_on_to_the_bit(
