@@ -36,6 +36,15 @@ def test_rotation_keeps_lengths():
     assert torch.allclose(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-14)
 
 
+def test_what_is_compiled_rotates_by_real_numbers_as_the_complex_product_does(monkeypatch):
+    x, table = normals(2, 6, 2, 2, 20), rotary_table(grid_positions(1, (2, 3), 4.0), 20, torch.float64)[None]
+    wanted = rotate(x, table)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = rotate(x, table)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-14)
+    assert not torch.allclose(found, x)
+
+
 @pytest.mark.parametrize("width", [16, 18, 22, 30])
 def test_a_head_that_cannot_be_shared_by_three_axes_is_refused(width):
     with pytest.raises(ValueError, match="head width"):

@@ -268,3 +268,9 @@ def test_too_little_overlap_changes_the_result_and_no_overlap_is_allowed(make_cl
     assert float((found[:, :4] - whole[:, :4]).abs().max()) <= 1e-12
     with pytest.raises(ConfigError, match="overlap"):
         clip.flow.denoise_clip(clip.x, None, clip.tables, window=4, overlap=4)
+
+
+@pytest.mark.parametrize("guidance", [-0.5, -1e-6])
+def test_guidance_away_from_the_text_is_refused(make_clip, guidance):
+    with pytest.raises(ConfigError, match="guidance: expected a number >= 0"):
+        draw(make_clip(rows=1), guidance=guidance)
