@@ -137,9 +137,9 @@ class Dynamics(Pictures):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
             if past is not None:  # the first frame of a window follows none
                 tokens[some, :1], _ = self.networks.flow.shallow_forward(past[:, :1], self.tables)
-            fresh = cache.begun(some, self.text_length, self.text_length + keep * self.tokens)
+            fresh = cache.select(some, self.text_length + keep * self.tokens).rollback(self.text_length)
             fresh = self._encode(fresh, tokens[some, :keep], past, carried[some, :keep], actions[some, :keep])
-            cache = cache.begin(some, fresh)
+            cache = cache.insert(some, fresh)
         length[rows] = keep
         return replace(state, tokens=tokens, carried=carried, actions=actions, length=length, cache=cache)
 

@@ -51,7 +51,7 @@ class Operations:
         """As `deep`, where only keys and values are wanted: no head, and the last layer ends with them."""
         flow, width = self.config.flow, self.config.flow.deep_width
         before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
-        return tokens * (2 * flow.channels * width + 4 * width**2) + before
+        return tokens * (2 * flow.channels * width + 6 * width**2) + before
 
     def shallow(self) -> float:
         """One pass of one shallow block over a frame."""

@@ -90,26 +90,10 @@ class KVCache:
         """The value with only the first `length` positions of each row valid."""
         return replace(self, length=torch.zeros_like(self.length) + length)
 
-    def select(self, rows: Tensor) -> "KVCache":
-        """The given rows, copied."""
+    def select(self, rows: Tensor, capacity: int | None = None) -> "KVCache":
+        """The given rows, copied; their first `capacity` positions, if it is given."""
         where = rows.to(self.keys.device)
-        return KVCache(self.keys[:, where], self.values[:, where], self.length[rows])
-
-    def row(self, row: int) -> "KVCache":
-        """One row as a value that shares the storage: what is written there is written here."""
-        return KVCache(self.keys[:, row : row + 1], self.values[:, row : row + 1], self.length[row : row + 1])
-
-    def begun(self, rows: Tensor, length: int, capacity: int) -> "KVCache":
-        """The first `capacity` positions of the given rows, copied; `length` of them are valid."""
-        where, valid = rows.to(self.keys.device), torch.full((len(rows),), length)
-        return KVCache(self.keys[:, where, :capacity], self.values[:, where, :capacity], valid)
-
-    def begin(self, rows: Tensor, other: "KVCache") -> "KVCache":
-        """The value in which the given rows hold what `other`, of `begun`, holds; the storage is written."""
-        where = rows.to(self.keys.device)
-        self.keys[:, where, : other.capacity] = other.keys
-        self.values[:, where, : other.capacity] = other.values
-        return replace(self, length=self.length.index_copy(0, rows, other.length))
+        return KVCache(self.keys[:, where, :capacity], self.values[:, where, :capacity], self.length[rows])
 
     def folded(self) -> "KVCache":
         """The halves [a; b] of 2B rows, of equal lengths, as B rows of twice the layers: what is done to a row is then
@@ -125,10 +109,11 @@ class KVCache:
         return KVCache(keys, values, self.length.repeat(2))
 
     def insert(self, rows: Tensor, other: "KVCache") -> "KVCache":
-        """The value in which `rows` are replaced by the rows of `other`; the storage is written."""
+        """The value in which `rows` are replaced by the rows of `other`, as far as those reach; the storage is written.
+        """
         where = rows.to(self.keys.device)
-        self.keys[:, where] = other.keys
-        self.values[:, where] = other.values
+        self.keys[:, where, : other.capacity] = other.keys
+        self.values[:, where, : other.capacity] = other.values
         return replace(self, length=self.length.index_copy(0, rows, other.length))
 
     @staticmethod

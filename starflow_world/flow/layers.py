@@ -133,9 +133,8 @@ class Attention(nn.Module):
 
     def write(self, x: Tensor, rotary: Tensor, cache: KVCache, layer: int) -> None:
         """Of `forward` only what it stores in the cache."""
-        width = x.shape[-1]
-        both = F.linear(self.norm(x), self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1))
-        key, value = rotate(both[:, :, :1], rotary[: len(x)])[:, :, 0], both[:, :, 1]
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        key, value = rotate(qkv[:, :, 1:2], rotary[: len(x)])[:, :, 0], qkv[:, :, 2]
         cache.write(layer, *(part.repeat(cache.rows // len(x), 1, 1, 1) for part in (key, value)))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config import FlowConfig
 from .block import SOFT_CLIP, UNIT_SCALE, Affine
 from .layers import Linear
-from .sites import SiteConv, SiteHead, SiteNet, per_site, to_tokens
+from .sites import SiteConv, SiteHead, SiteNet, product, to_tokens
 
 
 class Motion(nn.Module):
@@ -45,7 +45,7 @@ class Motion(nn.Module):
             out = self.head(features)
             if carried is not None:  # a site may be shown what is carried, as it looked
                 placed = self.place(features)
-                shown = per_site(carried.unflatten(1, (placed.shape[1], -1)).mT, placed)
+                shown = product(carried.unflatten(1, (placed.shape[1], -1)).mT, placed)
                 out = out + F.pad(shown, (0, 0, 0, 0, out.shape[1] - shown.shape[1], 0))
             out = SOFT_CLIP * torch.tanh(out / SOFT_CLIP)
             scale, mean = out.chunk(2, dim=1)

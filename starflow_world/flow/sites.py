@@ -43,17 +43,17 @@ class SiteConv(nn.Linear):
     def forward(self, sites: Tensor) -> Tensor:
         """(B, width, H, W) -> (B, out, H, W)."""
         if self.size == 1:
-            return per_site(self.weight, sites, self.bias)
+            return product(self.weight, sites, self.bias)
         weight = self.weight.unflatten(1, (-1, self.size, self.size))
         return F.conv2d(sites, weight, self.bias, padding=self.size // 2)
 
 
-def per_site(weight: Tensor, sites: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(weight: Tensor, sites: Tensor, bias: Tensor | None = None) -> Tensor:
     """One matrix (out, in), or one of each frame, (B, out, in), at every site: (B, in, H, W) -> (B, out, H, W). As a
     product of each frame; a convolution takes two to five times as long on a CPU."""
     flat, weight = sites.flatten(2), weight.expand(len(sites), -1, -1)
-    product = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
-    return product.unflatten(2, sites.shape[2:])
+    found = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
+    return found.unflatten(2, sites.shape[2:])
 
 
 class SiteLayer(nn.Module):
@@ -120,5 +120,5 @@ class SiteHead(nn.Module):
         if self.choice is None or self.codes is None:
             return numbers
         share = (SHARPNESS * self.choice(sites)).softmax(1)
-        read = per_site(self.codes.T, share)
+        read = product(self.codes.T, share)
         return numbers + F.pad(read, (0, 0, 0, 0, numbers.shape[1] - read.shape[1], 0))

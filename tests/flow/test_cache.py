@@ -69,11 +69,10 @@ def step(cache: KVCache, rows: list[list[int]], draw: random.Random, fresh: int)
         rows = [*rows[:row], [*rows[row][:1], fresh, fresh + 1], *rows[row + 1 :]]
     elif kind == "slide":
         row = draw.randrange(len(rows))
-        one = cache.row(row).rollback(min(1, len(rows[row])))
+        one = cache.select(torch.tensor([row]), 3).rollback(min(1, len(rows[row])))
+        assert one.capacity == 3
         write(one, [[fresh, fresh + 1]])
-        lengths = cache.length.clone()
-        lengths[row] = one.commit(2).length[0]
-        cache = cache.rollback(lengths)
+        cache = cache.insert(torch.tensor([row]), one.commit(2))
         rows = [*rows[:row], [*rows[row][:1], fresh, fresh + 1], *rows[row + 1 :]]
     return cache, rows
 
@@ -186,8 +185,9 @@ def test_a_row_that_slides_leaves_the_others_to_the_bit_and_becomes_a_fresh_row(
     before = cache.clone()
     last = u[1:, 2:3]
     again = flow.condition(last, None, tiny.action[1:, 2:3], tables.grid)[1]
-    row, _ = flow.extend(cache.row(1).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
-    cache = cache.rollback(torch.cat((cache.length[:1], row.length)))
+    second = torch.tensor([1])
+    row = flow.fill(cache.select(second, 3 + n).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
+    cache = cache.insert(second, row)
     assert cache.length.tolist() == [3 + 3 * n, 3 + n]
     assert torch.equal(cache.keys[:, 0], before.keys[:, 0])
     fresh = flow.start_cache(tiny.text[1:], 1, tables)
