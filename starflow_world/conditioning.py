@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .config import TextConfig
 from .errors import ActionError, ConfigError, DataError
-from .flow.layers import Linear
 
 
 def space_to_json(space: spaces.Space) -> str:
@@ -107,7 +106,7 @@ class ActionEncoder(nn.Module):
 
     def __init__(self, space: gymnasium.Space, width: int) -> None:
         super().__init__()
-        self.project = Linear(1 + spaces.flatdim(space), width, bias=False)
+        self.project = nn.Linear(1 + spaces.flatdim(space), width, bias=False)
         nn.init.zeros_(self.project.weight)
 
     def forward(self, actions: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .ahead import Ahead
 from .codec.stream import Stream
 from .errors import DataError, StateError
-from .flow import Affine, Inverse, KVCache, fused
+from .flow import Affine, Inverse, KVCache
 from .flow.sample import sample_deep, solve_guided
 from .networks import Networks
 from .noise import normals, uniforms
@@ -124,14 +124,13 @@ class Dynamics(Pictures):
         return replace(state, cache=KVCache.stack(caches))
 
     def slide(self, state: WorldState, rows: Tensor) -> WorldState:
-        """Keep the last `context` frames of the given rows, encoded as the beginning of a window: all at once where a
-        row has the same bits in any company, else one by one."""
+        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, row by
+        row: the bits of a row do not depend on which others slide."""
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         carried = state.carried.clone()
-        together = fused.usable(tokens, self.networks.flow.deep.project_in.weight)
-        for some in rows.split(len(rows) if together else 1):
+        for some in rows.split(1):
             past = self._past(state, some, keep)
             for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0

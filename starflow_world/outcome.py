@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import FlowConfig, OutcomeConfig
-from .flow.layers import Linear
 from .flow.sites import SiteConv, SiteNet, pooled_text, to_sites
 
 
@@ -43,12 +42,12 @@ class OutcomeHead(nn.Module):
     def __init__(self, config: OutcomeConfig, flow: FlowConfig) -> None:
         super().__init__()
         width = config.width
-        self.project = Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
+        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
         if self.project is not None:  # the frame alone first: what many hidden numbers add is noise at first
             nn.init.zeros_(self.project.weight)
         self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
         self.mix = SiteConv(width, width)
-        self.read = Linear(width, config.bins + 1)
+        self.read = nn.Linear(width, config.bins + 1)
         largest = math.log1p(config.largest_reward)
         bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
         self.register_buffer("bins", bins, persistent=False)

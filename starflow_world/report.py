@@ -17,7 +17,6 @@ from .data import Episode, EpisodeDataset
 from .errors import DataError
 from .evaluate import actions_of, excess_nats, one_step, open_loop, outcomes
 from .files import write_text
-from .flow.fused import left_to_torch
 from .intervals import Share
 from .media import caption, contact_sheet, enlarge, write_png
 from .world import World, find_world
@@ -75,7 +74,7 @@ def cost(world: World, episode: Episode) -> dict[str, float]:
     flat = actions_of([episode], count)
     figures: dict[str, float] = {"threads": torch.get_num_threads()}
     counting = FlopCounterMode(display=False)
-    with torch.inference_mode(), left_to_torch(), sdpa_kernel(SDPBackend.MATH), counting as counter:
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counting as counter:
         _roll(world, episode, flat, 1)
     figures["gflop_per_step"] = counter.get_total_flops() / (count - 1) / 1e9
     for rows in (1, 64):

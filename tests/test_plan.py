@@ -11,7 +11,6 @@ from starflow_world.cli import main
 from starflow_world.convert import load_flow
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
-from starflow_world.flow.fused import left_to_torch
 from starflow_world.plan import GIB, GPUS, Needs, measure, plan
 from tests.tiny_video import PUBLISHED, TINY_VIDEO, tiny_video
 
@@ -75,7 +74,7 @@ def test_operations_of_a_sweep_are_those_that_are_executed(chunk, frames, guided
     flow = Flow(TINY_VIDEO.flow).eval()
     tables = flow.tables(GRID, 4)
     cache = flow.deep.empty_cache(1 + guided, 80 + 4 * TOKENS).rollback(80 + frames * TOKENS)
-    with torch.no_grad(), left_to_torch(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         flow.predictor(cache, None, chunk, tables, text=80)(torch.zeros(1, chunk, 6))
     needs = Needs(flow.config, TOKENS)
     assert counter.get_total_flops() == needs.sweep_operations(chunk, 80 + frames * TOKENS, guided=guided, dense=True)
@@ -86,11 +85,11 @@ def test_operations_of_a_sweep_are_those_that_are_executed(chunk, frames, guided
 def test_operations_around_the_deep_block_are_those_that_are_executed():
     flow = Flow(TINY_VIDEO.flow).eval()
     tables, needs, d = flow.tables(GRID, 4), Needs(TINY_VIDEO.flow, TOKENS), 24
-    with torch.no_grad(), left_to_torch(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         flow.shallow_forward(torch.zeros(1, 1, TOKENS, 6), tables)
     unseen = 5 * 1 * TOKENS * 4 * d * (TOKENS - 1) / 2  # keys behind a query are computed, and do not count
     assert counter.get_total_flops() == needs.shallow_operations() + unseen
-    with torch.no_grad(), left_to_torch(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         flow.denoise(torch.zeros(1, 3, TOKENS, 6), torch.zeros(1, 80, 24), tables)
     text = 80 * (2 * 24 * d + 2 * 4 * d * (80 + 3 * TOKENS))  # text queries, which do not count
     assert counter.get_total_flops() == needs.denoiser_operations(3) + text

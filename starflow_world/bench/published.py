@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starflow_world.flow import Affine, Block
-from starflow_world.flow.fused import left_to_torch
 from starflow_world.flow.layers import Layer
 from starflow_world.noise import normals
 from starflow_world.state import WorldState
@@ -94,7 +93,6 @@ class Published:
         self.cache = self._encode()
 
     @torch.inference_mode()
-    @left_to_torch()
     def step(self, flat: Tensor) -> Tensor:
         """Decode the next frame under actions (B, 1 + flat); returns its pixels (B, 1, H, W, 3) u8."""
         flow = self.networks.flow
@@ -175,7 +173,6 @@ class Published:
         self.u, self.cache = self.frames[:, -1], self._encode()
 
     @torch.inference_mode()
-    @left_to_torch()
     def _encode(self) -> Cache:
         """A new cache of the text and the frames in the window."""
         flow, count, tables = self.networks.flow, self.frames.shape[1], self.tables

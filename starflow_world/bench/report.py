@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from starflow_world.files import write_text
-from starflow_world.flow.native import library
 from starflow_world.markdown import table
 from starflow_world.plots import saved
 
@@ -28,7 +27,7 @@ def summary(measured: Measured) -> dict[str, Any]:
         "world": measured.config.name, "torch": torch.__version__, "threads": torch.get_num_threads(),
         "cores": os.cpu_count(), "repeats": plan.repeats, "machine": measured.machine,
         "warnings": figures.warnings(measured), "profile": figures.profile(measured),
-        "sweeps": figures.histogram(measured), "envs": figures.widths(measured), "native": library() is not None,
+        "sweeps": figures.histogram(measured), "envs": figures.widths(measured),
     }
     if measured.long_run:
         found["figures"] = [figures.plain(figure) for figure in figures.figures(measured)]
@@ -75,7 +74,7 @@ def _conditions(found: dict[str, Any]) -> str:
         f"{found['repeats']} repeats in turns; {machine['seconds']:.0f} s. A {GEMM}³ matrix product ran at "
         f"{machine['gemm_before'] / 1e9:.0f} Gflop/s before and {machine['gemm_after'] / 1e9:.0f} after; load average "
         f"{machine['load_before']:.2f} before, {machine['load_after']:.2f} after; other processes used "
-        f"{machine['others']:.2f} cores. The world's own networks run in {'C' if found['native'] else 'torch'}."
+        f"{machine['others']:.2f} cores."
         + (f" A state holds {found['state_mb_per_env']:.2f} MB per env." if "state_mb_per_env" in found else "")
     )
 

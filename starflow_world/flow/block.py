@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused
 from .cache import KVCache, Visible
-from .layers import FinalNorm, Layer, Linear
+from .layers import FinalNorm, Layer
 
 SOFT_CLIP = 4.0
 UNIT_SCALE = math.log(math.e - 1)
@@ -60,8 +59,8 @@ class Block(nn.Module):
         self.reverse = reverse
         self.heads, self.head_width = width // head_width, head_width
         self.start = nn.Parameter(torch.randn(channels) * 0.02)
-        self.project_in = Linear(channels, width)
-        self.project_text = Linear(text_width, width) if text_width else None
+        self.project_in = nn.Linear(channels, width)
+        self.project_text = nn.Linear(text_width, width) if text_width else None
         self.layers = nn.ModuleList(Layer(width, head_width) for _ in range(layers))
         self.norm = FinalNorm(width)
         self.head = nn.Linear(width, 2 * channels)
@@ -117,32 +116,17 @@ class Block(nn.Module):
         self, hidden: Tensor, rotary: Tensor, cache: KVCache | None, visible: Visible | None, first: int = 0
     ) -> Affine:
         """What all layers say of the positions from `first` on."""
-        weights, ends = self._weights(hidden, cache), (self.norm.weight, self.head.weight, self.head.bias)
-        if weights is not None and fused.weights((FinalNorm, nn.Linear), self.norm, self.head) is not None:
-            made = fused.run_block(hidden, rotary, cache, weights, ends, self.heads)
-            normed, mean, scale = (part[:, first:] for part in made)
-            return Affine(mean, scale, normed)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, visible, cache, index)
         return self.affine(hidden[:, first:])
 
     def _write(self, hidden: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None) -> None:
-        weights, last = self._weights(hidden, cache), len(self.layers) - 1
-        if weights is not None:
-            fused.run_block(hidden, rotary, cache, weights, (), self.heads)
-            return
+        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             if index < last:
                 hidden = layer(hidden, rotary, visible, cache, index)
             else:
                 cast(Layer, layer).attention.write(hidden, rotary, cache, index)
-
-    def _weights(self, hidden: Tensor, cache: KVCache | None) -> list[list[Tensor | None]] | None:
-        """Those of all layers, where they can run in one call."""
-        if not fused.usable(hidden, self.project_in.weight, cache):
-            return None
-        found = [weights for layer in self.layers if (weights := cast(Layer, layer).weights()) is not None]
-        return found if len(found) == len(self.layers) else None
 
     def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for this block's layers with nothing valid."""

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import FlowConfig
-from .layers import Linear
 from .sites import SiteNet, to_sites
 
 EAGER = 20.0
@@ -28,11 +27,11 @@ class Carry(nn.Module):
         width, slots = config.carry_width, config.carry_slots
         self.slots, self.side, self.size = slots, config.sites, config.channels // config.sites**2
         self.net = SiteNet(2 * config.channels, width, 1, self.side, config.deep_width)
-        self.look = Linear(width + 1, slots)
-        self.gate = Linear(width + slots * self.size, slots)
-        self.expect, self.correct = Linear(self.size, width), Linear(width, self.size)
+        self.look = nn.Linear(width + 1, slots)
+        self.gate = nn.Linear(width + slots * self.size, slots)
+        self.expect, self.correct = nn.Linear(self.size, width), nn.Linear(width, self.size)
         self.start = nn.Parameter(torch.zeros(slots * self.size))
-        self.begun = Linear(config.deep_width, slots * self.size, bias=False)
+        self.begun = nn.Linear(config.deep_width, slots * self.size, bias=False)
         with torch.no_grad():
             self.look.weight[:, -1] = EAGER
             self.gate.bias.fill_(SHUT)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused
 from .cache import KVCache, Visible
 
 TIME_PAIRS = 8
@@ -93,16 +92,6 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> 
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
-class Linear(nn.Linear):
-    """A linear layer that gives a row the same bits among any others, where the routines of native/ can run it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(.., in) -> (.., out)."""
-        if fused.usable(x, self.weight):
-            return fused.run_linear(x, self.weight, self.bias)
-        return super().forward(x)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention; with a cache the queries also see what the cache holds."""
 
@@ -168,14 +157,6 @@ class Layer(nn.Module):
         attended = self.attention(x, rotary, mask, cache, layer)
         x = attended + (x if len(x) == len(attended) else x.repeat(len(attended) // len(x), 1, 1))
         return x + self.feed_forward(x)
-
-    def weights(self) -> list[Tensor | None] | None:
-        """Weight and bias of each part in the order in which they are used; None where a part has to be called."""
-        attention, feed = self.attention, self.feed_forward
-        if any(part._forward_hooks or part._forward_pre_hooks for part in (self, attention, feed)):
-            return None
-        parts = (attention.norm, attention.qkv, attention.out, feed.norm, feed.up, feed.down)
-        return fused.weights((nn.Linear, nn.LayerNorm), *parts)
 
 
 class FinalNorm(nn.Module):

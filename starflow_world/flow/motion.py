@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..config import FlowConfig
 from .block import SOFT_CLIP, UNIT_SCALE, Affine
-from .layers import Linear
 from .sites import SiteConv, SiteHead, SiteNet, product, to_tokens
 
 
@@ -28,10 +27,10 @@ class Motion(nn.Module):
         per_site = config.channels // side**2
         self.net = SiteNet(config.channels, width, config.motion_layers, side, config.deep_width)
         self.head = SiteHead(width, 2 * per_site, per_site, config.codes)
-        self.tell = Linear(width * side**2, config.deep_width, bias=False)
+        self.tell = nn.Linear(width * side**2, config.deep_width, bias=False)
         nn.init.zeros_(self.tell.weight)
         if config.carry_slots:
-            self.recall = Linear(config.carry_slots * per_site, config.deep_width, bias=False)
+            self.recall = nn.Linear(config.carry_slots * per_site, config.deep_width, bias=False)
             self.place = SiteConv(width, config.carry_slots)
             for parameter in (self.recall.weight, self.place.weight, self.place.bias):
                 nn.init.zeros_(parameter)

@@ -5,13 +5,9 @@ an image of hm x wm sites. Site networks run once per frame, not once per sweep,
 Weights are kept as matrices (out, in * k * k), the shape that Muon orthogonalises.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from . import fused
 
 SHARPNESS = 4.0
 
@@ -73,12 +69,6 @@ class SiteLayer(nn.Module):
             around = around * (1 + scale) + shift
         return sites + self.mix(F.gelu(around))
 
-    def weights(self) -> list[Tensor | None] | None:
-        """Weight and bias of look, mix and condition, or None twice; None where a part has to be called."""
-        parts = (self.look, self.mix) if self.condition is None else (self.look, self.mix, self.condition)
-        found = None if self._forward_hooks or self._forward_pre_hooks else fused.weights((SiteConv, nn.Linear), *parts)
-        return found if found is None or self.condition is not None else [*found, None, None]
-
 
 class SiteNet(nn.Module):
     """Tokens (B, n, c) -> features (B, width, H, W) of every site, given a condition per frame; float32 at least."""
@@ -91,11 +81,6 @@ class SiteNet(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], condition: Tensor | None = None) -> Tensor:
         """tokens (B, n, c), condition (B, d) -> (B, width, H, W)."""
-        if fused.usable(tokens, self.stem.weight):
-            ends = fused.weights((SiteConv,), self.stem, self.first)
-            layers = [found for layer in self.layers if (found := cast(SiteLayer, layer).weights()) is not None]
-            if ends is not None and len(layers) == len(self.layers):
-                return fused.run_sites(tokens, condition, grid, self.side, ends, layers)
         sites = self.first(F.gelu(self.stem(to_sites(tokens, grid, self.side))))
         for layer in self.layers:
             sites = layer(sites, condition)

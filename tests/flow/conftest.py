@@ -6,8 +6,7 @@ actions, a causal denoiser, two shallow blocks in opposite orders and 16 tokens 
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from starflow_world.config import FlowConfig
 from starflow_world.flow import Flow, Tables
-from starflow_world.flow.fused import left_to_torch
 
 SMALL = FlowConfig(
     channels=4, shallow_blocks=2, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=40, head_width=20,
@@ -153,13 +151,6 @@ class Golden:
 
 
 @pytest.fixture(scope="session")
-def numbers(tmp_path_factory: pytest.TempPathFactory) -> Golden:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """The golden numbers."""
     return Golden(tmp_path_factory.mktemp("golden"))
-
-
-@pytest.fixture(params=["native", "torch"])
-def golden(request: pytest.FixtureRequest, numbers: Golden) -> Iterator[Golden]:
-    """The golden numbers, for networks that run in one call and for the same in torch."""
-    with left_to_torch() if request.param == "torch" else nullcontext():
-        yield numbers

@@ -8,7 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from starflow_world.errors import ConfigError
 from starflow_world.flow import KVCache
-from starflow_world.flow.fused import left_to_torch
 from starflow_world.flow.precision import run_in
 from starflow_world.world import World
 
@@ -62,9 +61,9 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass_in_bfl
 
 def test_another_kernel_of_attention_gives_the_same_nats(make_clip, at_most):
     clip = make_clip(rows=4).to(torch.float32)
-    with left_to_torch(), sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):
         plain = nats(clip)
-    with left_to_torch(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         fused = nats(clip)
     assert not torch.equal(plain, fused), "the kernels are two"
     at_most("relative error", ((fused - plain).abs() / plain.abs().clamp_min(1)).max(), 1e-4)
@@ -77,7 +76,7 @@ def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
     u, _ = flow.shallow_forward(clip.x, tables)
     inputs = flow.deep.shift(u.flatten(1, 2))
     for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
-        with left_to_torch(), sdpa_kernel(kernel):
+        with sdpa_kernel(kernel):
             caches = []
             for row, age in enumerate((1, 3)):
                 cache = flow.start_cache(clip.text[row : row + 1], 1, tables)
