@@ -11,12 +11,12 @@ import gymnasium
 import numpy as np
 
 from starflow_world.agents.search import Gallery, Plan, Search, plan
-from starflow_world.envs.rows import RewardFunction
-from starflow_world.envs.shown import mission, shown
+from starflow_world.envs.episode import RewardFunction
+from starflow_world.envs.observation import mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError
-from starflow_world.state import WorldState
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 
 @dataclass(frozen=True)

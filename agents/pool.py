@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from starflow_world.agents.policy import Policy
-from starflow_world.envs.ray_vector_env import check_portable, connect, end_actor, failure, new_actor
+from starflow_world.envs.ray_runtime import check_portable, connect, end_actor, failure, new_actor
 from starflow_world.errors import ConfigError, StarflowError, WorkerError
 
 ATTEMPTS = 3

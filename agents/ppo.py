@@ -24,10 +24,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from starflow_world.agents.babyai.rooms import TILE
 from starflow_world.agents.policy import Policy
-from starflow_world.agents.rooms import TILE
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.files import read_tensors, write_tensors
+from starflow_world.io.files import read_tensors, write_tensors
 
 AGENT = "agent.safetensors"
 Judge = Callable[[Policy], dict[str, float]]

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from starflow_world.agents.proposals import choices, proposal
-from starflow_world.envs.rows import RewardFunction, facts, info_of, judge, picture, pictures
+from starflow_world.envs.episode import RewardFunction, facts, info_of, judge, picture, pictures
 from starflow_world.errors import ConfigError, StateError
-from starflow_world.state import WorldState
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 METHODS = ("best-first", "cem", "random")
 PATCH = 4

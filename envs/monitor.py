@@ -17,9 +17,9 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import iterate
 
-from starflow_world.conditioning import space_to_json
-from starflow_world.envs.shown import mission, shown
+from starflow_world.envs.observation import mission, shown
 from starflow_world.errors import ConfigError, DataError
+from starflow_world.model.actions import space_to_json
 from starflow_world.score import Scorer, Stream, Verdict
 
 KEY = "surprise"
@@ -28,8 +28,8 @@ KEY = "surprise"
 class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One env; `info["surprise"]` of reset and of every step is a dictionary.
 
-    text: what the world is told of the task; None: what `starflow_world.envs.shown.mission` finds. ConfigError where
-    the env's actions are not the world's, or nothing of the env can be a frame.
+    text: what the world is told of the task; None: what `envs.observation.mission` finds. ConfigError where the
+    env's actions are not the world's, or nothing of the env can be a frame.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], scorer: Scorer, *, text: str | None = None) -> None:

@@ -19,12 +19,12 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from starflow_world.envs.rows import EnvState, Given, RewardFunction, begin_rows, pictures
+from starflow_world.envs.episode import EnvState, Given, RewardFunction, begin_rows, pictures
 from starflow_world.envs.trust import Trust
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ConfigError, StateError
-from starflow_world.state import WorldState
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from starflow_world.envs.rows import as_numpy, facts
+from starflow_world.envs.episode import as_numpy, facts
 from starflow_world.errors import ConfigError
-from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 
 
 @dataclass(frozen=True)

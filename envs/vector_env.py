@@ -15,7 +15,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from starflow_world.envs.rows import (
+from starflow_world.envs.episode import (
     EnvState,
     FromPath,
     Given,
@@ -33,8 +33,8 @@ from starflow_world.envs.rows import (
 )
 from starflow_world.envs.trust import Trust, imagine
 from starflow_world.errors import ActionError, ConfigError, StateError
-from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 
 OPTIONS = ("text", "frames", "actions", "state", "reset_mask")
 Stepped = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
 
-from starflow_world.envs.rows import (
+from starflow_world.envs.episode import (
     EnvState,
     FromPath,
     RewardFunction,
@@ -25,10 +25,10 @@ from starflow_world.envs.rows import (
     restored,
 )
 from starflow_world.envs.trust import Trust, imagine
-from starflow_world.envs.window import Window, require_pygame
+from starflow_world.envs.viewer import Window, require_pygame
 from starflow_world.errors import ActionError, StateError
-from starflow_world.state import WorldState
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 OPTIONS = ("text", "frames", "actions", "state")
 
@@ -42,7 +42,7 @@ class WorldEnv(FromPath, gymnasium.Env[np.ndarray, Any]):
     steps (by default the world's own number). frames_between: put all pixel frames of a step into `info`. trust:
     limits above which the episode is truncated.
 
-    `info` has the keys that `starflow_world.envs.rows.facts` lists. Calls in the wrong order raise StateError; a call
+    `info` has the keys that `envs.episode.facts` lists. Calls in the wrong order raise StateError; a call
     that is refused leaves the env as it was. close() forgets the episode; reset() begins anew.
     """
 

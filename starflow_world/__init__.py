@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register, registry
 
 if TYPE_CHECKING:
-    from .agents.rollout import collect
-    from .check import check_world
-    from .data import EpisodeDataset
-    from .envs.monitor import SurpriseMonitor, SurpriseVectorMonitor
-    from .envs.ray_vector_env import RayVectorEnv
-    from .envs.rows import EnvState
-    from .envs.vector_env import WorldVectorEnv
-    from .envs.world_env import WorldEnv
-    from .errors import (
+    from starflow_world.agents.collect import collect
+    from starflow_world.check import check_world
+    from starflow_world.data.dataset import EpisodeDataset
+    from starflow_world.envs.episode import EnvState
+    from starflow_world.envs.monitor import SurpriseMonitor, SurpriseVectorMonitor
+    from starflow_world.envs.ray_vector_env import RayVectorEnv
+    from starflow_world.envs.vector_env import WorldVectorEnv
+    from starflow_world.envs.world_env import WorldEnv
+    from starflow_world.errors import (
         ActionError,
         CheckpointError,
         ConfigError,
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
         StateError,
         WorkerError,
     )
-    from .score import Scorer, Scores
-    from .state import Transition, WorldState
-    from .training import train
-    from .world import Starts, World
+    from starflow_world.score import Scorer, Scores
+    from starflow_world.training.world import train
+    from starflow_world.world import Starts, World
+    from starflow_world.world.state import Transition, WorldState
 
 __version__ = "0.1.0"
 
@@ -49,11 +49,11 @@ _ERRORS = (
     "WorkerError",
 )
 _HOMES = dict.fromkeys(_ERRORS, "errors") | {
-    "EnvState": "envs.rows", "EpisodeDataset": "data", "RayVectorEnv": "envs.ray_vector_env", "Scorer": "score",
-    "Scores": "score", "Starts": "world",
-    "SurpriseMonitor": "envs.monitor", "SurpriseVectorMonitor": "envs.monitor", "Transition": "state",
-    "World": "world", "WorldEnv": "envs.world_env", "WorldState": "state", "WorldVectorEnv": "envs.vector_env",
-    "check_world": "check", "collect": "agents.rollout", "train": "training",
+    "EnvState": "envs.episode", "EpisodeDataset": "data.dataset", "RayVectorEnv": "envs.ray_vector_env",
+    "Scorer": "score", "Scores": "score", "Starts": "world",
+    "SurpriseMonitor": "envs.monitor", "SurpriseVectorMonitor": "envs.monitor", "Transition": "world.state",
+    "World": "world", "WorldEnv": "envs.world_env", "WorldState": "world.state", "WorldVectorEnv": "envs.vector_env",
+    "check_world": "check", "collect": "agents.collect", "train": "training",
 }
 
 _ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels"}

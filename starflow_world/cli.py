@@ -7,11 +7,11 @@ from pathlib import Path
 
 import tyro
 
-from .cli_anomaly import anomaly_bench
-from .cli_video import convert, generate, plan
-from .errors import StarflowError
-from .rollout import rollout
-from .scoring.commands import calibrate, score
+from starflow_world.commands.cli_anomaly import anomaly_bench
+from starflow_world.commands.cli_video import convert, generate, plan
+from starflow_world.commands.rollout import rollout
+from starflow_world.commands.score.verbs import calibrate, score
+from starflow_world.errors import StarflowError
 
 
 def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_003) -> None:
@@ -22,7 +22,7 @@ def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_00
         steps: steps before the expert bot finishes the mission.
         seed: of the environment and the policy.
     """
-    from .demo import demo as run
+    from starflow_world.commands.demo import demo as run
 
     run(out, steps=steps, seed=seed)
 
@@ -49,8 +49,8 @@ def collect(
         time_limit: seconds that an actor may take for an episode.
         address: of a Ray cluster; empty: one started for the purpose.
     """
+    from starflow_world.agents.collect import collect as run
     from starflow_world.agents.policy import make_policy
-    from starflow_world.agents.rollout import collect as run
 
     run(env, out, episodes=episodes, policy=make_policy(policy), seed=seed, max_steps=max_steps or None,
         frame_size=frame_size, reward=reward, ends=not no_end, hold=hold, actors=actors,
@@ -75,21 +75,21 @@ def train(
         resume: go on with an interrupted run in `out`.
         init: checkpoint folder or name of a shipped world to start from; or a folder that convert wrote.
     """
-    from .distributed import joined
-    from .errors import ConfigError
-    from .recipe import load_recipe, recipe_values, video_recipe
+    from starflow_world.config.train import load_recipe, recipe_values, video_recipe
+    from starflow_world.errors import ConfigError
+    from starflow_world.training.distributed import joined
 
     values = recipe_values(config, overrides)
     with joined(os.environ) as processes:
         if "video" in values:
-            from .train_video import train_video
+            from starflow_world.training.video import train_video
 
             if valid is not None:
                 raise ConfigError(f"valid: expected none for a video model, found {valid}")
             train_video(video_recipe(values), data, out, resume=resume, init=init, processes=processes)
         else:
-            from .training import train as run
-            from .world import find_world
+            from starflow_world.training.world import train as run
+            from starflow_world.world import find_world
 
             start = None if init is None else find_world(init)
             command = f"starflow-world train {' '.join(sys.argv[2:])}"
@@ -113,7 +113,7 @@ def evaluate(
         episodes: how many at the most.
         card: also write the figures into the checkpoint's card.json.
     """
-    from .report import report
+    from starflow_world.commands.evaluate import report
 
     report(world, data, outcomes, out, episodes=episodes, card=card)
 
@@ -125,8 +125,8 @@ def check(world: tyro.conf.Positional[str] = "babyai-gotolocal", /, *, seed: int
         world: folder or name of a shipped world.
         seed: of the actions and the noise that it is examined with.
     """
-    from .check import check_world
-    from .world import World
+    from starflow_world.check import check_world
+    from starflow_world.world import World
 
     report = check_world(World.load(world), seed=seed, said=lambda result: print(result, flush=True))
     print(report.summary)
@@ -149,8 +149,8 @@ def bench(
         full: make that 10,000 steps.
         profile: only print where a step's time goes.
     """
-    from .bench import Plan
-    from .bench import bench as run
+    from starflow_world.commands.bench import Plan
+    from starflow_world.commands.bench import bench as run
 
     run(world, out, Plan(envs, repeats, 10_000 if full else steps), profile=profile)
 
@@ -182,9 +182,8 @@ def planner(
     """
     from starflow_world.agents.planner import Planner
     from starflow_world.agents.search import Search
-
-    from .planning import run
-    from .world import World
+    from starflow_world.commands.planner import run
+    from starflow_world.world import World
 
     search = Search(method, branches=branches, draws=draws, horizon=horizon, rounds=rounds, budget=budget,
                     discount=discount, actions=actions)
@@ -211,10 +210,10 @@ def whatif(
         policy: in place of actions: who chooses from there on (random, best-first, cem).
         out: folder for whatif.mp4, whatif.png and whatif.json.
     """
-    from .data import read_episode
-    from .whatif import chooser, report, what_if
-    from .whatif import played as play
-    from .world import World
+    from starflow_world.commands.whatif import chooser, report, what_if
+    from starflow_world.commands.whatif import played as play
+    from starflow_world.data.episodes import read_episode
+    from starflow_world.world import World
 
     opened = World.load(world)
     told = play(env, opened, policy=played, seed=seed, steps=steps) if episode is None else read_episode(episode)
@@ -247,10 +246,9 @@ def train_agent(
         out: folder for agents, curves.png, agent.mp4, agents.json and report.md.
         resume: go on with an interrupted run in `out`, or add steps or seeds to one.
     """
+    from starflow_world.commands.train_agent import Plan
+    from starflow_world.commands.train_agent import train_agent as run
     from starflow_world.envs.trust import Trust
-
-    from .train_agent import Plan
-    from .train_agent import train_agent as run
 
     limits = Trust(round_trip=round_trip or None, disagreement=disagreement or None)
     plan = Plan(text, steps=steps, dream_steps=dream_steps, envs=envs, seeds=seeds, starts=starts, episodes=episodes,
@@ -271,7 +269,7 @@ def rank(
         episodes: of each policy, in both.
         out: folder for rank.json and rank.md.
     """
-    from .rank import rank as run
+    from starflow_world.commands.rank import rank as run
 
     print(run(world, out, text, agents=agents, episodes=episodes))
 
@@ -282,10 +280,10 @@ def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
     Args:
         world: folder or name of a shipped world.
     """
-    from .checkpoint import CARD, CONFIG, read_json
-    from .convert import CONFIG as CONVERTED
-    from .files import is_file
-    from .world import find_world
+    from starflow_world.io.files import is_file
+    from starflow_world.model.checkpoint import CARD, CONFIG, read_json
+    from starflow_world.model.video_checkpoint import CONFIG as CONVERTED
+    from starflow_world.world import find_world
 
     folder = find_world(world)
     for name in (CONVERTED,) if is_file(folder / CONVERTED) else (CONFIG, CARD):

@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing learning curves takes longer than tiny runs."""
-    monkeypatch.setattr("starflow_world.training.write_curves", lambda metrics, out: None)
+    monkeypatch.setattr("starflow_world.training.world.write_curves", lambda metrics, out: None)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 from tests.worlds import no_text, tiny_world
 
 MOVES = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])

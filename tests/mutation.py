@@ -31,18 +31,27 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 16 << 30
-FILES = ("flow/*.py", "world.py", "dynamics.py", "ahead.py", "state.py", "noise.py")
+FILES = ("flow/*.py", "world/*.py", "noise.py")
 MIRRORS = {"dynamics": "world", "ahead": "world", "sample": "model", "denoiser": "golden_denoiser"}
-REST = ("tests/test_world.py", "tests/test_world_rows.py", "tests/test_state.py", "tests/test_noise.py",
-        "tests/test_video_world.py", "tests/test_video_world_states.py", "tests/test_whatif.py",
-        "tests/test_score.py", "tests/test_hostile_input.py", "tests/test_check.py")
+REST = (
+    "tests/world/test_world.py",
+    "tests/world/test_world_rows.py",
+    "tests/world/test_state.py",
+    "tests/test_noise.py",
+    "tests/world/test_video_world.py",
+    "tests/world/test_video_world_states.py",
+    "tests/commands/test_whatif.py",
+    "tests/score/test_score.py",
+    "tests/test_hostile_input.py",
+    "tests/check/test_check.py",
+)
 
 
 def stages(file: str, tree: Path) -> tuple[tuple[str, ...], ...]:
     """The tests of a file: those that mirror it and one that nearly everything fails, then all that stand near it."""
     folder, _, name = file.removesuffix(".py").rpartition("/")
     mirror = str(Path("tests", folder, f"test_{MIRRORS.get(name, name)}.py"))
-    first = tuple(test for test in ("tests/test_golden_world.py", mirror) if (tree / test).exists())
+    first = tuple(test for test in ("tests/world/test_golden_world.py", mirror) if (tree / test).exists())
     return first, (f"tests/{folder}", *REST) if folder else REST
 
 

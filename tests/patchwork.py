@@ -3,8 +3,8 @@
 import numpy as np
 from gymnasium import spaces
 
-from starflow_world.conditioning import space_to_json
-from starflow_world.data import Episode
+from starflow_world.data.episodes import Episode
+from starflow_world.model.actions import space_to_json
 
 ACTIONS = spaces.Discrete(4)
 

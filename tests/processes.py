@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from starflow_world.distributed import ALONE, Processes, joined
-from tests.test_files import launched
+from starflow_world.training.distributed import ALONE, Processes, joined
+from tests.io.test_files import launched
 
 Work = Callable[[Processes], object]
 

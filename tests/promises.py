@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starflow_world.files import write_text
-from starflow_world.plain_yaml import parse_yaml
+from starflow_world.io.files import write_text
+from starflow_world.io.yaml import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE, PAGE = ROOT / "tests/promises.yaml", ROOT / "docs/promises.md"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from starflow_world.agents.collect import Dream, Rollouts
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.pool import EpisodeSpec, Receipt
-from starflow_world.agents.rollout import Dream, Rollouts
 
 
 def specs(count: int, seed: int = 3, steps: int = 8) -> list[EpisodeSpec]:

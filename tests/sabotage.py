@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starflow_world.ahead import Ahead
-from starflow_world.conditioning import ActionEncoder
-from starflow_world.dynamics import Dynamics
 from starflow_world.flow import Affine, Flow, Inverse, KVCache, Tables
 from starflow_world.flow.sample import guide, sample_deep
-from starflow_world.networks import Networks
-from starflow_world.state import Transition, WorldState
+from starflow_world.model.actions import ActionEncoder
+from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
+from starflow_world.world.ahead import Ahead
+from starflow_world.world.dynamics import Dynamics
+from starflow_world.world.state import Transition, WorldState
 from tests.worlds import tiny_world
 
 # ---- the flow --------------------------------------------------------------------------------------------------------

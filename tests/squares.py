@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from gymnasium import spaces
 
-from starflow_world.conditioning import space_to_json
-from starflow_world.config import WorldConfig
-from starflow_world.data import Episode, EpisodeDataset, episode_path, write_episode
-from starflow_world.recipe import RecipeConfig, TrainConfig
+from starflow_world.config.train import RecipeConfig, TrainConfig
+from starflow_world.config.world import WorldConfig
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import Episode, episode_path, write_episode
+from starflow_world.model.actions import space_to_json
 from tests.worlds import TINY
 
 SIDE = 8

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starflow_world.state import Transition, WorldState
 from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 from tests.worlds import tiny_world
 
 F32, F64 = torch.float32, torch.float64

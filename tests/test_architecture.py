@@ -1,8 +1,8 @@
 """Who may import whom, and other promises about the source text.
 
 Reads the syntax trees of all files of the product, imports inside functions included, so a new file is held to the
-rules without anyone naming it here. A module directly under starflow_world that LAYERS does not name counts as a verb
-of the command line: it may import everything, and nothing below may import it.
+rules without anyone naming it here. A folder that LAYERS does not name is at the top: it may import everything, and
+nothing below may import it.
 """
 
 import ast
@@ -23,31 +23,27 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "starflow_world"
 FOLDERS = {"starflow_world": PACKAGE, "envs": f"{PACKAGE}.envs", "agents": f"{PACKAGE}.agents"}
 
-LAYERS = (  # each may import its own layer and the ones before it
-    {"errors", "files", "intervals", "markdown", "shards", "plain_yaml", "config", "recipe", "video"},
-    {"noise"},
-    {"flow"},
-    {"codec", "conditioning", "outcome", "t5"},
-    {"networks", "state", "distributed"},
-    {"checkpoint", "sharded", "ahead", "convert", "pictures"},
-    {"dynamics"},
-    {"world"},
-    {"score", "data", "batches", "losses", "plots", "optimizers", "steps", "training", "check", "evaluate",
-     "counterfactual"},
+LAYERS = (  # folders and modules of starflow_world; each may import its own layer and the ones before it
+    {"errors", "io"},
+    {"config", "noise"},
+    {"data", "flow"},
+    {"codec"},
+    {"model"},
+    {"world", "video"},
+    {"score", "check", "evaluation", "training"},
     {"envs"},
     {"agents"},
 )
-TOP = len(LAYERS)  # __init__, cli, its verbs, play
-NOT_VERBS = {PACKAGE, "play"}
+TOP = len(LAYERS)  # __init__, cli, commands
 
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
-    "gymnasium": {"", "conditioning", "envs", "agents", "<verb>"},
-    "ray": {"agents.pool", "envs.ray_vector_env"},
+    "gymnasium": {"", "model.actions", "envs", "agents", "commands"},
+    "ray": {"agents.pool", "envs.ray_runtime", "envs.ray_vector_env"},
     "stable_baselines3": {"agents.ppo", "agents.sb3"},
-    "safetensors": {"files", "shards"},
-    "transformers": {"conditioning", "t5"},
-    "yaml": {"plain_yaml"},
+    "safetensors": {"io.files", "io.shards"},
+    "transformers": {"model.text", "model.t5"},
+    "yaml": {"io.yaml"},
 }
 NOWHERE = {"agents", "cloudpickle", "dill", "envs", "joblib", "marshal", "pickle", "shelve", "torchvision"}
 NOWHERE |= {"tarfile", "zipfile"}  # archives are not unpacked
@@ -138,10 +134,6 @@ def layer(name: str) -> int:
     return next((rank for rank, names in enumerate(LAYERS) if first in names), TOP)
 
 
-def is_verb(source: Source) -> bool:
-    return layer(source.name) == TOP and source.room.split(".")[0] not in NOT_VERBS and source.room != ""
-
-
 def layer_faults(source: Source, known: frozenset[str] = frozenset()) -> Iterator[str]:
     """Imports of a higher layer."""
     for line, name in imports(source, known):
@@ -157,14 +149,14 @@ def room_faults(source: Source, known: frozenset[str] = frozenset()) -> Iterator
         if first in NOWHERE:
             yield f"{here}: nothing here may"
         rooms = ROOMS.get(first, {source.room})
-        if not any(inside(source.room, room) for room in rooms) and not ("<verb>" in rooms and is_verb(source)):
+        if not any(inside(source.room, room) for room in rooms):
             yield f"{here}: only {sorted(rooms)} may"
         if inside(source.room, "flow"):
             allowed = first in sys.stdlib_module_names or any(inside(name, module) for module in FLOW_MAY_IMPORT)
             if not allowed and name != PACKAGE:
                 yield f"{here}: flow may import torch, config and errors"
-        if (inside(source.room, "flow") or source.room == "world") and inside(name, "torch.distributed"):
-            yield f"{here}: only training.py may wrap a model for several processes"
+        if (inside(source.room, "flow") or inside(source.room, "world")) and inside(name, "torch.distributed"):
+            yield f"{here}: only training/ may wrap a model for several processes"
 
 
 def code_faults(source: Source) -> Iterator[str]:
@@ -183,14 +175,14 @@ def code_faults(source: Source) -> Iterator[str]:
                     yield f"{here} allows pickles: {keyword.arg}={ast.unparse(keyword.value)}"
         elif isinstance(node, ast.Attribute):
             name = dotted(node)
-            if name == "torch.load" and not inside(source.room, "convert"):
+            if name == "torch.load" and not inside(source.room, "video.convert"):
                 yield f"{here} uses torch.load: only convert may"
             if name.startswith("yaml.") and node.attr in UNSAFE_YAML:
                 yield f"{here} uses {name}: it builds any object; take yaml.safe_load"
             if name in {"os.environ", "os.getenv"} and source.room != "cli":
                 yield f"{here} uses {name}: only cli.py reads the environment"
-            if inside(name, "torch.distributed") and (inside(source.room, "flow") or source.room == "world"):
-                yield f"{here} uses torch.distributed: only training.py may wrap a model for several processes"
+            if inside(name, "torch.distributed") and (inside(source.room, "flow") or inside(source.room, "world")):
+                yield f"{here} uses torch.distributed: only training/ may wrap a model for several processes"
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names}
             if node.module == "yaml" and names & UNSAFE_YAML:
@@ -286,34 +278,34 @@ PLANTED = [
     ("flow.block", "from starflow_world import World", layer_faults),
     ("flow.block", "def f():\n    from ..world import World", layer_faults),
     ("world", "import starflow_world.envs.world_env", layer_faults),
-    ("state", "import starflow_world.unheard_of", layer_faults),
-    ("networks", "from starflow_world.dynamics import Dynamics", layer_faults),
-    ("files", "from starflow_world.noise import normals", layer_faults),
+    ("world.state", "import starflow_world.unheard_of", layer_faults),
+    ("model.networks", "from starflow_world.world.dynamics import Dynamics", layer_faults),
+    ("io.files", "from starflow_world.noise import normals", layer_faults),
     ("envs.monitor", "from starflow_world.agents import policy", layer_faults),
     ("flow.block", "import numpy", room_faults),
     ("flow.block", "from starflow_world.noise import normals", room_faults),
     ("flow.block", "import torch.distributed as dist", room_faults),
     ("world", "from torch.distributed import all_reduce", room_faults),
     ("world", "import gymnasium as gym", room_faults),
-    ("play.server", "from gymnasium import spaces", room_faults),
-    ("agents.rollout", "import ray", room_faults),
-    ("agents.rollout", "import importlib\nimportlib.import_module('ray.util')", room_faults),
+    ("video.pipeline", "from gymnasium import spaces", room_faults),
+    ("agents.collect", "import ray", room_faults),
+    ("agents.collect", "import importlib\nimportlib.import_module('ray.util')", room_faults),
     ("envs.sources", "import envs.world_env", room_faults),
-    ("training", "import yaml", room_faults),
-    ("checkpoint", "from safetensors.torch import save_file", room_faults),
-    ("generate", "from transformers import T5EncoderModel", room_faults),
-    ("shards", "import torch\ntorch.load(path)", code_faults),
-    ("data", "import pickle", room_faults),
-    ("convert.sources", "import zipfile", room_faults),
+    ("training.world", "import yaml", room_faults),
+    ("model.checkpoint", "from safetensors.torch import save_file", room_faults),
+    ("video.model", "from transformers import T5EncoderModel", room_faults),
+    ("io.shards", "import torch\ntorch.load(path)", code_faults),
+    ("data.episodes", "import pickle", room_faults),
+    ("video.convert.sources", "import zipfile", room_faults),
     ("codec.conv", "from torchvision import models", room_faults),
     ("codec.conv", "from diffusers import AutoencoderKLWan", room_faults),
-    ("config", "import yaml\nyaml.load(text)", code_faults),
-    ("config", "from yaml import load", code_faults),
-    ("data", "eval('1')", code_faults),
-    ("data", "np.load(path, allow_pickle=True)", code_faults),
-    ("checkpoint", "import torch\ntorch.load(path)", code_faults),
-    ("checkpoint", "from torch import load", code_faults),
-    ("convert", "torch.load(path, weights_only=False)", code_faults),
+    ("config.world", "import yaml\nyaml.load(text)", code_faults),
+    ("config.world", "from yaml import load", code_faults),
+    ("data.episodes", "eval('1')", code_faults),
+    ("data.episodes", "np.load(path, allow_pickle=True)", code_faults),
+    ("model.checkpoint", "import torch\ntorch.load(path)", code_faults),
+    ("model.checkpoint", "from torch import load", code_faults),
+    ("video.convert", "torch.load(path, weights_only=False)", code_faults),
     ("world", "import os\nos.environ.get('X')", code_faults),
     ("world", "import torch\ntorch.distributed.barrier()", code_faults),
     ("noise", "def f():\n    global counter\n    counter += 1", code_faults),
@@ -330,12 +322,12 @@ def test_a_planted_fault_is_found(room, text, rule):
 SOUND = [
     ("flow.model", "import math\nimport torch\nfrom torch import nn\nfrom starflow_world.flow.block import Block"),
     ("flow.model", "from starflow_world import errors"),
-    ("world", "from starflow_world.checkpoint import read\nmodel.eval()"),
-    ("plain_yaml", "import yaml\nyaml.safe_load(text)\nyaml.compose(text, yaml.SafeLoader)"),
-    ("convert", "import torch\ntorch.load(path, weights_only=True)"),
+    ("world", "from starflow_world.model.checkpoint import read\nmodel.eval()"),
+    ("io.yaml", "import yaml\nyaml.safe_load(text)\nyaml.compose(text, yaml.SafeLoader)"),
+    ("video.convert", "import torch\ntorch.load(path, weights_only=True)"),
     ("envs.world_env", "import gymnasium as gym\nfrom starflow_world.world import World"),
     ("agents.pool", "import ray\nfrom starflow_world.envs.world_env import WorldEnv"),
-    ("whatif", "import gymnasium\nimport starflow_world"),
+    ("commands.whatif", "import gymnasium\nimport starflow_world"),
 ]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from starflow_world import agent_report, rank
-from starflow_world.anomaly import report
+from starflow_world.commands import agent_report, rank
+from starflow_world.commands.anomaly import report
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -13,15 +13,15 @@ import h5py
 import numpy as np
 import pytest
 
-from starflow_world.checkpoint import CONFIG, load_networks
-from starflow_world.conditioning import space_from_json
-from starflow_world.config import to_dict
-from starflow_world.data import read_header, write_episode
+from starflow_world.config.reading import to_dict
+from starflow_world.config.train import load_recipe
+from starflow_world.data.episodes import read_header, write_episode
 from starflow_world.errors import CheckpointError, ConfigError, StarflowError
-from starflow_world.recipe import load_recipe
-from tests.test_checkpoint import original  # noqa: F401 (a fixture)
-from tests.test_config import PLAIN, RECIPES
-from tests.test_data import example, sealed
+from starflow_world.model.actions import space_from_json
+from starflow_world.model.checkpoint import CONFIG, load_networks
+from tests.config.test_config import PLAIN, RECIPES
+from tests.data.test_episodes import example, sealed
+from tests.model.test_checkpoint import original  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.slow
 WORDS = ["", "name", "world", "flow", "none", "t5", "inf", "1e9", "\0", "\ud800", "é" * 9, "../..", "{", "&a", "x" * 99]

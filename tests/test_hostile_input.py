@@ -15,16 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from starflow_world.checkpoint import load_networks, load_starts, load_training, save_checkpoint, training_facts
-from starflow_world.conditioning import space_from_json
-from starflow_world.convert import convert, load_flow
-from starflow_world.data import Episode, EpisodeDataset, read_episode, read_header, write_episode
+from starflow_world.config.train import TrainConfig, load_recipe
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import Episode, read_episode, read_header, write_episode
 from starflow_world.errors import ActionError, DataError, StarflowError, StateError
-from starflow_world.files import read_tensors
-from starflow_world.recipe import TrainConfig, load_recipe
-from starflow_world.state import WorldState
-from starflow_world.training import make_optimizers
+from starflow_world.io.files import read_tensors
+from starflow_world.model.actions import space_from_json
+from starflow_world.model.checkpoint import load_networks, load_starts, load_training, save_checkpoint, training_facts
+from starflow_world.model.video_checkpoint import load_flow
+from starflow_world.training.world import make_optimizers
+from starflow_world.video.convert import convert
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 from tests.worlds import tiny_world
 
 

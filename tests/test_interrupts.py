@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from starflow_world.checkpoint import TRAINING, training_facts
 from starflow_world.cli import main
-from starflow_world.data import EpisodeDataset, read_episode
-from starflow_world.files import TEMPORARY
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import read_episode
+from starflow_world.io.files import TEMPORARY
+from starflow_world.model.checkpoint import TRAINING, training_facts
+from tests.io.test_files import launched
 from tests.processes import over
 from tests.ray_work import contents
-from tests.test_files import launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MOMENTS, SOON = 10, 30.0

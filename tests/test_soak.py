@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from starflow_world.bench.machine import resident
-from starflow_world.config import OutcomeConfig
+from starflow_world.commands.bench.machine import resident
+from starflow_world.config.world import OutcomeConfig
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.world import World

@@ -15,18 +15,18 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-import starflow_world.training
+import starflow_world.training.world
 from starflow_world.agents.policy import RandomPolicy
-from starflow_world.agents.rollout import rollout
-from starflow_world.checkpoint import WEIGHTS, digest
+from starflow_world.agents.collect import rollout
+from starflow_world.model.checkpoint import WEIGHTS, digest
 from starflow_world.world import World
 from tests.squares import recipe, world_config
 
 torch.set_num_threads(1)
-starflow_world.training.write_curves = lambda metrics, out: None  # pictures name their software
+starflow_world.training.world.write_curves = lambda metrics, out: None  # pictures name their software
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 rollout(folder, out / "data", episodes=3, policy=RandomPolicy(), seed=1, max_steps=8, progress=False)
-starflow_world.training.train(recipe(world_config(), steps=2), out / "data", out / "run")
+starflow_world.training.world.train(recipe(world_config(), steps=2), out / "data", out / "run")
 world = World.load(out / "run")
 state, seen = world.start(text=["gr\\u00fcn", "go"], seed=3)
 state, seen = world.step(state, [1, 2])

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from starflow_world.config import DecodeConfig, FlowConfig
-from starflow_world.convert import convert, reference_name
+from starflow_world.config.video import VideoConfig, load_video_config
+from starflow_world.config.world import DecodeConfig, FlowConfig
 from starflow_world.flow import Flow
-from starflow_world.media import VideoWriter, fitted, read_video
-from starflow_world.state import Transition, WorldState
-from starflow_world.video import VideoConfig, load_video_config
+from starflow_world.io.media import VideoWriter, fitted, read_video
+from starflow_world.video.convert import convert, reference_name
 from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 
 PUBLISHED = load_video_config("starflow-v-7b")
 TINY_VIDEO = replace(

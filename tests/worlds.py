@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from gymnasium import spaces
 
-from starflow_world.checkpoint import save_checkpoint, save_starts
-from starflow_world.conditioning import space_to_json
-from starflow_world.config import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
-from starflow_world.networks import Networks
+from starflow_world.config.world import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
+from starflow_world.model.actions import space_to_json
+from starflow_world.model.checkpoint import save_checkpoint, save_starts
+from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
 
 TINY = WorldConfig(

@@ -7,13 +7,13 @@ a world is reported as not applicable, with the reason. It examines the machiner
 import time
 from collections.abc import Callable, Iterator
 
-from ..errors import ConfigError
-from ..world import World
-from .density import DECODING, DENSITY, NOISE
-from .memory import CACHES, ROWS, TOGETHER
-from .result import FAILED, NOT_APPLICABLE, PASSED, Check, Figure, Report, Result
-from .subject import Subject
-from .value import CONDITIONS, VALUE
+from starflow_world.check.density import DECODING, DENSITY, NOISE
+from starflow_world.check.memory import CACHES, ROWS, TOGETHER
+from starflow_world.check.result import FAILED, NOT_APPLICABLE, PASSED, Check, Figure, Report, Result
+from starflow_world.check.subject import Subject
+from starflow_world.check.value import CONDITIONS, VALUE
+from starflow_world.errors import ConfigError
+from starflow_world.world import World
 
 __all__ = ["CHECKS", "Report", "Result", "check_world", "examine"]
 

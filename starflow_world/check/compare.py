@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..state import Transition, WorldState
+from starflow_world.world.state import Transition, WorldState
 
 
 def apart(one: Tensor, other: Tensor) -> float:

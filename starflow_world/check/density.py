@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..noise import normals
-from .compare import apart, fields_apart, same_bits, worst
-from .result import Check, Figure
-from .subject import F32, F64, NAMES, Subject, some_noise
+from starflow_world.check.compare import apart, fields_apart, same_bits, worst
+from starflow_world.check.result import Check, Figure
+from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
+from starflow_world.noise import normals
 
 WIDTHS = (2, 8, 32)
 

@@ -8,11 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..state import WorldState
-from ..world import World
-from .compare import apart, apart_in_nats, apart_in_size, cached, caches_apart, fields_apart, same_bits, worst
-from .result import Check, Figure
-from .subject import F32, F64, NAMES, Subject, some_noise
+from starflow_world.check.compare import (
+    apart,
+    apart_in_nats,
+    apart_in_size,
+    cached,
+    caches_apart,
+    fields_apart,
+    same_bits,
+    worst,
+)
+from starflow_world.check.result import Check, Figure
+from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
+from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 RELATIVE = {F32: 1e-5, F64: 1e-12}
 OPERATIONS = 60

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import StarflowError
+from starflow_world.errors import StarflowError
 
 if TYPE_CHECKING:
-    from .subject import Subject
+    from starflow_world.check.subject import Subject
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
 

@@ -16,10 +16,10 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..codec import make_codec
-from ..noise import make_key, normals
-from ..state import Transition, WorldState
-from ..world import World
+from starflow_world.codec import make_codec
+from starflow_world.noise import make_key, normals
+from starflow_world.world import World
+from starflow_world.world.state import Transition, WorldState
 
 F32, F64 = torch.float32, torch.float64
 NAMES = {F32: "float32", F64: "float64"}

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..state import TENSORS, Transition, WorldState
-from ..world import World
-from .compare import apart, fields_apart, same_bits, worst
-from .result import Check, Figure
-from .subject import F32, F64, Subject
+from starflow_world.check.compare import apart, fields_apart, same_bits, worst
+from starflow_world.check.result import Check, Figure
+from starflow_world.check.subject import F32, F64, Subject
+from starflow_world.world import World
+from starflow_world.world.state import TENSORS, Transition, WorldState
 
 STEPS, LATER, BRANCHES = 105, 10, 64
 

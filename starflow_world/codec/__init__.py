@@ -4,9 +4,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..config import WorldConfig
-from ..errors import ConfigError
-from .patch import PatchCodec
+from starflow_world.codec.patch import PatchCodec
+from starflow_world.config.world import WorldConfig
+from starflow_world.errors import ConfigError
 
 
 class Codec(Protocol):

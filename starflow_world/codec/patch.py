@@ -9,8 +9,8 @@ the flow's means. The basis is part of the checkpoint: signs of singular vectors
 import torch
 from torch import Tensor, nn
 
-from ..config import CodecConfig
-from ..errors import DataError
+from starflow_world.config.world import CodecConfig
+from starflow_world.errors import DataError
 
 LARGEST_LATENT = 2.0
 

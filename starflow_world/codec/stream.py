@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError
-from .wan import STRIDE, WanCodec, WanMemory
+from starflow_world.codec.wan import STRIDE, WanCodec, WanMemory
+from starflow_world.errors import DataError
 
 PARTS = ("encoder", "decoder")
 

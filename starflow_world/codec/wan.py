@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, DataError
-from ..noise import normals
+from starflow_world.errors import CheckpointError, DataError
+from starflow_world.noise import normals
 
 STRIDE, SETTLED = 4, 3
 VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache, Visible
-from .layers import FinalNorm, Layer
+from starflow_world.flow.cache import KVCache, Visible
+from starflow_world.flow.layers import FinalNorm, Layer
 
 SOFT_CLIP = 4.0
 UNIT_SCALE = math.log(math.e - 1)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import FlowConfig
-from .sites import SiteNet, to_sites
+from starflow_world.config.world import FlowConfig
+from starflow_world.flow.sites import SiteNet, to_sites
 
 EAGER = 20.0
 SHUT = -2.0

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import Affine
-from .cache import KVCache, Visible
-from .model import Flow
+from starflow_world.flow.block import Affine
+from starflow_world.flow.cache import KVCache, Visible
+from starflow_world.flow.model import Flow
 
 
 def compile_networks(flow: Flow, *others: nn.Module | None) -> None:

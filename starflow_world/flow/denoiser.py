@@ -10,9 +10,9 @@ frames f + look_ahead - window .. f + look_ahead, layer by layer, so with no loo
 import torch
 from torch import Tensor, nn
 
-from ..config import FlowConfig
-from .layers import FinalNorm, Layer
-from .sites import SiteHead, SiteNet, to_tokens
+from starflow_world.config.world import FlowConfig
+from starflow_world.flow.layers import FinalNorm, Layer
+from starflow_world.flow.sites import SiteHead, SiteNet, to_tokens
 
 
 class Denoiser(nn.Module):

@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..config import FlowConfig, StartConfig
-from .layers import FinalNorm, Layer, grid_positions, rotary_table
-from .sites import SiteHead, pooled_text, to_sites, to_tokens
+from starflow_world.config.world import FlowConfig, StartConfig
+from starflow_world.flow.layers import FinalNorm, Layer, grid_positions, rotary_table
+from starflow_world.flow.sites import SiteHead, pooled_text, to_sites, to_tokens
 
 LARGEST, RHO = 10.0, 7.0
 FREQUENCIES = 16

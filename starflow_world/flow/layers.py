@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import KVCache, Visible
+from starflow_world.flow.cache import KVCache, Visible
 
 TIME_PAIRS = 8
 

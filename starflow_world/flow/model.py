@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import FlowConfig
-from ..errors import ConfigError
-from .block import Affine, Block
-from .cache import KVCache, Visible
-from .carry import Carry
-from .denoiser import Denoiser, make_denoiser
-from .inverse import solve
-from .layers import grid_positions, rotary_table, text_positions
-from .motion import Motion
+from starflow_world.config.world import FlowConfig
+from starflow_world.errors import ConfigError
+from starflow_world.flow.block import Affine, Block
+from starflow_world.flow.cache import KVCache, Visible
+from starflow_world.flow.carry import Carry
+from starflow_world.flow.denoiser import Denoiser, make_denoiser
+from starflow_world.flow.jacobi import solve
+from starflow_world.flow.layers import grid_positions, rotary_table, text_positions
+from starflow_world.flow.motion import Motion
 
 MIXED_TOLERANCE = 1e-3
 """Of the shallow blocks where products are in half precision, in noise units; float32 goes down to its rounding."""

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import FlowConfig
-from .block import SOFT_CLIP, UNIT_SCALE, Affine
-from .sites import SiteConv, SiteHead, SiteNet, product, to_tokens
+from starflow_world.config.world import FlowConfig
+from starflow_world.flow.block import SOFT_CLIP, UNIT_SCALE, Affine
+from starflow_world.flow.sites import SiteConv, SiteHead, SiteNet, product, to_tokens
 
 
 class Motion(nn.Module):

@@ -7,9 +7,9 @@ bfloat16 a latent of 2 is off by a tenth of the noise, and nats of such frames m
 import torch
 from torch import nn
 
-from .block import Block
-from .denoiser import Denoiser
-from .model import Flow
+from starflow_world.flow.block import Block
+from starflow_world.flow.denoiser import Denoiser
+from starflow_world.flow.model import Flow
 
 
 def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:

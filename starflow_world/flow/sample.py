@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .block import Affine
-from .cache import KVCache
-from .inverse import Inverse, solve
-from .model import Flow, Tables
+from starflow_world.errors import ConfigError
+from starflow_world.flow.block import Affine
+from starflow_world.flow.cache import KVCache
+from starflow_world.flow.jacobi import Inverse, solve
+from starflow_world.flow.model import Flow, Tables
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import Codec
+from starflow_world.codec import Codec
 
 PROTOTYPES, LARGEST_SAMPLE = 512, 50_000
 DETAIL = 64

@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..errors import ScorerError
-from .tails import FEWEST, FLOOR
+from starflow_world.errors import ScorerError
+from starflow_world.score.tails import FEWEST, FLOOR
 
 FRAMES_PER_RATE = 5
 """Frames, times the false-alarm rate, that a threshold needs: 500 for 1 %."""

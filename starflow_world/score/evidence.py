@@ -27,14 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ahead import Ahead
-from ..batches import flat_actions
-from ..data import Episode
-from ..flow import Affine, Flow, Tables
-from ..flow.layers import Attention, Layer, attend, rotate
-from ..noise import make_key, normals
-from ..state import Transition, WorldState
-from ..world import World
+from starflow_world.data.episodes import Episode, flat_actions
+from starflow_world.flow import Affine, Flow, Tables
+from starflow_world.flow.layers import Attention, Layer, attend, rotate
+from starflow_world.noise import make_key, normals
+from starflow_world.world import World
+from starflow_world.world.ahead import Ahead
+from starflow_world.world.state import Transition, WorldState
 
 AT_ONCE = 6
 """Frames of the second stream that attend together."""

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Episode
-from ..errors import DataError, ScorerError
-from ..world import World
-from .background import complexity, novelty, residual
-from .calibration import Change, Ranks
-from .evidence import Evidence
-from .tails import Tails
+from starflow_world.data.episodes import Episode
+from starflow_world.errors import DataError, ScorerError
+from starflow_world.score.background import complexity, novelty, residual
+from starflow_world.score.calibration import Change, Ranks
+from starflow_world.score.evidence import Evidence
+from starflow_world.score.tails import Tails
+from starflow_world.world import World
 
 SHORTEST = 2
 WORST = 2

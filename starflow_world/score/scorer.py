@@ -15,16 +15,16 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import Episode
-from ..errors import ScorerError
-from ..world import World
-from . import store
-from .background import distinct_patches, prototypes
-from .calibration import FRAMES_PER_RATE, Change, Memory, Ranks, check_support
-from .evidence import Evidence, gather
-from .normal import Fitted, Settings, check_episode, group_of, kinds, parts
-from .scores import PARTS, Scores, first_true
-from .tails import Tails
+from starflow_world.data.episodes import Episode
+from starflow_world.errors import ScorerError
+from starflow_world.score import store
+from starflow_world.score.background import distinct_patches, prototypes
+from starflow_world.score.calibration import FRAMES_PER_RATE, Change, Memory, Ranks, check_support
+from starflow_world.score.evidence import Evidence, gather
+from starflow_world.score.normal import Fitted, Settings, check_episode, group_of, kinds, parts
+from starflow_world.score.scores import PARTS, Scores, first_true
+from starflow_world.score.tails import Tails
+from starflow_world.world import World
 
 SHARES = {
     "surprise": 0.3, "peak": 0.5, "against_action": 0.05, "novelty": 0.05, "residual": 0.05, "background": 0.05,

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ScorerError
-from ..files import read_tensors, write_tensors, write_text
-from ..world import World
-from .calibration import Change, Ranks
-from .normal import Fitted, Settings, kinds
-from .scores import PARTS
-from .tails import KNOTS, Tails
+from starflow_world.errors import CheckpointError, ScorerError
+from starflow_world.io.files import read_tensors, write_tensors, write_text
+from starflow_world.score.calibration import Change, Ranks
+from starflow_world.score.normal import Fitted, Settings, kinds
+from starflow_world.score.scores import PARTS
+from starflow_world.score.tails import KNOTS, Tails
+from starflow_world.world import World
 
 FORMAT = 2
 FACTS, NUMBERS = "scorer.json", "scorer.safetensors"

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, StateError
-from ..state import WorldState
-from .calibration import Memory
-from .evidence import Evidence, first, peek
-from .normal import group_of, parts
-from .scorer import Judged, Scorer
-from .scores import PARTS
+from starflow_world.errors import DataError, StateError
+from starflow_world.score.calibration import Memory
+from starflow_world.score.evidence import Evidence, first, peek
+from starflow_world.score.normal import group_of, parts
+from starflow_world.score.scorer import Judged, Scorer
+from starflow_world.score.scores import PARTS
+from starflow_world.world.state import WorldState
 
 
 @dataclass(frozen=True)

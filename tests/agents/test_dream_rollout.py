@@ -1,4 +1,4 @@
-"""What imagining episodes into files promises; the same over actors is in tests/test_ray_faults.py."""
+"""What imagining episodes into files promises; the same over actors is in tests/agents/test_ray_faults.py."""
 
 import errno
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from starflow_world.agents.collect import collect, rollout
 from starflow_world.agents.policy import RandomPolicy
-from starflow_world.agents.rollout import collect, rollout
-from starflow_world.data import EpisodeDataset, episode_path
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import episode_path
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import CheckpointError, ConfigError, DataError, StarflowError
 from starflow_world.world import World

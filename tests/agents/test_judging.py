@@ -6,10 +6,10 @@ import pytest
 
 pytest.importorskip("minigrid")
 
+from starflow_world.agents.babyai.rooms import Room, rooms_with
+from starflow_world.agents.babyai.scripted import ScriptedPolicy
 from starflow_world.agents.judging import DISCOUNT, Start, outcome, score, spearman
 from starflow_world.agents.policy import RandomPolicy
-from starflow_world.agents.rooms import Room, rooms_with
-from starflow_world.agents.scripted import ScriptedPolicy
 from starflow_world.envs.world_env import WorldEnv
 from tests.envs.counting import CountingWorld
 

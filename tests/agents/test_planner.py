@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from starflow_world import planning
 from starflow_world.agents.planner import Planner
 from starflow_world.agents.search import Search, plan
+from starflow_world.commands import planner as planning
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, ConfigError, DataError
 from tests.mazes import MazeEnv, MazeWorld, Rules

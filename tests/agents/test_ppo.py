@@ -11,12 +11,12 @@ from gymnasium import spaces
 pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
+from starflow_world.agents.babyai.rooms import Room, Rooms, rooms_with
 from starflow_world.agents.policy import Policy
 from starflow_world.agents.ppo import AGENT, Places, PPOPolicy, PPOSettings, learn, load_policy
-from starflow_world.agents.rooms import Room, Rooms, rooms_with
 from starflow_world.agents.sb3 import SB3VecEnv
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.files import read_tensors, write_tensors
+from starflow_world.io.files import read_tensors, write_tensors
 
 SMALL = PPOSettings(rollout=8, batch=16, epochs=2, pairs=2, frequencies=1, width=8)
 CHUNK = 32

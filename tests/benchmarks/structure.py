@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import tyro
 
-from starflow_world.bench import bench
-from starflow_world.bench.plan import Plan
-from starflow_world.checkpoint import save_checkpoint
-from starflow_world.config import CodecConfig, DecodeConfig, FlowConfig, TextConfig, WorldConfig
-from starflow_world.networks import Networks
+from starflow_world.commands.bench import bench
+from starflow_world.commands.bench.plan import Plan
+from starflow_world.config.world import CodecConfig, DecodeConfig, FlowConfig, TextConfig, WorldConfig
+from starflow_world.model.checkpoint import save_checkpoint
+from starflow_world.model.networks import Networks
 from tests.worlds import randomise
 
 FLOW = FlowConfig(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from starflow_world.bench import Plan, bench
+from starflow_world.commands.bench import Plan, bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TOLERANCE = 1e-3

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from starflow_world.files import write_text
+from starflow_world.io.files import write_text
 
 
 def measure(envs: dict[str, Any], actions: np.ndarray) -> dict[str, list[float]]:

@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from starflow_world.state import Transition, WorldState
 from starflow_world.world import Starts, World
+from starflow_world.world.state import Transition, WorldState
 from tests.worlds import tiny_config
 
 SIZE = 4

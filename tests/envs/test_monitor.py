@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from starflow_world.data import Episode
+from starflow_world.data.episodes import Episode
 from starflow_world.envs.monitor import SurpriseMonitor, SurpriseVectorMonitor
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.score import PARTS, Scorer

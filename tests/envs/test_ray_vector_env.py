@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from starflow_world.envs import ray_vector_env
+from starflow_world.envs.episode import EnvState
 from starflow_world.envs.ray_vector_env import RayVectorEnv
-from starflow_world.envs.rows import EnvState
 from starflow_world.envs.shard import joined
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.errors import ActionError, ConfigError, DataError, StarflowError, StateError, WorkerError

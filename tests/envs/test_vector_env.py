@@ -12,12 +12,12 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from starflow_world.envs.rows import EnvState
+from starflow_world.envs.episode import EnvState
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, ConfigError, DataError, StateError
-from starflow_world.state import WorldState
 from starflow_world.world import World
+from starflow_world.world.state import WorldState
 from tests.envs.counting import CountingWorld
 from tests.worlds import env_world, save_world, tiny_world
 

@@ -17,12 +17,13 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 
 import starflow_world
 from starflow_world import world as worlds
-from starflow_world.config import CodecConfig, DecodeConfig, OutcomeConfig
-from starflow_world.envs import window, world_env
+from starflow_world.config.world import CodecConfig, DecodeConfig, OutcomeConfig
+from starflow_world.envs import viewer as window
+from starflow_world.envs import world_env
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, CheckpointError, ConfigError, DataError, StarflowError, StateError
-from starflow_world.state import WorldState
 from starflow_world.world import Starts
+from starflow_world.world.state import WorldState
 from tests.worlds import TINY, env_world, no_text, save_world, tiny_world
 
 SPACES = {

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from starflow_world.config import FlowConfig
+from starflow_world.config.world import FlowConfig
 from starflow_world.flow import Flow, Tables
 
 SMALL = FlowConfig(
@@ -130,7 +130,8 @@ class Golden:
 
     def converted(self, folder: Path, *, denoiser_window: int) -> Flow:
         """The flow after a conversion to `folder`."""
-        from starflow_world.convert import convert, load_flow  # the other tests of the flow do without files
+        from starflow_world.model.video_checkpoint import load_flow  # the other tests of the flow do without files
+        from starflow_world.video.convert import convert
 
         convert(
             self.source, folder, head_width=32, text_length=6, position_scale=5.0, denoiser_window=denoiser_window

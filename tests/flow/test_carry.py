@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from starflow_world.config import FlowConfig
+from starflow_world.config.world import FlowConfig
 from starflow_world.flow.carry import Carry
 from starflow_world.flow.motion import Motion
 from starflow_world.flow.sites import to_tokens

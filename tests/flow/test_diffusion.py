@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from starflow_world.config import FlowConfig, StartConfig
+from starflow_world.config.world import FlowConfig, StartConfig
 from starflow_world.flow.diffusion import LARGEST, Diffusion
 from tests.worlds import randomise, tiny_world
 

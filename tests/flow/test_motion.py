@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from starflow_world.codec import make_codec
-from starflow_world.config import CodecConfig, FlowConfig, WorldConfig
+from starflow_world.config.world import CodecConfig, FlowConfig, WorldConfig
 from starflow_world.errors import ConfigError
 from starflow_world.flow.sample import sample_deep
 from starflow_world.flow.sites import SiteHead, to_sites, to_tokens

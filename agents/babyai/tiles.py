@@ -1,0 +1,119 @@
+"""What a BabyAI picture says: tiles by name, the object a mission names, what another action would have done."""
+
+import copy
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from starflow_world.agents.collect import make_env
+from starflow_world.data.episodes import Episode
+from starflow_world.evaluation.fidelity import RIGHT, actions_of, frames_right, needs_memory
+from starflow_world.evaluation.intervals import Share
+from starflow_world.world import World
+
+ENV = "BabyAI-GoToLocalS8N4-v0"
+KINDS = ("ball", "box", "key")
+
+
+def tiles(size: int = 8) -> dict[str, np.ndarray]:
+    """The pictures (size, size, 3) u8 of every tile: floor, wall, agent 0-3, and "red ball" and the like."""
+    from minigrid.core.constants import COLOR_NAMES
+    from minigrid.core.grid import Grid
+    from minigrid.core.world_object import Ball, Box, Key, Wall
+
+    def draw(thing: Any, direction: int | None = None) -> np.ndarray:
+        return Grid.render_tile(thing, agent_dir=direction, highlight=False, tile_size=size)
+
+    found = {"floor": draw(None), "wall": draw(Wall())}
+    found |= {f"agent {direction}": draw(None, direction) for direction in range(4)}
+    for kind, make in zip(KINDS, (Ball, Box, Key), strict=True):
+        found |= {f"{color} {kind}": draw(make(color)) for color in COLOR_NAMES}
+    return found
+
+
+def read(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """Names of the tiles (rows, columns) in a frame (H, W, 3) u8; "?" where none of `known` (by default all) fits."""
+    known = tiles() if known is None else known
+    names = np.array([*known, "?"])
+    pictures = np.stack(list(known.values())).astype(np.float32)
+    rows, columns = frame.shape[0] // 8, frame.shape[1] // 8
+    cells = frame.reshape(rows, 8, columns, 8, 3).swapaxes(1, 2).astype(np.float32)
+    error = np.sqrt(((cells[:, :, None] - pictures) ** 2).mean(axis=(-3, -2, -1)))
+    return names[np.where(error.min(-1) <= RIGHT, error.argmin(-1), len(known))]
+
+
+def named_object(mission: str) -> str:
+    """"go to the red ball" -> "red ball"."""
+    return " ".join(mission.split()[-2:])
+
+
+def is_valid(names: np.ndarray, objects: int = 4) -> bool:
+    """Whether every cell is a known tile and there are one agent and `objects` objects."""
+    agents = sum(str(name).startswith("agent") for name in names.flat)
+    things = sum(str(name).endswith(KINDS) for name in names.flat)
+    return "?" not in names and agents == 1 and things == objects
+
+
+@torch.inference_mode()
+def text_starts(
+    world: World, missions: Sequence[str], *, seed: int = 0
+) -> tuple[dict[str, Share], np.ndarray]:
+    """First frames imagined from missions alone: share with the named object, share that is valid; and the frames."""
+    _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))])
+    frames = first.frames[:, 0].cpu().numpy()
+    seen = [read(frame) for frame in frames]
+    named = sum(named_object(text) in names for text, names in zip(missions, seen, strict=True))
+    valid = sum(is_valid(names) for names in seen)
+    return {"text_named_object": Share(named, len(seen)), "text_valid_frames": Share(valid, len(seen))}, frames
+
+
+@torch.inference_mode()
+def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, seed: int = 0) -> Share:
+    """Behind real frames, take another action than was taken: does the imagined frame agree with the real env's?"""
+    rng, count = np.random.default_rng(seed), min(len(e) for e in episodes)
+    flat, found = actions_of(episodes, count), Share(0, 0)
+    envs = [_Replayed(e, count) for e in episodes]
+    frames = np.stack([e.frames[:count] for e in episodes])
+    apart = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])
+    state, _ = world.start(frames[:, :1], flat[:, :1], text=[e.text for e in episodes], seed=seed)
+    for t in tqdm(range(1, count), desc="changed actions", unit="frame"):
+        if t % every == 0:
+            others = [int(rng.choice([a for a in range(7) if a != e.actions[t].argmax()])) for e in episodes]
+            _, imagined = world.step(state, others)
+            real = np.stack([env.what_if(other) for env, other in zip(envs, others, strict=True)])
+            fair = ~(apart[:, t] | np.array([env.hands_full_of_the_past(world.config.context) for env in envs]))
+            right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real)
+            found += Share(float(right[fair].sum()), int(fair.sum()))
+        for env, episode in zip(envs, episodes, strict=True):
+            env.advance(int(episode.actions[t].argmax()))
+        state, _ = world.observe(state, flat[:, t], frames[:, t], reuse=True)
+    return found
+
+
+class _Replayed:
+    """A real env that plays an episode again and can say what another action would have shown."""
+
+    def __init__(self, episode: Episode, count: int) -> None:
+        self.env: gymnasium.Env = make_env(ENV, max_steps=2 * count)
+        with redirect_stdout(StringIO()):
+            self.env.reset(seed=episode.info["env_seed"])
+        self.carried = 0
+
+    def advance(self, action: int) -> None:
+        self.env.step(action)
+        carrying = self.env.unwrapped.carrying is not None  # type: ignore[attr-defined]
+        self.carried = self.carried + 1 if carrying else 0
+
+    def what_if(self, action: int) -> np.ndarray:
+        other = copy.deepcopy(self.env.unwrapped)
+        other.step(action)
+        return np.asarray(other.render())
+
+    def hands_full_of_the_past(self, context: int) -> bool:
+        return self.carried > context - 2

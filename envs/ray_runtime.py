@@ -1,0 +1,119 @@
+"""Ray: connecting to it, starting and ending actors, and what its errors mean."""
+
+import importlib.util
+import logging
+import time
+from typing import Any
+
+import torch
+
+from starflow_world.errors import ConfigError, WorkerError
+
+START_LIMIT = 300.0  # seconds in which an actor must have loaded its world
+STORE_BYTES = 256 * 2**20
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None) -> bool:
+    """Be connected to a Ray with GPUs enough for so many actors; returns whether this call started that Ray.
+
+    Without an address a Ray of this process alone is started, on the loopback address, without dashboard; where this
+    process is connected to one already, that is used. An address is that of a cluster to join.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError('actors: expected ray to be installed, found none; pip install "starflow-world[ray]"')
+    if not isinstance(actors, int) or actors < 1 or not 0 <= gpus_per_actor < float("inf"):
+        raise ConfigError(f"expected actors >= 1 and gpus_per_actor >= 0, found {actors!r:.30}, {gpus_per_actor!r:.30}")
+    import ray
+
+    gpus, started = actors * gpus_per_actor, not ray.is_initialized()
+    if started and address is None:
+        if gpus > torch.cuda.device_count():
+            raise _too_few(gpus, torch.cuda.device_count())
+        _start_alone(actors)
+    elif started:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise WorkerError(f"address: expected one of a Ray cluster, found {address!r:.60}: {reason:.200}") from None
+    found = _free_gpus(gpus)
+    if gpus > found:
+        if started:
+            ray.shutdown()
+        raise _too_few(gpus, found)
+    return started
+
+
+def _start_alone(actors: int) -> None:
+    """Start a Ray that listens on the loopback address only."""
+    import ray
+    from ray._private import ray_constants
+
+    before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the address of the network for that of the loopback
+    try:
+        ray.init(address="local", num_cpus=actors, num_gpus=torch.cuda.device_count(), include_dashboard=False,
+                 object_store_memory=STORE_BYTES, log_to_driver=False, logging_level=logging.ERROR,
+                 _node_ip_address="127.0.0.1")
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+    address = ray.nodes()[0]["NodeManagerAddress"]
+    if address != "127.0.0.1":
+        ray.shutdown()
+        raise WorkerError(f"ray {ray.__version__}: expected it to listen on 127.0.0.1, found {address}; "
+                          "start one yourself and give its address")
+
+
+def _free_gpus(wanted: float, patience: float = 5.0) -> float:
+    """GPUs that nobody holds; those of actors that just ended take a moment to come back."""
+    import ray
+
+    until = time.monotonic() + patience
+    while (found := float(ray.available_resources().get("GPU", 0))) < wanted and time.monotonic() < until:
+        time.sleep(0.2)
+    return found
+
+
+def _too_few(wanted: float, found: float) -> ConfigError:
+    return ConfigError(f"gpus_per_actor: expected {wanted:g} free GPUs for all actors, found {found:g}; "
+                       "take fewer actors, or less of a GPU for each (0: none)")
+
+
+def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
+    """An actor of a plain class, a process of its own. Ray is not to restart it: its state would be lost.
+
+    It holds no CPU, so that any number of actors have a place; without a GPU it still goes where there are CPUs.
+    """
+    import ray
+
+    variables = dict.fromkeys(THREADS, str(threads))
+    resources = {"num_gpus": gpus, "num_cpus": 0} if gpus else {}  # else Ray's own default, which a 0 would change
+    options = {"max_restarts": 0, "scheduling_strategy": "SPREAD", "runtime_env": {"env_vars": variables}}
+    return ray.remote(plain).options(**resources, **options).remote(*args)
+
+
+def end_actor(actor: Any) -> None:
+    """Kill an actor's process, whatever it is doing."""
+    import ray
+
+    if actor is not None and ray.is_initialized():
+        ray.kill(actor, no_restart=True)
+
+
+def check_portable(what: str, value: Any) -> None:
+    """ConfigError for what cannot be sent to another process."""
+    import ray
+
+    try:
+        ray.cloudpickle.dumps(value)
+    except Exception as error:  # each type has its own way to refuse
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{what}: expected something that can be sent to another process, found {found:.200}; "
+                          "define it at the top of a module, without open files, locks or windows") from None
+
+
+def failure(error: Exception) -> Exception:
+    """What was raised in the actor, or what Ray says of one that did not answer."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error

@@ -1,0 +1,126 @@
+"""What can go wrong in CartPole in pixels: the disturbances of PEDM, severe and minor, and correlated noise.
+
+PEDM (Haider et al. 2023) disturbs masses, actions and forces of a body; its minor figures are 1 % of everything (its
+minor force is not given: 1 % of the severe one is taken). Correlated noise (Nasvytis et al. 2024, ARTS) keeps the
+variance of the pixel noise and gives it a memory of one frame, or of two and not of one.
+The twin has the same state, action and draw of the noise, so a frame is positive where a pixel differs from it.
+"""
+
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from starflow_world.agents.cartpole import BalancePolicy
+from starflow_world.agents.collect import make_env, seeds
+from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.commands.anomaly.twins import SHIFT, Course, Shown
+from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture
+
+ENV = "CartPolePixels-v0"
+SEVERE = {
+    "mass x 1.5": Disturbance(mass=1.5), "action x 1.5": Disturbance(action=1.5),
+    "action + 0.2": Disturbance(offset=0.2), "action noise 0.2": Disturbance(jitter=0.2),
+    "force -10 N": Disturbance(force=-10.0),
+}
+MINOR = {
+    "mass x 1.01": Disturbance(mass=1.01), "action x 1.01": Disturbance(action=1.01),
+    "action + 0.01": Disturbance(offset=0.01), "action noise 0.01": Disturbance(jitter=0.01),
+    "force -0.1 N": Disturbance(force=-0.1),
+}
+CORRELATED = {
+    "noise correlated, 1 frame": Disturbance(correlation=0.95, lag=1),
+    "noise correlated, 2 frames": Disturbance(correlation=0.95, lag=2),
+}
+DISTURBANCES = SEVERE | MINOR | CORRELATED
+
+
+@dataclass(frozen=True)
+class CartPole:
+    """The part of the benchmark."""
+
+    frames: int = 64
+    name: str = "cartpole"
+    world: str = "cartpole-pixels"
+    lasting: bool = True
+
+    @property
+    def about(self) -> str:
+        """For the report."""
+        return (
+            "Gymnasium's CartPole, drawn at 64 x 64 pixels, one action for four physics steps, pixel noise of "
+            "deviation 0.02. One picture does not show speed, so the green channel is two physics steps older "
+            "than red and blue. Disturbances last from the switch on and are those of PEDM, severe and minor (1 "
+            "%; its minor force is our choice); the nominal simulator has no noise of its own but on the pixels, "
+            "so correlated noise on states (ARNS) is not part of it. A controller with a wandering hand plays; "
+            "the other policies are a stiff one, a lazy one and random pushes."
+        )
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Kinds that are averaged together."""
+        return {"severe": tuple(SEVERE), "minor": tuple(MINOR), "correlated noise": tuple(CORRELATED)}
+
+    def course(self, kind: str, seed: int, index: int) -> Course:
+        """An episode of its own environment."""
+        return CartPoleCourse(kind, seed, index)
+
+
+class CartPoleCourse:
+    """One episode."""
+
+    def __init__(self, kind: str, seed: int, index: int) -> None:
+        self.env: gymnasium.Env = make_env(ENV)
+        bare = self.env.unwrapped
+        assert isinstance(bare, CartPolePixels)
+        self.world, self.disturbance = bare, DISTURBANCES.get(kind)
+        env_seed, policy_seed = seeds(seed, index)
+        self.policy = other_policy(index) if kind == SHIFT else BalancePolicy()
+        self.world.reset(seed=env_seed)
+        self.policy.reset(policy_seed, self.env)
+        self.over = False
+
+    @property
+    def facts(self) -> tuple[str, str, spaces.Space]:
+        """No text, the policy, the action space."""
+        return "", self.policy.name, self.world.action_space
+
+    def first(self) -> np.ndarray:
+        """The first frame."""
+        return self.world.frame()
+
+    def step(self, spoiled: bool) -> Shown:
+        """Play the policy's action under the disturbance or without it, and ask what the other would have shown."""
+        world, action = self.world, self.policy(None)
+        nominal = picture(world.forecast(action, Disturbance()))
+        disturbed = None if self.disturbance is None else picture(world.forecast(action, self.disturbance))
+        world.disturbance = self.disturbance if spoiled and self.disturbance else Disturbance()
+        frame, _, self.over, _, _ = world.step(action)
+        blind = evidence((frame / 255 - nominal) / world.noise)
+        informed = np.nan
+        if disturbed is not None and self.disturbance is not None:
+            informed = blind - self.surprise_of_fault(frame, disturbed, self.disturbance)
+        return Shown(frame, world.seen(nominal, world.fresh_grain()), action, informed, blind)
+
+    def surprise_of_fault(self, frame: np.ndarray, disturbed: np.ndarray, disturbance: Disturbance) -> float:
+        """Nats by which the disturbed simulator is surprised by a frame, pixel noise and its memory included."""
+        world, share = self.world, disturbance.correlation
+        residual = (frame / 255 - disturbed) / world.noise
+        if not share or len(world.grain) <= disturbance.lag:
+            return evidence(residual)
+        scale = (1 - share**2) ** 0.5
+        return evidence((residual - share * world.grain[-1 - disturbance.lag]) / scale) + residual.size * np.log(scale)
+
+
+def evidence(residual: np.ndarray) -> float:
+    """Nats of surprise at normal noise, but for a constant."""
+    return float(0.5 * np.square(residual).sum())
+
+
+def other_policy(index: int) -> Policy:
+    """For the policy shift, in turns: a stiff controller, a lazy one, and random pushes."""
+    stiff, lazy = (0.2, 0.5, 6.0, 1.6), (0.02, 0.05, 2.2, 0.5)
+    return (
+        BalancePolicy(stiff, (0.0, 0.05), name="stiff"), BalancePolicy(lazy, (0.0, 0.1), name="lazy"), RandomPolicy(),
+    )[index % 3]

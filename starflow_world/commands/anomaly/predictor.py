@@ -1,0 +1,86 @@
+"""A deterministic next-frame predictor of about the size of the world: its squared error as an anomaly score.
+
+Patches of 8 x 8 pixels are the channels of a small convolutional network; two frames and the action that leads on go
+in, the change to the next frame comes out. Training draws everything from its seed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from starflow_world.commands.anomaly.features import with_start
+from starflow_world.data.episodes import Episode
+
+PATCH, LAYERS, RATE = 8, 4, 2e-3
+
+
+class Predictor(nn.Module):
+    """Frames (B, 2, H, W, 3) u8 (the one before last, the last) and actions (B, a) -> the next, (B, 192, h, w)."""
+
+    def __init__(self, actions: int, width: int) -> None:
+        super().__init__()
+        pixels = 3 * PATCH**2
+        self.into = nn.Conv2d(2 * pixels, width, 1)
+        self.action = nn.Linear(actions, width)
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(LAYERS))
+        self.out = nn.Conv2d(width, pixels, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """The expected next frame, in patches."""
+        before, last = patches(frames[:, 0]), patches(frames[:, 1])
+        hidden = self.into(torch.cat((before, last), 1)) + self.action(actions)[:, :, None, None]
+        for layer in self.layers:
+            hidden = hidden + layer(functional.gelu(hidden))
+        return last + self.out(functional.gelu(hidden))
+
+    @torch.inference_mode()
+    def __call__(self, episode: Episode) -> np.ndarray:
+        """Mean squared error of every frame of an episode, (T,)."""
+        frames, actions = torch.from_numpy(episode.frames), torch.from_numpy(episode.actions)
+        pairs = torch.stack((torch.cat((frames[:1], frames[:-2])), frames[:-1]), 1)
+        guess = self.forward(pairs, actions[1:])
+        return with_start((guess - patches(frames[1:])).square().mean((1, 2, 3)).numpy())
+
+
+def patches(frames: Tensor) -> Tensor:
+    """(B, H, W, 3) u8 -> (B, 3 p^2, H / p, W / p), from -1 to 1."""
+    return functional.pixel_unshuffle(frames.movedim(-1, 1).float() / 127.5 - 1, PATCH)
+
+
+def width_for(parameters: int, actions: int) -> int:
+    """The width at which the predictor has about that many parameters."""
+    def size(width: int) -> int:
+        return 9 * LAYERS * width**2 + width * (9 * PATCH**2 + actions + LAYERS + 2)
+
+    return min(range(8, 1024, 4), key=lambda width: abs(size(width) - parameters))
+
+
+def fit_predictor(normal: Sequence[Episode], seed: int, *, parameters: int, steps: int = 600, rows: int = 24,
+                  progress: bool = True) -> Predictor:
+    """Train on normal transitions, whose squared error is weighed by nothing."""
+    actions = normal[0].actions.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = Predictor(actions, width_for(parameters, actions))
+    optimizer = torch.optim.AdamW(found.parameters(), lr=RATE, weight_decay=1e-4)
+    places = np.array([(e, t) for e, episode in enumerate(normal) for t in range(1, len(episode))])
+    rng = np.random.default_rng((seed, 5))
+    for step in tqdm(range(steps), desc="next-frame predictor", unit="step", leave=False, disable=not progress):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50, (steps - step) / steps)
+        chosen = [(normal[e], t) for e, t in places[rng.integers(len(places), size=rows)]]
+        pairs = np.stack([episode.frames[[max(t - 2, 0), t - 1]] for episode, t in chosen])
+        led = np.stack([episode.actions[t] for episode, t in chosen])
+        target = patches(torch.from_numpy(np.stack([episode.frames[t] for episode, t in chosen])))
+        loss = (found.forward(torch.from_numpy(pairs), torch.from_numpy(led)) - target).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(found.parameters(), 1.0)
+        optimizer.step()
+    return found.eval()

@@ -1,0 +1,160 @@
+"""Operations of a world's parts, counted from its config: two per multiply-add of products and convolutions.
+
+Of attention, only the keys that a query may see count, so a share of the roofline has no masked work in it. `dense`
+counts every key that is there, as a counter of executed products does (that is what the tests compare with).
+
+All figures are for one row. Shapes: n tokens per frame, c channels, d width, S tokens in a sequence.
+"""
+
+from dataclasses import dataclass
+
+from gymnasium import spaces
+
+from starflow_world.config.world import WorldConfig
+from starflow_world.model.actions import space_from_json
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Counts for the world that `config` describes."""
+
+    config: WorldConfig
+    dense: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per frame, n."""
+        return self.config.grid[0] * self.config.grid[1]
+
+    @property
+    def sites(self) -> int:
+        """Sites per frame that site networks look at."""
+        return self.tokens * self.config.flow.sites**2
+
+    def keys(self, past: float, new: float) -> float:
+        """Keys that each of `new` queries sees on average, behind `past` older ones."""
+        return past + (new if self.dense else (new + 1) / 2)
+
+    # ---- parts ---------------------------------------------------------------------------------------------------
+
+    def layers(self, count: int, width: int, tokens: float, keys: float) -> float:
+        """Transformer layers over `tokens` tokens that see `keys` keys each: projections 24 d^2, attention 4 d keys."""
+        return count * tokens * (24 * width**2 + 4 * width * keys)
+
+    def deep(self, tokens: float, past: float) -> float:
+        """One pass of the deep block over `tokens` new tokens behind `past` keys."""
+        flow = self.config.flow
+        ends = 2 * flow.channels * flow.deep_width * 3  # one projection in, a head twice as wide
+        return tokens * ends + self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
+
+    def kept(self, tokens: float, past: float) -> float:
+        """As `deep`, where only keys and values are wanted: no head, and the last layer ends with them."""
+        flow, width = self.config.flow, self.config.flow.deep_width
+        before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
+        return tokens * (2 * flow.channels * width + 6 * width**2) + before
+
+    def shallow(self) -> float:
+        """One pass of one shallow block over a frame."""
+        flow, n = self.config.flow, self.tokens
+        ends = 2 * flow.channels * flow.shallow_width * 3
+        return n * ends + self.layers(flow.shallow_layers, flow.shallow_width, n, self.keys(0, n))
+
+    def action(self) -> float:
+        """The action encoder, for one frame."""
+        flat = 1 + spaces.flatdim(space_from_json(self.config.action_space))
+        return 2.0 * flat * self.config.flow.deep_width
+
+    def motion(self) -> float:
+        """The motion from one frame to the next; 0 for a flow without."""
+        flow, width = self.config.flow, self.config.flow.motion_width
+        if not width:
+            return 0.0
+        per_site = flow.channels // flow.sites**2
+        told, slots = 2 * self.sites * width * flow.deep_width, flow.carry_slots
+        shown = 2.0 * slots * (self.sites * (width + per_site) + per_site * flow.deep_width)
+        head = self._head(width, 2 * per_site, per_site) + shown
+        return self._net(width, flow.motion_layers, flow.deep_width) + head + told
+
+    def carry(self) -> float:
+        """What is carried on from one frame to the next; 0 for a flow that carries nothing."""
+        flow, width, slots = self.config.flow, self.config.flow.carry_width, self.config.flow.carry_slots
+        if not (slots and flow.motion_width):
+            return 0.0
+        per_site = flow.channels // flow.sites**2
+        net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # of two frames at once
+        found = self.sites * (width + 1 + per_site) + 2 * width * per_site  # a site, and what it should have been
+        return net + 2.0 * slots * (found + width + slots * per_site)
+
+    def outcome(self) -> float:
+        """The reward and end head; 0 for a world without."""
+        head, flow, width = self.config.outcome, self.config.flow, self.config.outcome.width
+        if not width:
+            return 0.0
+        told = 2 * self.sites * flow.deep_width * width if head.history else 0
+        read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1)
+        return told + self._net(width, head.layers, flow.text_width) + read
+
+    def denoiser(self) -> float:
+        """Cleaning one frame, with the frames that the denoiser looks back on."""
+        flow, width, layers = self.config.flow, self.config.flow.denoiser_width, self.config.flow.denoiser_layers
+        if not layers:
+            return 0.0
+        if flow.denoiser_kind == "sites":
+            per_site = flow.channels // flow.sites**2
+            return self._net(width, layers, 0) + self._head(width, per_site, per_site)
+        ahead = flow.denoiser_look_ahead or (0,) * layers
+        memory = min(sum(flow.denoiser_window - a for a in ahead), self.config.window - 1)
+        video = (memory + 1) * self.tokens
+        text = flow.text_length if flow.denoiser_text else 0
+        ends = 2 * width * (2 * flow.channels * video + flow.text_width * text)
+        return ends + self.layers(layers, width, video + text, video + text)
+
+    def codec(self) -> float:
+        """Decoding a frame, or encoding it."""
+        codec = self.config.codec
+        patches = self.config.height * self.config.width // codec.patch**2
+        return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
+
+    def _carried(self) -> float:
+        flow = self.config.flow
+        return flow.carry_slots * flow.channels // flow.sites**2 if flow.motion_width else 0.0
+
+    def _net(self, width: int, layers: int, condition: int) -> float:
+        per_site = self.config.flow.channels // self.config.flow.sites**2
+        looks = per_site * width + width**2 + layers * 10 * width**2  # 3 x 3, then 1 x 1
+        return 2.0 * self.sites * looks + layers * 4 * condition * width
+
+    def _head(self, width: int, out: int, mean: int) -> float:
+        codes = self.config.flow.codes
+        return 2.0 * self.sites * (width * out + codes * (width + mean))
+
+    # ---- wholes --------------------------------------------------------------------------------------------------
+
+    def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
+        """An env step of a row with `length` frames behind it: `deep` passes over a chunk each, `shallow` ones over a
+        frame each; all else once."""
+        chunk = self.config.decode.chunk or self.tokens
+        past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
+        return {
+            "deep sweeps": deep * self.deep(chunk, past),
+            "shallow sweeps": shallow * self.shallow(), "motion": self.motion() + self.action(),
+            "carry": self.carry(),
+            "heads": self.outcome(), "denoiser": self.denoiser(), "decode": self.codec(),
+        }
+
+    def slide(self) -> float:
+        """Encoding the kept frames of a row anew."""
+        kept, flow = self.config.context, self.config.flow
+        start = flow.shallow_blocks * self.shallow() if flow.motion_width else 0.0
+        known = kept * self.action() + (kept - 1) * self.motion()
+        return known + start + self.kept(kept * self.tokens, flow.text_length)
+
+    def score(self, frames: int) -> float:
+        """The log-probability of a clip of at most a window of noisy latents, behind text that is encoded already."""
+        flow, alone = self.config.flow, 1 if self.config.flow.motion_width else frames
+        video, text = frames * self.tokens, flow.text_length
+        known = frames * self.action() + (frames - alone) * (self.motion() + self.carry())
+        known += alone * (flow.shallow_blocks * self.shallow() + 2.0 * self._carried() * flow.deep_width)
+        prefix = 2.0 * text * flow.text_width * flow.deep_width
+        prefix += self.layers(flow.deep_layers, flow.deep_width, text, self.keys(video if self.dense else 0, text))
+        return known + prefix + self.deep(video, text)

@@ -1,0 +1,191 @@
+"""The baseline: a world's own weights, decoded in the way the public STARFlow-V program decodes.
+
+Written anew from a description of that program, to be compared with. What is as published: keys are cached as they are
+and the whole cache is rotated in every layer of every pass, cosines and sines computed each time; a dense mask is
+built in every layer of every pass; blocks of 32 tokens are iterated until the mean square change over the *batch*
+is below a thousandth of the mean square value, 32 rounds at most, the first change measured against the noise; what
+is returned is one round newer than the keys in the cache; a slide starts from nothing, text included. `block` 1 is
+token-by-token decoding.
+
+All of it runs on torch's kernels, as that program does, and as this baseline did before there were others.
+
+What is not: blocks end with their frame, since the next frame's action is not known yet, and motion, outcome head,
+denoiser and codec are the world's own. The first guess is the previous frame, as published, where the world has no
+motion; where it has one the noise, since motion leaves nothing that two frames have in common.
+
+Shapes: B rows of one age, n tokens per frame, c channels, S new tokens, d width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from starflow_world.flow import Affine, Block
+from starflow_world.flow.layers import Layer
+from starflow_world.noise import normals
+from starflow_world.world import World
+from starflow_world.world.state import WorldState
+
+THRESHOLD, ROUNDS, BLOCK = 1e-3, 32, 32
+
+
+class Cache:
+    """Keys as they are and values (layers, B, capacity, H, e), with the angles of their positions."""
+
+    def __init__(self, block: Block, rows: int, angles: Tensor) -> None:
+        shape = (len(block.layers), rows, len(angles), block.heads, block.head_width)
+        self.keys, self.values = block.start.new_zeros(shape), block.start.new_zeros(shape)
+        self.block, self.angles, self.length = block, angles, 0
+
+    def attend(self, layer: Layer, index: int, hidden: Tensor) -> Tensor:
+        """One layer on hidden states (B, S, d) at the positions behind the valid ones."""
+        attention, begin, end = layer.attention, self.length, self.length + hidden.shape[1]
+        query, key, value = attention.qkv(attention.norm(hidden)).unflatten(-1, (3, attention.heads, -1)).unbind(2)
+        self.keys[index, :, begin:end], self.values[index, :, begin:end] = key, value
+        keys, values = self.keys[index, :, :end], self.values[index, :, :end]
+        query, keys = _rotated(query, self.angles[begin:end]), _rotated(keys, self.angles[:end])
+        mask = torch.arange(begin, end)[:, None] >= torch.arange(end)
+        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        hidden = hidden + attention.out(attended.transpose(1, 2).flatten(-2))
+        return hidden + layer.feed_forward(hidden)
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """All layers on hidden states (B, S, d); nothing becomes valid."""
+        for index, layer in enumerate(self.block.layers):
+            hidden = self.attend(cast(Layer, layer), index, hidden)
+        return hidden
+
+    def predict(self, inputs: Tensor, added: Tensor | None) -> Affine:
+        """Means and scales behind inputs (B, S, c)."""
+        hidden = self.block.project_in(inputs)
+        return self.block.affine(self.run(hidden if added is None else hidden + added))
+
+
+def _rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """Adjacent pairs of x (B, S, H, e) turned by angles (S, e / 2); a routine of its own, so that the baseline stays
+    what it is when the world's routine is made faster."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+
+
+def _angles(rotary: Tensor) -> Tensor:
+    return rotary[0].angle()
+
+
+class Published:
+    """Rows of one age that go on from a world's state; `u` (B, n, c) is the frame decoded last."""
+
+    def __init__(self, world: World, state: WorldState, *, block: int = BLOCK) -> None:
+        if int(state.length.min()) != int(state.length.max()) or not int(state.length[0]):
+            raise ValueError("published: expected rows of one age with a frame each")
+        self.world, self.networks, self.block, count = world, world.networks, block, int(state.length[0])
+        self.tables, self.dynamics = world.dynamics.tables, world.dynamics
+        self.text, self.key, self.age = state.text, state.key, state.step.clone()
+        self.frames, self.actions, self.latents = state.tokens[:, :count], state.actions[:, :count], state.latents
+        self.carried = state.carried[:, :count]
+        self.rounds, self.u = 0, self.frames[:, -1]
+        self.cache = self._encode()
+
+    @torch.inference_mode()
+    def step(self, flat: Tensor) -> Tensor:
+        """Decode the next frame under actions (B, 1 + flat); returns its pixels (B, 1, H, W, 3) u8."""
+        flow = self.networks.flow
+        if self.frames.shape[1] == self.world.config.window:
+            self._slide()
+        noise = normals(self.key, self.age, "prior", self.u.shape[1:]).to(self.u.dtype)
+        last = self.latents[:, -1] if flow.motion is not None else None
+        action, carried = self.networks.action(flat)[:, None], self.carried[:, -1]
+        motion, added = flow.condition(self.u[:, None], last, action, self.tables.grid, carried[:, None])
+        assert added is not None
+        guess = noise if flow.motion is not None else self.u
+        self.u, hidden = self._decode(self.cache, self.u[:, -1:], noise, guess, added[:, 0], self.block)
+        x = self._shallow(self.u) if motion is None else flow.back(self.u[:, None], motion, self.tables)[0][:, 0]
+        self.frames = torch.cat((self.frames, self.u[:, None]), dim=1)
+        self.actions, self.age = torch.cat((self.actions, flat[:, None]), dim=1), self.age + 1
+        carried = flow.remember(x[:, None], action, self.tables.grid, last, carried)
+        self.carried = torch.cat((self.carried, carried), dim=1)
+        return self._finish(hidden, x)
+
+    def _decode(
+        self, cache: Cache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, block: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, n, c) and the hidden states of the last pass, block after block."""
+        parts, hidden = [], []
+        for begin in range(0, noise.shape[1], block):
+            part = slice(begin, begin + block)
+            predict = partial(cache.predict, added=None if added is None else added[:, part])
+            tokens, affine = self._iterate(predict, before, noise[:, part], guess[:, part])
+            cache.length += tokens.shape[1]
+            before = tokens[:, -1:]
+            parts.append(tokens)
+            hidden.append(affine.hidden)
+        return torch.cat(parts, dim=1), torch.cat(hidden, dim=1)
+
+    def _iterate(
+        self, predict: Callable[[Tensor], Affine], before: Tensor, noise: Tensor, guess: Tensor
+    ) -> tuple[Tensor, Affine]:
+        """One block: rounds until the batch as a whole hardly changes."""
+        old, inputs = noise, guess
+        for _ in range(ROUNDS):
+            affine = predict(torch.cat((before, inputs[:, :-1]), dim=1))
+            new = affine.mean + affine.scale * noise
+            self.rounds += 1
+            if noise.shape[1] == 1 or float((new - old).square().mean() / new.square().mean()) < THRESHOLD:
+                break  # one token is exact after one round
+            old = inputs = new
+        return new, affine
+
+    def _shallow(self, u: Tensor) -> Tensor:
+        """Noisy latents (B, n, c) of a frame u, each shallow block decoded in the same way from its own input."""
+        for block in reversed([cast(Block, block) for block in self.networks.flow.shallow]):
+            z = block.in_order(u)
+            cache = Cache(block, len(u), _angles(self.tables.frame))
+            start = block.start.expand(len(u), 1, -1)
+            u = block.in_order(self._decode(cache, start, z, z, None, self.block)[0])
+        return u
+
+    def _finish(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """The world's own outcome head, denoiser and codec."""
+        networks, moves = self.networks, self.dynamics
+        seen = torch.cat((self.latents, x[:, None]), dim=1)
+        self.latents = seen[:, seen.shape[1] - self.latents.shape[1] :]
+        if networks.outcome is not None:
+            networks.outcome.reward(networks.outcome(hidden, x, self.text, self.tables.grid))
+        latents = seen[:, -moves.look_back - 1 :]
+        if networks.flow.denoiser is not None:
+            back = torch.arange(latents.shape[1] - 1, -1, -1)
+            latents = networks.flow.denoise(latents, self.text, self.tables, back < self.age[:, None])
+        return networks.codec.decode(latents[:, -1:])
+
+    def _slide(self) -> None:
+        keep = self.world.config.context
+        self.frames, self.actions = self.frames[:, -keep:], self.actions[:, -keep:]
+        self.carried = self.carried[:, -keep:]
+        if self.networks.flow.motion is not None:
+            first, _ = self.networks.flow.shallow_forward(self.latents[:, -keep, None], self.tables)
+            self.frames = torch.cat((first, self.frames[:, 1:]), dim=1)
+        self.u, self.cache = self.frames[:, -1], self._encode()
+
+    @torch.inference_mode()
+    def _encode(self) -> Cache:
+        """A new cache of the text and the frames in the window."""
+        flow, count, tables = self.networks.flow, self.frames.shape[1], self.tables
+        video = _angles(tables.video)
+        angles = video if self.text is None else torch.cat((_angles(tables.text), video))
+        cache = Cache(flow.deep, len(self.frames), angles)
+        if self.text is not None:
+            assert flow.deep.project_text is not None
+            cache.run(flow.deep.project_text(self.text))
+            cache.length = self.text.shape[1]
+        x = self.frames if flow.motion is None else self.latents[:, -count:]
+        _, added = flow.condition(x, None, self.networks.action(self.actions), tables.grid, self.carried[:, :-1])
+        assert added is not None
+        cache.predict(flow.deep.shift(self.frames.flatten(1, 2)), added.flatten(1, 2))
+        cache.length += count * self.frames.shape[2]
+        return cache

@@ -1,0 +1,153 @@
+"""How well a planner does in the real environment, beside a random policy in the same episodes.
+
+Every episode is one small file, written when it is over; an interrupted run goes on where it stopped. Every plan is
+recorded with what it promised and what it brought: imagined against real return.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from tqdm import tqdm
+
+from starflow_world.agents.collect import make_env, play
+from starflow_world.agents.planner import Planner, Thought
+from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.data.episodes import Episode
+from starflow_world.errors import ConfigError, DataError
+from starflow_world.evaluation.intervals import Share
+from starflow_world.io.files import claim, remove_leftovers, write_text
+from starflow_world.io.media import VideoWriter, compared
+
+FPS = 3
+RECIPE, RESULT = "recipe.json", "planner.json"
+
+
+def run(
+    planner: Planner, env_id: str, out: Path, *, episodes: int, seed: int, max_steps: int | None = None
+) -> dict[str, Any]:
+    """Play, judge, print a table, and write planner.json and a video of the first episode to `out`.
+
+    Success is a positive reward before the time limit. Returns what is in planner.json. Raises DataError when `out` is
+    from a run of another recipe.
+    """
+    if episodes < 1 or seed < 0:
+        raise ConfigError(f"expected episodes >= 1 and seed >= 0, found {episodes} and {seed}")
+    recipe = {"world": planner.world.world_id, "planner": repr(planner), "env": env_id, "seed": seed,
+              "max_steps": max_steps}
+    claim(out / RECIPE, recipe)
+    remove_leftovers(out / "episodes")
+    env = make_env(env_id, max_steps=max_steps, frame_size=planner.world.config.height)
+    players: dict[str, Policy] = {"planner": planner, "random": _random(env, planner.search.actions)}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in players}
+    try:
+        for index in tqdm(range(episodes), desc=planner.name, unit="episode"):
+            for name, policy in players.items():
+                path = out / "episodes" / f"{name}-{index:05d}.json"
+                if not path.exists():
+                    begin = time.perf_counter()
+                    episode = play(env, policy, seed=seed, index=index, frame_size=planner.world.config.height)
+                    record = _judged(episode, policy) | {"index": index, "seconds": time.perf_counter() - begin}
+                    if name == "planner" and index == 0:
+                        write_video(out / "planner.mp4", env, episode, planner.thoughts)
+                    write_text(path, json.dumps(record, indent=1))
+                found[name].append(_read(path))
+    finally:
+        env.close()
+    result = {"recipe": recipe, **{name: _summary(records) for name, records in found.items()}}
+    write_text(out / RESULT, json.dumps(result, indent=1))
+    print(table(planner.name, found))
+    return result
+
+
+def _random(env: gymnasium.Env, actions: Sequence[Any]) -> RandomPolicy:
+    """A random policy with the same choices as the planner."""
+    space = env.action_space
+    if not actions or not isinstance(space, spaces.Discrete):
+        return RandomPolicy()
+    return RandomPolicy(tuple(float(space.start + i in actions) for i in range(int(space.n))))
+
+
+def _judged(episode: Episode, policy: Policy) -> dict[str, Any]:
+    """What an episode came to; and what each plan promised, and what it brought while it was in force."""
+    plans: list[dict[str, Any]] = []
+    thoughts = policy.thoughts if isinstance(policy, Planner) else []
+    for thought, reward in zip(thoughts, episode.rewards[1:], strict=False):
+        if thought.fresh:
+            plan = thought.plan
+            plans.append({"promised": plan.promise, "brought": 0.0, "steps": len(plan), "imagined": plan.imagined})
+        plans[-1]["brought"] += float(reward)
+    gain = float(episode.rewards.sum())
+    return {"mission": episode.text, "success": gain > 0, "return": gain, "steps": len(episode) - 1, "plans": plans}
+
+
+def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    plans = [plan for record in records for plan in record["plans"]]
+
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        "episodes": len(records), "success": mean([record["success"] for record in records]),
+        "steps_of_successes": mean([record["steps"] for record in records if record["success"]]),
+        "plans_per_episode": len(plans) / len(records) if plans else None,
+        "promised_per_plan": mean([plan["promised"] for plan in plans]),
+        "brought_per_plan": mean([plan["brought"] for plan in plans]),
+        "imagined_per_plan": mean([plan["imagined"] for plan in plans]),
+        "seconds_per_step": sum(r["seconds"] for r in records) / sum(r["steps"] for r in records),
+    }
+
+
+def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
+    """The figures of both players as text; a plan promises its expected reward, and brings what came."""
+    lines = [f"{'':<20} {'success':<24} {'steps':>6} {'plans':>6} {'promised':>9} {'brought':>8} {'imagined':>9}"]
+    for player, records in found.items():
+        facts = _summary(records)
+        share = Share(sum(record["success"] for record in records), len(records))
+        numbers = [
+            "" if facts[key] is None else f"{facts[key]:.{digits}f}"
+            for key, digits in (("steps_of_successes", 1), ("plans_per_episode", 1), ("promised_per_plan", 2),
+                                ("brought_per_plan", 2), ("imagined_per_plan", 0))
+        ]
+        row = "{:>6} {:>6} {:>9} {:>8} {:>9}".format(*numbers)
+        lines.append(f"{name if player == 'planner' else player:<20} {share!s:<24} {row}".rstrip())
+    return "\n".join(lines)
+
+
+def write_video(path: Path, env: gymnasium.Env, episode: Episode, thoughts: Sequence[Thought]) -> None:
+    """What was seen, what the plan in force had said would be seen, and where that plan leads."""
+    number = 0
+    with VideoWriter(path, fps=FPS) as video:
+        for t, thought in enumerate(thoughts):
+            number += thought.fresh
+            if thought.fresh:
+                now = episode.frames[t]
+                video.add(_picture(now, now, thought.plan.frames[-1], episode.text, f"plan {number}"))
+            plan = thought.plan
+            said = f"plan {number}, step {thought.place + 1} of {len(plan)}, promises {plan.promise:.2f}"
+            action = _action_name(env, plan.actions[thought.place])
+            line = f"{action:<10} {said}{', reward' if episode.rewards[t + 1] > 0 else ''}"
+            video.add(_picture(episode.frames[t + 1], plan.frames[thought.place], plan.frames[-1], episode.text, line))
+
+
+def _picture(real: np.ndarray, planned: np.ndarray, aim: np.ndarray, mission: str, line: str) -> np.ndarray:
+    return compared({"real": real, "as planned": planned, "where the plan leads": aim}, [mission, line])
+
+
+def _action_name(env: gymnasium.Env, action: Any) -> str:
+    """As a MiniGrid calls it, else as it is."""
+    names = getattr(env.unwrapped, "actions", None)
+    return str(names(action).name) if isinstance(names, type) else str(action)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {key: record[key] for key in ("mission", "success", "return", "steps", "plans", "seconds")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected the record of an episode, found {error!r:.80}; delete it") from None

@@ -1,0 +1,1 @@
+"""Configuration as frozen dataclasses: worlds, video models, training."""

@@ -1,0 +1,245 @@
+"""What fixes a world but its weights: frozen dataclasses, at most two deep, stored as JSON beside the weights.
+
+Unknown keys, wrong types and values out of range raise `ConfigError`; nothing is interpolated or evaluated.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from starflow_world.config.reading import between, one_of, positive
+from starflow_world.errors import ConfigError
+
+MOST_LAYERS, LARGEST_SIZE, MOST_TOKENS = 1 << 10, 1 << 20, 1 << 20
+NO_ACTIONS = '{"n": 1, "start": 0, "type": "Discrete"}'
+"""The space of a world that has no choices."""
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Sizes of the flow (STARFlow-V, sections 3.1 and 3.2); defaults that are switches (`motion_width`) are off."""
+
+    channels: int
+    shallow_blocks: int = 5
+    shallow_layers: int = 2
+    shallow_width: int = 3072
+    deep_layers: int = 24
+    deep_width: int = 4096
+    head_width: int = 64
+    text_length: int = 0
+    text_width: int = 0
+    position_scale: float = 32.0
+    sites: int = 1
+    """Side of the square of sites that makes a token, for networks that look at sites; the codec's `merge`."""
+    motion_width: int = 0
+    """Width of the network by which a frame follows the one before it; 0: the shallow blocks serve all frames."""
+    motion_layers: int = 2
+    carry_slots: int = 0
+    """Slots in which a motion carries what no frame shows; 0: it knows the last frame and the action alone."""
+    carry_width: int = 48
+    codes: int = 0
+    """Entries of the learned tables that site networks may read their means off."""
+    denoiser_kind: str = "transformer"
+    """transformer (STARFlow-V), or sites: each frame on its own, by looking around each site."""
+    denoiser_layers: int = 0
+    denoiser_width: int = 3072
+    denoiser_window: int = 10
+    """Frames before the latest visible one that a denoiser token attends to; 0: its own frame alone."""
+    denoiser_look_ahead: tuple[int, ...] = ()
+    """Future frames that each denoiser layer may see; empty: none in any layer."""
+    denoiser_text: bool = True
+    """Whether the denoiser reads the text."""
+    denoiser_step: float = 0.3
+    """Clean latents are noisy latents minus this times the denoiser's output."""
+
+    def __post_init__(self) -> None:
+        between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width")
+        between(self, 0, LARGEST_SIZE, "text_length", "text_width", "motion_width", "carry_slots", "carry_width",
+                "denoiser_window", "codes")
+        between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "motion_layers")
+        between(self, 1, MOST_LAYERS, "deep_layers", "sites")
+        one_of(self, "denoiser_kind", ("transformer", "sites"))
+        positive(self, "position_scale")
+        transformer = self.denoiser_layers and self.denoiser_kind == "transformer"
+        for width in (self.shallow_width, self.deep_width, transformer and self.denoiser_width):
+            if width % self.head_width:
+                raise ConfigError(f"widths: expected multiples of head_width {self.head_width}, found {width}")
+        if self.head_width < 20 or self.head_width % 4:
+            raise ConfigError(f"head_width: expected 20 + 4k (rotary pairs for three axes), found {self.head_width}")
+        if self.channels % self.sites**2:
+            raise ConfigError(f"sites: expected sites**2 to divide channels {self.channels}, found {self.sites}")
+        ahead, layers = self.denoiser_look_ahead, self.denoiser_layers
+        if ahead and (len(ahead) != layers or not 0 <= min(ahead) <= max(ahead) <= self.denoiser_window):
+            expected = f"{layers} numbers from 0 to denoiser_window {self.denoiser_window}"
+            raise ConfigError(f"denoiser_look_ahead: expected {expected}, found {ahead}")
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """How frames become latents: `patch` x `patch` pixels make one site of `components` numbers by the codec `kind`:
+    pca, patch, or wan, the one of published video models."""
+
+    kind: str = "pca"
+    patch: int = 8
+    components: int = 16
+    merge: int = 1
+    """Sites of merge x merge form one token, so a token has components * merge**2 channels."""
+
+    def __post_init__(self) -> None:
+        one_of(self, "kind", ("pca", "patch", "wan"))
+        between(self, 1, 1 << 10, "patch", "components", "merge")
+        if self.kind == "pca":
+            between(self, 1, 3 * self.patch**2, "components")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """`kind` none: the world takes no text; t5: a T5 encoder of these sizes over bytes, trained with the world;
+    published: the one of a published video model, of which `length` and `width` count here."""
+
+    kind: str = "none"
+    length: int = 32
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        one_of(self, "kind", ("none", "t5", "published"))
+        between(self, 1, LARGEST_SIZE, "length", "width")
+        between(self, 1, MOST_LAYERS, "layers", "heads")
+        if self.width % self.heads:
+            raise ConfigError(f"width: expected a multiple of heads {self.heads}, found {self.width}")
+
+
+@dataclass(frozen=True)
+class OutcomeConfig:
+    """Reward and end head. `width` 0: the world predicts neither and cannot be an env without a `reward_fn`."""
+
+    width: int = 0
+    layers: int = 1
+    bins: int = 41
+    largest_reward: float = 1.0
+    end: str = "sample"
+    """How `terminated` follows from p(end): sample (keyed draw) or threshold (p >= 0.5)."""
+    history: bool = True
+    """Whether the head is told what the deep block knows; false where frame and text say all: it then learns many times
+    faster, without the flow."""
+
+    def __post_init__(self) -> None:
+        between(self, 0, LARGEST_SIZE, "width", "layers")
+        between(self, 2, LARGEST_SIZE, "bins")
+        positive(self, "largest_reward")
+        one_of(self, "end", ("sample", "threshold"))
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """How first frames come from text alone: by diffusion in `steps` steps. `width` 0: by the flow itself."""
+
+    width: int = 0
+    layers: int = 4
+    steps: int = 32
+    guidance: float = 0.0
+    """Guidance where the caller asks for none in particular."""
+
+    def __post_init__(self) -> None:
+        between(self, 0, LARGEST_SIZE, "width")
+        between(self, 1, MOST_LAYERS, "layers", "steps")
+        between(self, 0, math.inf, "guidance")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Jacobi decoding: `tolerance` is the RMS residual in noise units, `chunk` the tokens solved at once (0: all)."""
+
+    tolerance: float = 1e-3
+    chunk: int = 0
+    max_sweeps: int = 0
+    """Largest number of sweeps per chunk; 0: as many as certainly suffice (tokens + 1)."""
+
+    def __post_init__(self) -> None:
+        between(self, 0, math.inf, "chunk", "max_sweeps", "tolerance")
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What a published video model has around its flow, which is no part of a checkpoint: `text` and `codec` are
+    folders or hub names of its T5 encoder and its Wan VAE."""
+
+    text: str
+    codec: str
+    template: str
+    """What the encoder reads: this, with the text in place of {}."""
+    later: float
+    """Factor on all latents of a stream but its first."""
+    guidance: float
+    """How far steps are steered from what no text gives; 0: not at all."""
+
+    def __post_init__(self) -> None:
+        positive(self, "later")
+        between(self, 0, math.inf, "guidance")
+        if self.template.count("{}") != 1:
+            raise ConfigError(f"template: expected one {{}} in it, found {self.template!r:.80}")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Everything that fixes a world but its weights; stored as JSON beside them."""
+
+    name: str
+    flow: FlowConfig
+    height: int = 64
+    width: int = 64
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    outcome: OutcomeConfig = field(default_factory=OutcomeConfig)
+    start: StartConfig = field(default_factory=StartConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    noise_level: float = 0.3
+    window: int = 32
+    context: int = 8
+    action_space: str = NO_ACTIONS
+    max_episode_steps: int = 64
+    reward: str = "event"
+    """What the reward means: event (1 at success, 0 elsewhere), raw (as the source env gave it), or none: there is no
+    task, so rewards are 0 and no episode ends by itself."""
+    published: PublishedConfig | None = None
+    """For a codec and a text encoder of these kinds."""
+
+    def __post_init__(self) -> None:
+        between(self, 1, 1 << 14, "height", "width")
+        between(self, 2, 1 << 14, "window")
+        between(self, 1, 1 << 14, "context")
+        between(self, 1, math.inf, "max_episode_steps")
+        one_of(self, "reward", ("event", "raw", "none"))
+        kinds = self.codec.kind == "wan", self.text.kind == "published"
+        if kinds != (self.published is not None,) * 2:
+            raise ConfigError(f"published: expected it with codec.kind wan and text.kind published, found {kinds}")
+        if self.context >= self.window:
+            raise ConfigError(f"context: expected less than window {self.window}, found {self.context}")
+        positive(self, "noise_level")
+        scale = self.codec.patch * self.codec.merge
+        if self.height % scale or self.width % scale or self.grid[0] * self.grid[1] * self.window > MOST_TOKENS:
+            expected = f"multiples of patch * merge = {scale}, and at most {MOST_TOKENS} tokens in a window"
+            raise ConfigError(f"height, width: expected {expected}, found {self.height} x {self.width}")
+        text = (0, 0) if self.text.kind == "none" else (self.text.length, self.text.width)
+        found = (self.flow.channels, self.flow.text_length, self.flow.text_width)
+        if found != (self.channels, *text):
+            expected = f"{(self.channels, *text)}, as codec and text have"
+            raise ConfigError(f"flow.channels, text_length, text_width: expected {expected}, found {found}")
+        if self.start.width % self.flow.head_width:
+            raise ConfigError(f"start.width: expected a multiple of flow.head_width, found {self.start.width}")
+        if self.flow.sites not in (1, self.codec.merge):
+            expected = f"1 or the codec's merge {self.codec.merge}"
+            raise ConfigError(f"flow.sites: expected {expected}, found {self.flow.sites}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of a token, c."""
+        per_site = 3 * self.codec.patch**2 if self.codec.kind == "patch" else self.codec.components
+        return per_site * self.codec.merge**2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens per column and per row of a frame, (h, w)."""
+        scale = self.codec.patch * self.codec.merge
+        return self.height // scale, self.width // scale

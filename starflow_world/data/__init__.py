@@ -1,0 +1,1 @@
+"""Episodes on disk, and the windows of them that training reads."""

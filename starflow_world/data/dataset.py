@@ -1,0 +1,162 @@
+"""Folders of episodes, and a memory-mapped copy of them for training."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+import h5py
+import numpy as np
+from starflow_world.errors import DataError
+from starflow_world.io.files import TEMPORARY, atomic, write_text
+from starflow_world.data.episodes import Episode, Header, episode_path, read_header, read_episode, FORMAT, NAME, DTYPES
+
+MAPPED = ("frames", "actions", "rewards", "terminated")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A memory-mapped copy of a dataset: N frames of all E episodes end to end. All arrays are read-only.
+
+    frames (N, H, W, 3) uint8, actions (N, A) float32, rewards (N,) float32, terminated (N,) bool;
+    offsets (E,) and lengths (E,) int64: episode e is offsets[e] : offsets[e] + lengths[e]; one text per episode.
+    """
+
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    texts: tuple[str, ...]
+    action_space_json: str
+
+    def window(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
+        """Own copies of frames, actions, rewards and terminated, rows start : start + length of one episode.
+
+        actions[0] of a window that starts in mid-episode is the action that led into it. Raises DataError when the
+        episode has fewer frames than asked for.
+        """
+        episodes = len(self.lengths)
+        if not (0 <= episode < episodes and 0 <= start and 0 < length and start + length <= self.lengths[episode]):
+            raise DataError(f"expected a window inside one of {episodes} episodes, found {episode=} {start=} {length=}")
+        rows = slice(begin := int(self.offsets[episode]) + start, begin + length)
+        return {key: getattr(self, key)[rows].copy() for key in MAPPED}
+
+
+class EpisodeDataset:
+    """The episodes of a folder in the order of their indices; every file is checked once, frames are read when asked.
+
+    A damaged or missing episode, or one whose frame size or space differs from the first, is a DataError;
+    with skip_bad it is left out and `bad` maps its file name to the reason. `texts` has one text per episode, `lengths`
+    (E,) int64 the frames of each, `action_space_json` the space they share, as the opaque JSON they were written with.
+    """
+
+    def __init__(self, folder: Path | str, *, skip_bad: bool = False) -> None:
+        self.folder = Path(folder)
+        self.bad: dict[str, str] = {}
+        self.paths: list[Path] = []
+        self._headers: list[Header] = []
+        for path in self._list():
+            try:
+                self._add(path)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.bad[path.name] = str(error)
+        if not self.paths:
+            raise DataError(f"{folder}: expected at least one good episode, found none; collect episodes into it first")
+        self.texts = tuple(header.text for header in self._headers)
+        self.lengths = np.array([header.shape[0] for header in self._headers], dtype=np.int64)
+        self.action_space_json = self._headers[0].space
+
+    def _list(self) -> list[Path]:
+        """All episode paths from index 0 to the highest, missing ones included."""
+        try:
+            names = sorted(os.listdir(self.folder))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.folder}: expected a folder of episodes, found {error}; collect one") from error
+        found: dict[int, str] = {}
+        for name in names:
+            match = NAME.fullmatch(name)
+            if match and (other := found.setdefault(int(match[1]), name)) != name:
+                raise DataError(f"{self.folder}: expected one file per index, found {other} and {name}; remove one")
+        if found and max(found) > 10 * len(found) + 1000:
+            raise DataError(f"{self.folder}: expected indices without large gaps, found {found[max(found)]}; renumber")
+        return [self.folder / found.get(i, episode_path("", i).name) for i in range(max(found, default=-1) + 1)]
+
+    def _add(self, path: Path) -> None:
+        """Check one file against itself and against the first of the dataset."""
+        header = read_header(path)
+        self._headers.append(header)
+        mine, first = ((h.shape[1:], h.action_size, h.space) for h in (header, self._headers[0]))
+        if mine != first:
+            self._headers.pop()
+            raise DataError(f"{path}: expected the frame size and space {first} of the first episode, found {mine}")
+        self.paths.append(path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Episode:
+        return read_episode(self.paths[index])
+
+    def key(self) -> str:
+        """Digest over the names, sizes and modification times of the files: changes when any file does."""
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
+        return hashlib.sha256(json.dumps([FORMAT, str(self.folder.resolve()), facts]).encode()).hexdigest()[:24]
+
+    def memory_map(self, cache_folder: Path | str | None = None) -> Windows:
+        """The uncompressed copy of this dataset, built once per content, in `cache_folder` (default: folder/.cache)."""
+        cache = Path(cache_folder) if cache_folder is not None else self.folder / ".cache"
+        target = cache / f"windows-{self.key()}"
+        try:
+            return self._open(target)
+        except (OSError, ValueError, KeyError, TypeError):
+            shutil.rmtree(target, ignore_errors=True)
+        if cache_folder is None:
+            for stale in cache.glob("windows-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=cache))
+        try:
+            self._build(building)
+            os.rename(building, target)
+        except OSError as error:
+            if not target.exists():  # else another process was faster, with the same content
+                raise DataError(f"{target}: expected to write here, found {error}; give a cache_folder") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return self._open(target)
+
+    def _build(self, folder: Path) -> None:
+        """Write the arrays of all episodes end to end as .npy files, then the index."""
+        total, first = int(self.lengths.sum()), self._headers[0]
+        shapes = {"frames": (total, *first.shape[1:]), "actions": (total, first.action_size)}
+        create = np.lib.format.open_memmap
+        arrays = {key: create(folder / f"{key}.npy", "w+", DTYPES[key], shapes.get(key, (total,))) for key in MAPPED}
+        for path, end in zip(self.paths, np.cumsum(self.lengths), strict=True):
+            episode = read_episode(path)
+            for key, array in arrays.items():
+                array[end - len(episode):end] = getattr(episode, key)
+        for array in arrays.values():
+            array.flush()
+        index = {"lengths": self.lengths.tolist(), "texts": self.texts, "space": self.action_space_json}
+        write_text(folder / "index.json", json.dumps(index))
+
+    def _open(self, folder: Path) -> Windows:
+        """Map a finished copy; OSError, ValueError or KeyError when it is not there or not whole."""
+        index = json.loads((folder / "index.json").read_text())
+        lengths = np.array(index["lengths"], dtype=np.int64)
+        arrays = {key: np.asarray(np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)) for key in MAPPED}
+        if any(len(array) != lengths.sum() or array.dtype != DTYPES[key] for key, array in arrays.items()):
+            raise ValueError("a memory-mapped copy that is not whole")
+        return Windows(**arrays, offsets=np.cumsum(lengths) - lengths, lengths=lengths, texts=tuple(index["texts"]),
+                       action_space_json=index["space"])

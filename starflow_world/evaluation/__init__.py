@@ -1,0 +1,1 @@
+"""How well a world knows its environment."""

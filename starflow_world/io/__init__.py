@@ -1,0 +1,1 @@
+"""Files, tensors, pictures and plots: reading and writing, without any model."""

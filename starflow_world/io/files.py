@@ -1,0 +1,161 @@
+"""Files: atomic writes (whoever reads a path sees the old content or the new, never a part) and tensor files.
+
+A sealed tensor file carries a digest of its own content: safetensors recognises a wrong length, not a wrong number.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from starflow_world.errors import CheckpointError, DataError, StarflowError
+
+TEMPORARY = ".writing-"
+SEAL, FACTS = "digest", "starflow_world"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DAMAGE = (  # what is raised on a file that is not what it says; RecursionError is a RuntimeError
+    SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError, KeyError, TypeError, AttributeError,
+)
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends without an error it is synced and takes the name.
+
+    After an error the temporary is removed and an existing file at `path` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_leftovers(folder: Path | str) -> None:
+    """Delete temporaries, files and folders, that a killed process left in `folder`."""
+    for leftover in Path(folder).glob(f"{TEMPORARY}*"):
+        if is_folder(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None:
+    """Write the record of a run into its folder, which must be new or of the same run: with the same record, or at
+    least the same under `key`. What a killed process left half-written there is removed. Raises DataError."""
+    wanted = json.loads(json.dumps(record))
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            old, new = (found, wanted) if key is None else (found[key], wanted[key])
+        except DAMAGE as damage:
+            raise DataError(f"{path}: expected the record of a run, found {damage!r:.120}; use a new folder") from None
+        if old != new:
+            raise DataError(f"{path}: expected {new}, found {old}, another run's; use a new folder")
+    try:
+        write_text(path, json.dumps(wanted, indent=1))
+    except OSError as error:
+        raise DataError(f"{path}: expected to write a file, found {error}; make room for it") from error
+    remove_leftovers(path.parent)
+
+
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *,
+    sealed: bool = False, error: type[StarflowError] = CheckpointError,
+) -> None:
+    """Write tensors to a safetensors file, atomically; `sealed` adds a digest to the metadata. Raises `error`."""
+    found = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    facts = dict(metadata or {})
+    if sealed:
+        facts[SEAL] = _seal(found, facts)
+    try:
+        with atomic(path) as temporary:
+            # Not save_file: it writes to a temporary of its own beside this one, which nobody removes if it is killed.
+            temporary.write_bytes(save(found, {FACTS: json.dumps(facts, sort_keys=True)}))
+    except (OSError, SafetensorError) as problem:
+        raise error(f"{path}: expected to write a file, found {problem}; make room for it") from None
+
+
+def read_tensors(
+    path: Path | str, error: type[StarflowError] = CheckpointError, *, sealed: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; every float is checked to be finite. Raises `error`.
+
+    A digest must fit where there is one; `sealed`: there must be one.
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise error(f"{path}: expected a safetensors file, found none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _unpacked(dict(file.metadata() or {}))
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
+        bad = [name for name, t in floats.items() if t.dtype not in FLOATS or not bool(torch.isfinite(t).all())]
+    except DAMAGE as damage:
+        raise error(f"{path}: expected a whole safetensors file, found damage: {damage}; fetch it again") from None
+    if bad:
+        raise error(f"{path}: {bad[0]}: expected finite numbers of 16 to 64 bits, found others")
+    if (sealed or SEAL in metadata) and metadata.get(SEAL) != _seal(tensors, metadata):
+        raise error(f"{path}: expected content that fits the file's own digest, found other: damaged; fetch it again")
+    return tensors, metadata
+
+
+def _unpacked(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata from its one entry (the library writes several in random order); older files have several."""
+    if FACTS not in metadata:
+        return metadata
+    facts = json.loads(metadata[FACTS])
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise ValueError("metadata that is no dictionary of strings")
+    return facts
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether there is a plain file at `path`; False too for a path that no file can have."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path | str) -> bool:
+    """Whether there is a folder at `path`; False too for a path that no folder can have."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of names, dtypes, shapes, numbers and metadata."""
+    facts = {key: value for key, value in metadata.items() if key != SEAL}
+    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,173 @@
+"""Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+import av
+import cv2
+import numpy as np
+
+from starflow_world.errors import DataError
+from starflow_world.io.files import atomic, is_file
+
+INK, PAPER = (235, 235, 235), (24, 24, 24)
+ZOOM = 4
+MOST_PIXELS = 1 << 24  # of a frame that is read
+DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
+
+
+class VideoWriter:
+    """Writes frames (H, W, 3) u8 to an H.264 MP4; the file takes its name when the block ends without an error."""
+
+    def __init__(self, path: Path | str, fps: int) -> None:
+        self._path = Path(path).with_suffix(".mp4")
+        self._fps = fps
+        self._stream: av.VideoStream | None = None
+
+    def __enter__(self) -> "VideoWriter":
+        with ExitStack() as files:
+            temporary = files.enter_context(atomic(self._path))
+            self._container = files.enter_context(av.open(str(temporary), "w", format="mp4"))
+            files.push(self._flush)
+            self._files = files.pop_all()
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one frame; all have one size, cut to even numbers of pixels."""
+        height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._fps)
+            self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+        size = self._stream.height, self._stream.width
+        if (height, width) != size:
+            raise DataError(f"video: expected {size[0]} x {size[1]} pixels, found {height} x {width}")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+
+    def _flush(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
+    """A picture or video file of which nothing is decoded yet; nothing larger than MOST_PIXELS ever will be."""
+    if not is_file(path):
+        raise ValueError("no file")
+    limit = {"max_pixels": str(MOST_PIXELS)}
+    with av.open(str(path), options=limit) as container:  # which may decode a frame to learn its size
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise ValueError("no known codec")
+        codec.options = limit
+        if not 0 < codec.width * codec.height <= MOST_PIXELS:
+            raise ValueError(f"frames of more than {MOST_PIXELS} pixels, or of no known size; make them smaller")
+        yield container
+
+
+def read_picture(path: Path | str) -> np.ndarray:
+    """A picture file as (H, W, 3) u8. Raises DataError."""
+    try:
+        with _opened(path):
+            picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError("none that can be read")
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a picture (PNG, JPEG), found {error}") from None
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarray]:
+    """`most` frames (H, W, 3) u8 of a video file from number `start` on, or those that there are, at least one. Raises
+    DataError."""
+    count = 0
+    try:
+        with _opened(path) as container:
+            for frame in islice(container.decode(video=0), start, start + most):
+                yield frame.to_ndarray(format="rgb24")
+                count += 1
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
+    if not count:
+        raise DataError(f"{path}: expected a video, found no frames")
+
+
+def measure_video(path: Path | str) -> tuple[int, float]:
+    """Frames and frames per second of a video file, of which nothing is decoded. Raises DataError."""
+    try:
+        with _opened(path) as container:
+            fps = float(container.streams.video[0].average_rate or 0)
+            return sum(bool(packet.size) for packet in container.demux(video=0)), fps
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
+
+
+def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame (H, W, 3) u8 scaled to cover (height, width), and its middle cut out."""
+    height, width = size
+    factor = max(height / frame.shape[0], width / frame.shape[1])
+    large = max(round(frame.shape[0] * factor), height), max(round(frame.shape[1] * factor), width)
+    if large != frame.shape[:2]:
+        method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        frame = np.asarray(cv2.resize(frame, (large[1], large[0]), interpolation=method), np.uint8)
+    top, left = (large[0] - height) // 2, (large[1] - width) // 2
+    return np.ascontiguousarray(frame[top : top + height, left : left + width])
+
+
+def write_png(path: Path | str, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) u8 as PNG, atomically."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise DataError(f"{path}: expected a picture (H, W, 3) uint8, found {picture.dtype} {picture.shape}")
+    with atomic(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
+    """Every pixel of (H, W, 3) as a square of factor x factor."""
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def caption(picture: np.ndarray, lines: Sequence[str], size: float = 0.45) -> np.ndarray:
+    """The picture with lines of text on a strip below it."""
+    height = int(46 * size)
+    strip = np.full((height * len(lines) + 6, picture.shape[1], 3), PAPER, np.uint8)
+    for number, line in enumerate(lines):
+        place = (8, height * (number + 1) - 3)
+        cv2.putText(strip, line, place, cv2.FONT_HERSHEY_SIMPLEX, size, INK, 1, cv2.LINE_AA)
+    return np.concatenate((picture, strip))
+
+
+def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], gap: int = 8) -> np.ndarray:
+    """Pictures of one height next to each other, each under its title."""
+    parts: list[np.ndarray] = []
+    for picture, title in zip(pictures, titles, strict=True):
+        bar = np.full((24, picture.shape[1], 3), PAPER, np.uint8)
+        cv2.putText(bar, title, (8, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+        column = np.concatenate((bar, picture))
+        parts += [column, np.full((len(column), gap, 3), PAPER, np.uint8)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def compared(frames: Mapping[str, np.ndarray], lines: Sequence[str]) -> np.ndarray:
+    """A world's frames by their titles, enlarged next to each other, with lines of text below."""
+    return caption(side_by_side([enlarge(frame, ZOOM) for frame in frames.values()], list(frames)), lines)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 6) -> np.ndarray:
+    """Pictures of one size as a sheet with `columns` columns."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = picture
+    return sheet

@@ -1,0 +1,1 @@
+"""The trained parts of a world around its flow, and their checkpoints."""

@@ -1,0 +1,67 @@
+"""All trained parts of a world in one module: its state dict is the checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from starflow_world.codec import make_codec
+from starflow_world.codec.wan import VAE_FILES, WanCodec
+from starflow_world.config.world import WorldConfig
+from starflow_world.flow import Flow
+from starflow_world.flow.diffusion import Diffusion
+from starflow_world.model.actions import ActionEncoder, space_from_json
+from starflow_world.model.reward_head import OutcomeHead
+from starflow_world.model.t5 import T5Text, local_folder
+from starflow_world.model.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """Texts -> states (B, L, width), each in the prompt that a published model reads."""
+
+    encoder: T5Text
+    template: str
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Each distinct text is encoded once, or read from the encoder's folder."""
+        return self.encoder.encode([self.template.replace("{}", text) for text in texts])
+
+
+class Networks(nn.Module):
+    """codec, flow, action encoder, and text encoder, start diffusion and outcome head where the config has them.
+
+    A published video model's text encoder and codec (`video`) are no parts of a checkpoint; `attach` loads them.
+    """
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codec = make_codec(config)
+        self.flow = Flow(config.flow)
+        self.action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width)
+        self.text: TextEncoder | PublishedText | None = TextEncoder(config.text) if config.text.kind == "t5" else None
+        self.video: WanCodec | None = None
+        self.start = Diffusion(config.start, config.flow) if config.start.width else None
+        self.outcome = None
+        if config.outcome.width:
+            self.outcome = OutcomeHead(config.outcome, config.flow)
+
+    def attach(self, prompts: Path, device: torch.device, dtype: torch.dtype) -> None:
+        """Load what the config names as `published`; `prompts`: folder for states of texts. Raises CheckpointError."""
+        parts = self.config.published
+        assert parts is not None
+        encoder = T5Text(parts.text, self.config.text.length, cache=prompts, device=device, dtype=dtype)
+        self.text = PublishedText(encoder, parts.template)
+        folder = local_folder(parts.codec, VAE_FILES)
+        self.video = WanCodec.load(folder, device=device, dtype=dtype, later=parts.later)
+        self.video.check(self.config.channels, self.config.codec.patch)
+
+    def encode_text(self, texts: list[str]) -> Tensor | None:
+        """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""
+        if self.text is None:
+            return None
+        distinct = sorted(set(texts))
+        return self.text(distinct)[[distinct.index(text) for text in texts]]

@@ -1,0 +1,82 @@
+"""Reward and end of a frame, from what the deep block knows and the frame itself.
+
+A stateless head: a site network looks at the noisy latent frame under the text, each site is told the hidden state of
+its token (it has seen text, history and action) unless the config says that the frame is enough, the features are
+summed over the frame and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from starflow_world.config.world import FlowConfig, OutcomeConfig
+from starflow_world.flow.sites import SiteConv, SiteNet, pooled_text, to_sites
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """reward_logits (..., bins) and end_logit (...)."""
+
+    reward_logits: Tensor
+    end_logit: Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of symlog."""
+    return x.sign() * x.abs().expm1()
+
+
+class OutcomeHead(nn.Module):
+    """hidden (B, n, d) or None, noisy latents x (B, n, c) and text (B, L, text width) -> Outcome of the frame."""
+
+    bins: Tensor
+
+    def __init__(self, config: OutcomeConfig, flow: FlowConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
+        if self.project is not None:  # the frame alone first: what many hidden numbers add is noise at first
+            nn.init.zeros_(self.project.weight)
+        self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
+        self.mix = SiteConv(width, width)
+        self.read = nn.Linear(width, config.bins + 1)
+        largest = math.log1p(config.largest_reward)
+        bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
+        self.register_buffer("bins", bins, persistent=False)
+
+    def forward(self, hidden: Tensor | None, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
+        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,). hidden is None for no history only."""
+        dtype = self.read.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype))
+            if self.project is not None:
+                assert hidden is not None
+                sites = sites + to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
+            pooled = F.gelu(self.mix(F.gelu(sites))).sum((-1, -2))
+            out = self.read(pooled)
+        return Outcome(out[..., :-1], out[..., -1])
+
+    def reward(self, outcome: Outcome) -> Tensor:
+        """Expected reward (...)."""
+        return symexp((outcome.reward_logits.softmax(-1) * self.bins).sum(-1))
+
+    def loss(self, outcome: Outcome, reward: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropies (...) of rewards against the two-hot bins, and of ends (0 or 1)."""
+        place = symlog(reward).clamp(self.bins[0], self.bins[-1])
+        step = self.bins[1] - self.bins[0]
+        position = (place - self.bins[0]) / step
+        low = position.floor().long().clamp(max=len(self.bins) - 2)
+        share = (position - low).clamp(0, 1)
+        logs = outcome.reward_logits.log_softmax(-1)
+        below, above = logs.gather(-1, low[..., None])[..., 0], logs.gather(-1, low[..., None] + 1)[..., 0]
+        reward_loss = -((1 - share) * below + share * above)
+        target = end.to(outcome.end_logit.dtype)
+        return reward_loss, F.binary_cross_entropy_with_logits(outcome.end_logit, target, reduction="none")

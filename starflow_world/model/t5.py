@@ -1,0 +1,120 @@
+"""Text for published models: the states of a T5 encoder, computed once per prompt and kept on disk.
+
+As published: padded to L tokens, padding is masked inside T5, its states are zero, and the flow attends to them. A
+prompt that needs more than L tokens is refused (the published program cuts it, and with it the aspect at its end).
+Weights are read as safetensors only.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow_world.errors import CheckpointError, DataError
+from starflow_world.io.files import is_file, read_tensors, write_tensors
+
+FILES = ("*.json", "*.safetensors", "*.model")
+SMALL, SAMPLES, SAMPLE = 1 << 22, 64, 1 << 16
+
+
+class T5Text:
+    """Strings -> (B, L, width) by the T5 encoder in a local folder, or that of a hub name.
+
+    `cache`: folder for states, one file per prompt; the encoder is loaded when a prompt is not there. A file is named
+    by the digest of prompt, length, dtype and encoder, so another encoder's states are never taken.
+    """
+
+    def __init__(
+        self, source: str, length: int, *, cache: Path | str | None = None, device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.folder, self.length = local_folder(source, FILES), length
+        self.device, self.dtype = torch.device(device), dtype
+        self.cache = None if cache is None else Path(cache)
+        self._identity: str | None = None
+        self._loaded: tuple[Any, Any] | None = None
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Texts (B) -> states (B, L, width) in float32, on the device."""
+        distinct = {text: self._states(text) for text in dict.fromkeys(texts)}
+        return torch.stack([distinct[text] for text in texts]).to(self.device)
+
+    def _states(self, text: str) -> Tensor:
+        path = None if self.cache is None else self.cache / f"{self._digest(text)}.safetensors"
+        if path is not None and is_file(path):
+            tensors, _ = read_tensors(path, sealed=True)
+            states = tensors.get("states", torch.empty(0))
+            if states.ndim == 2 and len(states) == self.length:
+                return states.float()
+            raise CheckpointError(f"{path}: expected {self.length} states, found {tuple(states.shape)}; delete it")
+        states = self._run(text)
+        if path is not None:
+            write_tensors(path, {"states": states}, {"text": text, "encoder": str(self.folder)}, sealed=True)
+        return states
+
+    def _digest(self, text: str) -> str:
+        if self._identity is None:
+            self._identity = identity(self.folder)
+        facts = [text, self.length, str(self.dtype), self._identity]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @torch.no_grad()
+    def _run(self, text: str) -> Tensor:
+        tokenizer, model = self._load()
+        count = len(tokenizer(text).input_ids)
+        if count > self.length:
+            raise DataError(f"prompt: expected at most {self.length} tokens, found {count}; shorten {text!r:.80}")
+        inputs = tokenizer(text, padding="max_length", max_length=self.length, return_tensors="pt").to(self.device)
+        ids, present = inputs.input_ids, inputs.attention_mask
+        with torch.autocast(self.device.type, enabled=False):  # the same states whatever the caller runs in
+            states = model(input_ids=ids, attention_mask=present).last_hidden_state
+        return (states * present[:, :, None])[0].float().cpu()
+
+    def _load(self) -> tuple[Any, Any]:
+        """Tokenizer and encoder; loaded once."""
+        if self._loaded is None:
+            from transformers import AutoTokenizer, T5EncoderModel
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+                model = T5EncoderModel.from_pretrained(
+                    self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
+                )
+            except Exception as error:  # of many kinds: what a foreign folder lacks
+                reason = str(error).partition("\n")[0]
+                raise CheckpointError(f"{self.folder}: expected a T5 encoder, found {reason:.200}") from None
+            self._loaded = tokenizer, model.to(self.device).eval()
+        return self._loaded
+
+
+def local_folder(source: str, files: Sequence[str]) -> Path:
+    """`source` if it is a folder, else the folder of the hub's files of that name, fetched if it is not here yet."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(str(snapshot_download(source, allow_patterns=list(files))))
+    except Exception as error:  # network, names, rights
+        reason = str(error).partition("\n")[0]
+        expected = "a folder or a name on the hub"
+        raise CheckpointError(f"{source}: expected {expected}, found neither: {reason:.200}") from None
+
+
+def identity(folder: Path) -> str:
+    """A digest of the files of a model: small ones whole, of large ones their size and evenly spaced samples."""
+    found = hashlib.sha256()
+    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            if size <= SMALL:
+                found.update(file.read())
+            for index in range(SAMPLES if size > SMALL else 0):
+                file.seek(index * (size - SAMPLE) // (SAMPLES - 1))
+                found.update(file.read(SAMPLE))
+    return found.hexdigest()

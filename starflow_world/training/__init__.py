@@ -1,0 +1,5 @@
+"""Training of worlds and of video models."""
+
+from starflow_world.training.world import train
+
+__all__ = ["train"]

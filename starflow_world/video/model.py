@@ -1,0 +1,204 @@
+"""Text-, image- and video-to-video by a converted STARFlow-V; the video is written as it is made.
+
+As published: the noise level is in the prompt and on given frames, the text-free half of guidance reads an empty
+caption, long videos slide a window over u. Given frames are encoded once; their noisy latents are not sampled anew.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from starflow_world.codec.wan import VAE_FILES, WanCodec
+from starflow_world.config.video import FRAMES, PIXELS, VideoConfig, latent_frames
+from starflow_world.errors import ConfigError
+from starflow_world.flow import Flow, Inverse
+from starflow_world.io.media import VideoWriter, fitted, read_picture, read_video, write_png
+from starflow_world.model.t5 import T5Text, local_folder
+from starflow_world.model.video_checkpoint import load_flow, load_video
+from starflow_world.noise import make_key, normals
+from starflow_world.video.pipeline import Task, synthesize
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+ENCODED = 4
+"""Latent frames that are encoded at a time."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to show. One of `image` and `video` at most: an image is the first frame; a video is translated, or, with
+    `extend`, goes on. `fps` 0 and `guidance` None: those of the model. `frames`: 1 + 4k, of the result."""
+
+    prompt: str
+    frames: int = 81
+    aspect: str = "16:9"
+    fps: int = 0
+    guidance: float | None = None
+    seed: int = 0
+    image: Path | None = None
+    video: Path | None = None
+    extend: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image is not None and self.video is not None:
+            raise ConfigError("image, video: expected one of them at most, found both")
+        if self.extend and self.video is None:
+            raise ConfigError("extend: expected a video to go on with, found none")
+        if self.guidance is not None and not 0 <= self.guidance < np.inf:
+            raise ConfigError(f"guidance: expected a number >= 0, found {self.guidance}")
+        if self.seed < 0 or self.fps < 0:
+            raise ConfigError(f"seed, fps: expected numbers >= 0, found {self.seed}, {self.fps}")
+        if latent_frames(self.frames) == 1 and (self.image is not None or self.video is not None):
+            raise ConfigError("frames: expected at least 5 after an image or a video, found 1")
+
+
+class VideoModel:
+    """A flow with the text encoder and the codec that it was trained with."""
+
+    def __init__(self, config: VideoConfig, flow: Flow, text: T5Text, codec: WanCodec) -> None:
+        codec.check(config.flow.channels, PIXELS)
+        self.config, self.flow, self.text, self.codec = config, flow, text, codec
+        self.device = flow.deep.start.device
+
+    @staticmethod
+    def load(
+        folder: Path | str, *, text: str = "", codec: str = "", cache: Path | None = None, device: str = "auto",
+        dtype: str = "auto",
+    ) -> "VideoModel":
+        """The model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names instead of
+        those of its config; `cache`: folder for the states of prompts. Raises CheckpointError, ConfigError."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto":
+            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype: expected auto, {' or '.join(DTYPES)}, found {dtype!r}")
+        config, _ = load_video(folder)
+        kind = DTYPES[dtype]
+        encoder = T5Text(text or config.text, config.flow.text_length, cache=cache, device=device, dtype=kind)
+        vae = WanCodec.load(
+            local_folder(codec or config.codec, VAE_FILES), device=device, dtype=kind, later=config.later
+        )
+        return VideoModel(config, load_flow(folder, device=device, dtype=kind), encoder, vae)
+
+    def task(self, request: Request) -> tuple[Task, int]:
+        """What the flow has to do, and how many frames of that are not part of the result (a translated source)."""
+        config, key = self.config, make_key(request.seed)
+        given = self._given(request, key)
+        known = 0 if given is None else given.shape[1]
+        translated = request.video is not None and not request.extend
+        total = latent_frames(request.frames) + (known if translated else 0)
+        if total <= known:
+            count = 1 + FRAMES * (known - 1)
+            raise ConfigError(f"frames: expected more than the {count} given, found {request.frames}")
+        text, null_text = self._texts(request, "v2v" if translated else "")
+        h, w = config.grid(request.aspect)
+        noise = torch.cat([
+            normals(torch.tensor([key]), torch.tensor([t]), "prior", (1, h * w, config.flow.channels))
+            for t in range(known, total)
+        ], dim=1).to(self.device)
+        window = min(max(config.window, total if translated else 0), total)
+        guidance = config.guidance if request.guidance is None else request.guidance
+        return Task(
+            noise, text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
+            null_text=null_text, guidance=guidance, given=given,
+            denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
+        ), known if translated else 0
+
+    def _texts(self, request: Request, task: str) -> tuple[Tensor, Tensor]:
+        fps = 0 if request.frames == 1 else request.fps or self.config.fps
+        words = self.config.prompt(request.prompt, fps=fps, aspect=request.aspect, task=task)
+        nothing = self.config.prompt("", fps=fps, aspect=request.aspect)
+        text, null_text = self.text.encode([words, nothing]).split(1)
+        return text, null_text
+
+    def _given(self, request: Request, key: int) -> Tensor | None:
+        """Noisy latents (1, P, n, c) of the frames that the user gave."""
+        size = self.config.size(request.aspect)
+        if request.image is not None:
+            frames: Iterable[np.ndarray] = [read_picture(request.image)]
+        elif request.video is not None:
+            frames = read_video(request.video, most=request.frames)
+        else:
+            return None
+        return torch.cat(list(self.noisy(frames, size, torch.tensor([key]))), dim=1)
+
+    def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
+        """Noisy latents (K, t, n, c) of a clip, piece by piece as its frames (H, W, 3) u8 come: K draws of the
+        posterior and of the noise, by keys (K,). What is left of a clip behind 1 + 4k frames is not looked at."""
+        stream, memory, done, count = iter(frames), None, 0, 1
+        while piece := list(islice(stream, count)):
+            whole = len(piece) // FRAMES * FRAMES if done else 1
+            if not whole:
+                break
+            clip = torch.from_numpy(np.stack([fitted(frame, size) for frame in piece[:whole]]))[None]
+            x, memory = self.codec.encode(clip, memory, keys=keys)
+            steps = torch.arange(done, done + x.shape[1])
+            noise = [normals(keys, t.expand_as(keys), "observation", x.shape[2:]) for t in steps]
+            yield x.to(self.device) + self.config.noise_level * torch.stack(noise, dim=1).to(self.device)
+            done, count = done + x.shape[1], ENCODED * FRAMES
+
+    def run(
+        self, request: Request, show: Callable[[np.ndarray], None], *, said: Callable[[Inverse], None] = lambda _: None,
+        apart: bool | None = None,
+    ) -> None:
+        """`show` gets the frames (H, W, 3) u8 of the result one by one, as they are made; `said`, `apart` as for
+        `synthesize`."""
+        task, hidden = self.task(request)
+        done, memory = 0, None
+
+        def emit(latents: Tensor) -> None:
+            nonlocal done, memory
+            done, latents = done + latents.shape[1], latents[:, max(hidden - done, 0) :]
+            if latents.shape[1]:
+                frames, memory = self.codec.decode(latents, task.grid, memory)
+                for frame in frames[0].cpu().numpy():
+                    show(frame)
+
+        synthesize(self.flow, task, self.config.decode, emit, said=said, apart=apart)
+
+
+@dataclass
+class Progress:
+    """A bar with frames per second and sweeps per latent frame."""
+
+    bar: tqdm
+    frames: int = 0
+    sweeps: int = 0
+    open: int = 0
+
+    def __call__(self, solved: Inverse) -> None:
+        """One more latent frame."""
+        self.frames += 1
+        self.sweeps += int(solved.sweeps.max())
+        self.open += int(not solved.converged.all())
+        self.bar.set_postfix_str(f"{self.sweeps / self.frames:.1f} sweeps per latent frame", refresh=False)
+        self.bar.update(FRAMES if self.bar.total is None else min(FRAMES, self.bar.total - self.bar.n))
+
+
+def generate(model: VideoModel, request: Request, out: Path) -> Path:
+    """Write a video (MP4), or a picture (PNG) if one frame is asked for; returns its path. What is in the way of an
+    unfinished one stays as it was."""
+    still = request.frames == 1
+    out = out.with_suffix(".png" if still else ".mp4")
+    fps = request.fps or model.config.fps
+    with ExitStack() as stack:
+        total = None if request.extend else request.frames - int(request.image is not None)
+        bar = stack.enter_context(tqdm(total=total, unit="frame", file=sys.stderr, desc=out.name))
+        progress = Progress(bar)
+        if still:
+            model.run(request, lambda frame: write_png(out, frame), said=progress)
+        else:
+            video = stack.enter_context(VideoWriter(out, fps))
+            model.run(request, video.add, said=progress)
+    if progress.open:
+        print(f"{progress.open} of {progress.frames} latent frames did not converge within "
+              f"{model.config.decode.max_sweeps} sweeps per chunk", file=sys.stderr)
+    return out

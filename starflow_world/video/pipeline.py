@@ -1,0 +1,128 @@
+"""From noise and conditions to frames, by a video flow: the deep block frame by frame, and what follows behind it.
+
+    noise --deep block, guided--> u --shallow blocks--> noisy latents --denoiser, in windows--> latents --> codec
+
+A frame leaves as soon as the windows of the denoiser allow. On a GPU all that follows the deep block runs in a thread
+and a stream of its own, while the deep block is at the next frame; the numbers are the same.
+
+Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, L text length.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow_world.config.world import DecodeConfig
+from starflow_world.flow import Flow, Inverse, Tables, sample_frames
+
+BEHIND = 4
+"""Frames that may wait for what follows the deep block."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """noise (B, T, n, c) behind text (B, L, w) and given noisy latents (B, P, n, c), if any; `guidance` w > 0 needs a
+    null text. `window` and `context`: latent frames that the deep block sees, and that it keeps when it slides."""
+
+    noise: Tensor
+    text: Tensor | None
+    grid: tuple[int, int]
+    window: int
+    context: int
+    null_text: Tensor | None = None
+    guidance: float = 0.0
+    given: Tensor | None = None
+    denoise_window: int = 21
+    denoise_overlap: int = 10
+
+    @property
+    def frames(self) -> int:
+        """P + T."""
+        return self.noise.shape[1] + (0 if self.given is None else self.given.shape[1])
+
+
+def synthesize(
+    flow: Flow, task: Task, decode: DecodeConfig, emit: Callable[[Tensor], None], *,
+    said: Callable[[Inverse], None] = lambda solved: None, apart: bool | None = None,
+) -> None:
+    """Run a task: `emit` gets clean latents (B, k, n, c) of all P + T frames, in order, as they are made.
+
+    A flow without a denoiser gives noisy ones. `said` is told of every new frame. `apart`: whether what follows the
+    deep block runs in a thread of its own (none: on a GPU).
+    """
+    device = flow.deep.start.device
+    tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
+    with torch.no_grad(), flow.products():
+        prefix = None if task.given is None else flow.shallow_forward(task.given, tables)[0]
+    finish = _Finish(flow, task, tables, emit)
+    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, flow.products():
+        for solved in sample_frames(
+            flow, task.noise, task.text, tables, null_text=task.null_text, guidance=task.guidance, prefix=prefix,
+            window=task.window, context=task.context, chunk=decode.chunk, tolerance=decode.tolerance,
+            max_sweeps=decode.max_sweeps,
+        ):
+            behind.do(finish, solved.tokens)
+            said(solved)
+
+
+class _Finish:
+    """What follows the deep block. Frames come in order; given ones are there, as noisy latents, from the beginning."""
+
+    def __init__(self, flow: Flow, task: Task, tables: Tables, emit: Callable[[Tensor], None]) -> None:
+        self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
+        self.x: list[Tensor] = [] if task.given is None else list(task.given.split(1, dim=1))
+        window, overlap = task.denoise_window, task.denoise_overlap
+        whole = [(slice(k, k + 1), slice(0, 1)) for k in range(task.frames)]
+        windows = flow.denoise_windows(task.frames, window=window, overlap=overlap) if flow.denoiser else whole
+        self.windows = list(windows)
+
+    def __call__(self, u: Tensor) -> None:
+        """One more frame u (B, n, c)."""
+        with torch.no_grad(), self.flow.products():
+            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
+            while self.windows and self.windows[0][0].stop <= len(self.x):
+                seen, kept = self.windows.pop(0)
+                x = torch.cat(self.x[seen], dim=1)
+                clean = self.flow.denoise(x, self.task.text, self.tables) if self.flow.denoiser else x
+                self.emit(clean[:, kept])
+
+
+class _Behind:
+    """Does work in order: at once, or apart in a thread, on a GPU with a stream of its own."""
+
+    def __init__(self, device: torch.device, apart: bool) -> None:
+        self.pool = ThreadPoolExecutor(1) if apart else None
+        self.stream = torch.cuda.Stream(device) if apart and device.type == "cuda" else None
+        self.waiting: list[Future[None]] = []
+
+    def __enter__(self) -> "_Behind":
+        return self
+
+    def do(self, work: Callable[[Tensor], None], tensor: Tensor) -> None:
+        """work(tensor), behind what was to be done before."""
+        if self.pool is None:
+            work(tensor)
+            return
+        ready = torch.cuda.current_stream().record_event() if self.stream is not None else None
+        self.waiting.append(self.pool.submit(self._run, work, tensor, ready))
+        while len(self.waiting) > BEHIND or (self.waiting and self.waiting[0].done()):
+            self.waiting.pop(0).result()
+
+    def _run(self, work: Callable[[Tensor], None], tensor: Tensor, ready: Any) -> None:
+        if self.stream is None:
+            work(tensor)
+            return
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            tensor.record_stream(self.stream)
+            work(tensor)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=kind is not None)
+        for future in self.waiting if kind is None else ():
+            future.result()

@@ -1,0 +1,274 @@
+"""What a video model needs, from arithmetic: parameters, memory, operations, and the time below which no GPU gets.
+
+Weights are counted as `load_flow` holds them to run in bfloat16, the cache as `KVCache` allocates it: keys (rotated
+when they are written) and values in bfloat16, one row per half of guidance, text included. A pass over tokens takes at
+least the time to read its weights and keys, and at least that of its products. Shapes: n tokens per frame, c channels,
+d width, L text length. Text encoder and codec are not counted.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from starflow_world.config.video import VideoConfig, latent_frames
+from starflow_world.config.world import FlowConfig
+from starflow_world.errors import ConfigError
+from starflow_world.flow import Flow
+from starflow_world.flow.precision import running_dtypes
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Memory in bytes, bytes per second, bfloat16 operations per second (dense), as its maker states them."""
+
+    memory: float
+    bandwidth: float
+    operations: float
+
+
+GPUS = {
+    "h200": Gpu(141e9, 4.8e12, 989e12),
+    "h100": Gpu(80e9, 3.35e12, 989e12),
+    "a100": Gpu(80e9, 2.039e12, 312e12),
+    "rtx4090": Gpu(24e9, 1.008e12, 165e12),
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the flow of `config` needs for frames of n = `tokens` tokens."""
+
+    config: FlowConfig
+    tokens: int
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, int]:
+        """Parameters of each part."""
+        return {part: small + large for part, (small, large) in self._weights().items()}
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of each part: matrices of products in bfloat16; norms, start tokens and heads in float32."""
+        return {part: 4 * small + 2 * large for part, (small, large) in self._weights().items()}
+
+    def _weights(self) -> dict[str, tuple[int, int]]:
+        flow, c = self.config, self.config.channels
+
+        def block(width: int, layers: int, text: int, out: int) -> tuple[int, int]:
+            small = layers * 4 * width + width + (width + 1) * out
+            return small, (c + 1) * width + (text + bool(text)) * width + layers * (12 * width**2 + 9 * width)
+
+        def start(counts: tuple[int, int], times: int = 1) -> tuple[int, int]:
+            return times * (counts[0] + c), times * counts[1]
+
+        text = flow.text_width if flow.denoiser_text else 0
+        parts = {
+            "shallow": start(block(flow.shallow_width, flow.shallow_layers, 0, 2 * c), flow.shallow_blocks),
+            "deep": start(block(flow.deep_width, flow.deep_layers, flow.text_width, 2 * c)),
+        }
+        if flow.denoiser_layers:
+            parts["denoiser"] = block(flow.denoiser_width, flow.denoiser_layers, text, c)
+        return parts
+
+    # ---- the deep block ------------------------------------------------------------------------------------------
+
+    def cache_bytes(self, frames: int, *, guided: bool) -> int:
+        """Keys and values of a window of `frames` latent frames behind the text."""
+        positions = self.config.text_length + frames * self.tokens
+        return 2 * 2 * self.config.deep_layers * (1 + guided) * positions * self.config.deep_width
+
+    def sweep_operations(self, chunk: int, length: int, *, guided: bool, dense: bool = False) -> float:
+        """One pass of the deep block over `chunk` tokens behind `length` positions. Keys that a query may not see do
+        not count, or, `dense`, do."""
+        flow, d = self.config, self.config.deep_width
+        keys = length + (chunk if dense else (chunk + 1) / 2)
+        per_token = 6 * flow.channels * d + flow.deep_layers * (24 * d**2 + 4 * d * keys)
+        shared = 2 * flow.channels * d + 6 * d**2  # the halves are alike until the first layer attends to the text
+        return chunk * ((1 + guided) * per_token - guided * shared)
+
+    def sweep_bytes(self, chunk: int, length: int, *, guided: bool) -> float:
+        """Weights, keys and values that such a pass reads."""
+        flow = self.config
+        weights = self.weight_bytes()["deep"] - 2 * (flow.text_width + 1) * flow.deep_width
+        return weights + (1 + guided) * (length + chunk) * 4 * flow.deep_layers * flow.deep_width
+
+    def sweep_seconds(self, gpu: Gpu, chunk: int, length: int, *, guided: bool) -> float:
+        """The floor of such a pass."""
+        return max(
+            self.sweep_bytes(chunk, length, guided=guided) / gpu.bandwidth,
+            self.sweep_operations(chunk, length, guided=guided) / gpu.operations,
+        )
+
+    def deep_seconds(self, gpu: Gpu, frames: int, chunk: int, *, guided: bool) -> float:
+        """The floor of one sweep over every chunk of a window, chunk after chunk."""
+        starts = [(t * self.tokens + k, min(chunk, self.tokens - k))
+                  for t in range(frames) for k in range(0, self.tokens, chunk)]
+        text = self.config.text_length
+        return sum(self.sweep_seconds(gpu, size, text + start, guided=guided) for start, size in starts)
+
+    # ---- around it -----------------------------------------------------------------------------------------------
+
+    def shallow_operations(self) -> float:
+        """One sweep of every shallow block over a frame."""
+        flow, n, d = self.config, self.tokens, self.config.shallow_width
+        layers = flow.shallow_layers * (24 * d**2 + 4 * d * (n + 1) / 2)
+        return flow.shallow_blocks * n * (6 * flow.channels * d + layers)
+
+    def denoiser_operations(self, frames: int) -> float:
+        """One window of the denoiser; of its band of frames only what is seen counts."""
+        flow, d = self.config, self.config.denoiser_width
+        text = flow.text_length if flow.denoiser_text else 0
+        seen = text + min(flow.denoiser_window + 1, frames) * self.tokens
+        per_token = flow.denoiser_layers * (24 * d**2 + 4 * d * seen) + 4 * flow.channels * d
+        return (frames * self.tokens) * per_token + text * flow.denoiser_layers * 24 * d**2
+
+    def activation_bytes(self, chunk: int, frames: int, *, guided: bool) -> float:
+        """About: residuals, projections and mask of one pass of the deep block over `chunk` tokens."""
+        rows, positions = 1 + guided, self.config.text_length + frames * self.tokens
+        return rows * chunk * (self.config.deep_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
+
+    def denoiser_bytes(self, frames: int) -> float:
+        """About: the same of a window of the denoiser, whose mask is as large as its sequence squared."""
+        text = self.config.text_length if self.config.denoiser_text else 0
+        positions = text + frames * self.tokens
+        return positions * (self.config.denoiser_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
+
+
+def plan(
+    config: VideoConfig, gpu: str, *, aspect: str = "16:9", frames: int = 81, guidance: float | None = None,
+    sweeps: Sequence[int] = (2, 4, 8),
+) -> str:
+    """A report on `frames` frames of one video at this aspect on a GPU of GPUS."""
+    if gpu not in GPUS:
+        raise ConfigError(f"gpu: expected one of {', '.join(GPUS)}, found {gpu!r}")
+    machine, guided = GPUS[gpu], bool(config.guidance if guidance is None else guidance)
+    height, width = config.size(aspect)
+    h, w = config.grid(aspect)
+    needs, total = Needs(config.flow, h * w), latent_frames(frames)
+    head = (f"{config.name} on {gpu}: {frames} frames of {height} x {width} = {total} latent frames of {h} x {w} "
+            f"tokens, {'with' if guided else 'without'} guidance, window {config.window}")
+    parts = [head, *_weights(needs), *_caches(config, needs), *_sweeps(config, needs, machine, guided)]
+    return "\n".join([*parts, *_clip(config, needs, machine, total, guided, sweeps)])
+
+
+def _weights(needs: Needs) -> list[str]:
+    counts, sizes = needs.parameters(), needs.weight_bytes()
+    rows = [f"  {part:10}{count / 1e9:12.3f} B{sizes[part] / GIB:12.2f} GiB" for part, count in counts.items()]
+    whole = f"  {'all':10}{sum(counts.values()) / 1e9:12.3f} B{sum(sizes.values()) / GIB:12.2f} GiB"
+    return ["", "weights        parameters    in bfloat16", *rows, whole]
+
+
+def _caches(config: VideoConfig, needs: Needs) -> list[str]:
+    lengths = sorted({1, 6, 11, 16, config.window, 2 * config.window})
+    rows = []
+    for frames in lengths:
+        alone, both = (needs.cache_bytes(frames, guided=guided) / GIB for guided in (False, True))
+        positions = needs.config.text_length + frames * needs.tokens
+        rows.append(f"  {frames:3} latent frames {positions:9} positions{alone:10.2f} GiB{both:10.2f} GiB")
+    return ["", "keys and values, bfloat16                 unguided        guided", *rows]
+
+
+def _sweeps(config: VideoConfig, needs: Needs, gpu: Gpu, guided: bool) -> list[str]:
+    lengths = [needs.config.text_length + frames * needs.tokens for frames in (1, 5, 10, config.window - 1)]
+    rows = []
+    for chunk in sorted({32, 128, config.decode.chunk or needs.tokens, needs.tokens}):
+        cells = []
+        for length in lengths:
+            seconds = needs.sweep_seconds(gpu, chunk, length, guided=guided)
+            read = needs.sweep_bytes(chunk, length, guided=guided) / gpu.bandwidth
+            cells.append(f"{1e3 * seconds:9.2f} {'read' if read >= seconds else 'math'}")
+        rows.append(f"  {chunk:5} tokens{''.join(cells)}")
+    head = "".join(f"{length:9} pos" + " " for length in lengths)
+    title = "least ms per deep sweep, by reading or by products, behind so many positions"
+    return ["", title, f"  {'':12}{head}", *rows]
+
+
+def _clip(
+    config: VideoConfig, needs: Needs, gpu: Gpu, frames: int, guided: bool, sweeps: Sequence[int]
+) -> list[str]:
+    window, chunk = min(frames, config.window), config.decode.chunk or needs.tokens
+    weights, cache = sum(needs.weight_bytes().values()), needs.cache_bytes(window, guided=guided)
+    encoded = config.context * needs.tokens if frames > window else chunk
+    work = max(
+        needs.activation_bytes(encoded, window, guided=guided),
+        needs.denoiser_bytes(min(frames, config.denoise_window)) if config.flow.denoiser_layers else 0.0,
+    )
+    whole, hops = weights + cache + work, 0
+    deep = needs.deep_seconds(gpu, window, chunk, guided=guided)
+    if frames > window:  # a slide encodes the context again, then the hop is sampled behind it
+        hop = window - config.context
+        hops = -(-(frames - window) // hop)
+        late = deep - needs.deep_seconds(gpu, config.context, chunk, guided=guided)
+        deep += (frames - window) / hop * late
+    again = hops * needs.sweep_operations(config.context * needs.tokens, needs.config.text_length, guided=guided)
+    shallow = frames * needs.shallow_operations() / gpu.operations
+    clean = needs.denoiser_operations(frames) / gpu.operations if config.flow.denoiser_layers else 0.0
+    verdict = "fits" if whole < gpu.memory else "DOES NOT FIT"
+    lines = [
+        "", f"memory: weights {weights / GIB:.1f} + cache {cache / GIB:.1f} + activations about {work / GIB:.1f} = "
+        f"{whole / GIB:.1f} GiB of {gpu.memory / GIB:.1f} GiB: {verdict}",
+        "", f"least seconds for the whole video, chunks of {chunk} tokens, k sweeps per chunk and shallow block"
+        + (f", {hops} slides" if hops else ""),
+    ]
+    for k in sweeps:
+        parts = {"deep": k * deep + again / gpu.operations, "shallow": k * shallow, "denoiser": clean}
+        cells = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
+        lines.append(f"  k = {k}: {sum(parts.values()):8.1f}   ({cells})")
+    return lines
+
+
+@torch.no_grad()
+def measure(
+    config: VideoConfig, gpu: str, *, aspect: str = "16:9", guidance: float | None = None, device: str = "cuda",
+    chunks: Sequence[int] = (32, 128, 512, 1590), frames: Sequence[int] = (1, 5, 10, 20), repeats: int = 5,
+) -> str:
+    """Time deep sweeps with random weights against their floors: median ms of `repeats`, and the ratio."""
+    guided, h_w = bool(config.guidance if guidance is None else guidance), config.grid(aspect)
+    needs = Needs(config.flow, h_w[0] * h_w[1])
+    kind = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    flow = _random_deep(config.flow, device, kind)
+    tables, lines = flow.tables(h_w, max(frames) + 1), ["ms per deep sweep, and times its floor"]
+    text = config.flow.text_length
+    for count in frames:
+        cache = flow.deep.empty_cache(1 + guided, text + (count + 1) * needs.tokens)
+        cells = []
+        for chunk in (min(chunk, needs.tokens) for chunk in chunks):
+            length = text + count * needs.tokens
+            inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=device)
+            with torch.no_grad(), flow.products():
+                predict = flow.predictor(cache.rollback(length), None, chunk, tables, text=text)
+                seconds = _median(partial(predict, inputs), device, repeats)
+            floor = needs.sweep_seconds(GPUS[gpu], chunk, length, guided=guided)
+            cells.append(f"{chunk} tokens: {1e3 * seconds:.2f} ({seconds / floor:.2f}x)")
+        lines.append(f"  behind {text + count * needs.tokens} positions: " + ", ".join(cells))
+    return "\n".join(lines)
+
+
+def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
+    with torch.device("meta"):
+        flow = Flow(config)
+    flow.shallow, flow.denoiser = torch.nn.ModuleList(), None
+    kinds = running_dtypes(flow, dtype)
+    generator = torch.Generator(device).manual_seed(0)
+    tensors = {
+        name: torch.randn(t.shape, generator=generator, device=device, dtype=kinds[name]) * 0.02
+        for name, t in flow.state_dict().items()
+    }
+    flow.load_state_dict(tensors, strict=True, assign=True)
+    return flow.eval()
+
+
+def _median(work: Callable[[], object], device: str, repeats: int) -> float:
+    found = []
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return sorted(found[1:])[repeats // 2]

@@ -1,0 +1,315 @@
+"""The world: a pure function over an explicit state, and the only file that sees all parts.
+
+`step` imagines the next frame of every row, `observe` is told it; both end in the same commit and both return the exact
+log-probability of the (noisy) latent frame. What was imagined, when observed, gives the same state and the same nats.
+
+Shapes: B rows, W window, n tokens per frame, c channels. actions[:, t] is the action that led to frames[:, t].
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from starflow_world.config.reading import to_dict
+from starflow_world.config.world import DecodeConfig
+from starflow_world.errors import ActionError, CheckpointError, ConfigError, DataError
+from starflow_world.flow.compiled import compile_networks
+from starflow_world.flow.precision import run_in
+from starflow_world.io.files import is_file
+from starflow_world.model.actions import flatten_actions, space_from_json
+from starflow_world.model.checkpoint import PROMPTS, load_networks, load_starts
+from starflow_world.model.networks import Networks
+from starflow_world.model.video_checkpoint import CONFIG, load_as_networks, to_running
+from starflow_world.noise import make_key
+from starflow_world.world.dynamics import Dynamics
+from starflow_world.world.state import Transition, WorldState
+
+SHIPPED = Path(__file__).parent.parent / "worlds"
+Clip = Sequence[Any] | Tensor | None
+
+
+class World:
+    """A learned world: networks, their digest, and the start set it was shipped with."""
+
+    def __init__(self, networks: Networks, world_id: str | None = None, starts: "Starts | None" = None) -> None:
+        self.networks, self.config, self.starts = networks.eval(), networks.config, starts
+        self.world_id = world_id or _digest(networks)
+        self.dynamics = Dynamics(networks, self.world_id)
+        self.action_space = space_from_json(networks.config.action_space)
+        self.empty, self.encode_text = self.dynamics.empty, self.dynamics.encode_text
+
+    @staticmethod
+    def load(
+        path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None, compiled: bool = False
+    ) -> "World":
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32 (as
+        for none), or bfloat16 for products inside transformers, all else being float32 (flow/precision.py).
+
+        `compiled`: networks by torch.compile at their first call, for GPUs; as they were, with a warning, where that
+        fails (flow/compiled.py).
+
+        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world, whose
+        products are in bfloat16 where none is said and there is a GPU."""
+        folder = find_world(path_or_name)
+        networks, digest = load_as_networks(folder) if is_file(folder / CONFIG) else load_networks(folder)
+        starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
+        if starts is not None and tuple(starts[0].shape[1:]) != size:
+            raise CheckpointError(f"{folder}: expected starts of the world's size {size}, found {starts[0].shape[1:]}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            if networks.config.published is None:
+                dtype = dtype or torch.float32
+                if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+                    raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
+                networks = networks.to(torch.device(device), torch.promote_types(dtype, torch.float32))
+                run_in(networks.flow, dtype)
+            else:
+                to_running(networks, folder / PROMPTS, torch.device(device), dtype)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
+        if compiled:
+            compile_networks(networks.flow, networks.outcome)
+        config = json.dumps(to_dict(networks.config), sort_keys=True)
+        world_id = hashlib.sha256((digest + config).encode()).hexdigest()
+        return World(networks, world_id, None if starts is None else Starts(*starts))
+
+    def decoded(self, decode: DecodeConfig) -> "World":
+        """The same world, decoded otherwise: another tolerance, sequentially (chunk 1), fewer sweeps."""
+        other = World(self.networks, self.world_id, self.starts)
+        other.dynamics.decode = decode
+        return other
+
+    # ---- the verbs -----------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def start(
+        self, frames: Any = None, actions: Clip = None, *, text: str | Sequence[str] = "",
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
+    ) -> tuple[WorldState, Transition]:
+        """Begin B rows, from frames or from text alone.
+
+        frames (B, T, H, W, 3) u8: observed; one is an image, more are a clip, whose `actions` (B rows of T, the first
+        usually None) led to them. None: the first frame is imagined from the text, with `guidance` if above 0 (None: as
+        much as the config says). One text and seed for all rows or one each. Returns the state and the last transition.
+        """
+        frames = None if frames is None else self._check_frames(frames)
+        rows = len(frames) if frames is not None else _count(text, seed)
+        moves = self.dynamics
+        flat = None if frames is None else self._flat_clip(actions, rows, moves.count(frames.shape[1]))
+        state = moves.empty(_texts(text, rows), _keys(seed, rows))
+        if frames is None or flat is None:
+            guidance = self.config.start.guidance if guidance is None else guidance
+            if not guidance >= 0:
+                raise ConfigError(f"guidance: expected a number >= 0, found {guidance}")
+            if guidance > 0 or self.networks.start is not None:
+                return moves.imagined_start(state, guidance)
+            return moves.advance(state, self.flatten([None] * rows), None)
+        state, x = moves.read(state, frames)
+        within = min(x.shape[1], self.config.window)
+        shown = frames[:, : moves.frames_of(within)]
+        state, transition = moves.told(state, flat[:, :within], x[:, :within], shown)
+        for t in range(within, x.shape[1]):
+            one, shown = slice(t, t + 1), frames[:, : moves.frames_of(t + 1)]
+            state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], shown)
+        return state, transition
+
+    @torch.inference_mode()
+    def step(
+        self, state: WorldState, action: Any, *, noise: Tensor | None = None, reuse: bool = False
+    ) -> tuple[WorldState, Transition]:
+        """Imagine the next frame of every row.
+
+        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c): use
+        this z instead of the keyed one. reuse: the new state may take over the storage of the given state's cache;
+        the given state stays valid and rebuilds its cache when it is used again.
+        """
+        flat = self.flatten(action, len(state))
+        if noise is not None:
+            self._check_latents("noise", noise, len(state))
+        return self.dynamics.advance(self.dynamics.own(state, reuse=reuse), flat, noise)
+
+    @torch.inference_mode()
+    def observe(
+        self, state: WorldState, action: Any, frames: Any = None, *, latents: Tensor | None = None, reuse: bool = False
+    ) -> tuple[WorldState, Transition]:
+        """Be told the next frame of every row: frames (B, H, W, 3) u8, or exactly these noisy latents (B, n, c).
+
+        Where the codec reads a stream: frames (B, F, H, W, 3) of the next latent frame, which follow given ones."""
+        flat = self.flatten(action, len(state))
+        shown = None
+        if (frames is None) == (latents is None):
+            raise DataError("observe: expected frames or latents, found both or neither")
+        if frames is not None:
+            frames = _tensor(frames)
+            shown = self._check_frames(frames[:, None] if frames.ndim == 4 else frames)
+            state, latents = self._read_next(state, shown)
+        assert latents is not None
+        self._check_latents("latents", latents, len(state))
+        x = latents.to(self.dynamics.device, self.dynamics.dtype)[:, None]
+        return self.dynamics.told(self.dynamics.own(state, reuse=reuse), flat[:, None], x, shown)
+
+    @torch.inference_mode()
+    def with_text(self, state: WorldState, text: str | Sequence[str]) -> WorldState:
+        """The state under another prompt from here on: the window is encoded anew under it."""
+        texts = tuple(_texts(text, len(state)))
+        return self.dynamics.rebuilt(replace(state, texts=texts, text=self.encode_text(texts), cache=None))
+
+    @torch.inference_mode()
+    def log_prob(
+        self, frames: Any, actions: Clip = None, *, text: str | Sequence[str] = "", seed: int = 0
+    ) -> Tensor:
+        """Nats per latent frame (B, T) of clips (B, T, H, W, 3), teacher-forced in parallel.
+
+        Equal to what `start` and `observe` return frame by frame: clips longer than the window are cut where it slides.
+        """
+        frames = self._check_frames(frames)
+        rows, count = len(frames), self.dynamics.count(frames.shape[1])
+        keys = torch.tensor(_keys(seed, rows))
+        flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
+        x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
+        window, context, flow = self.config.window, self.config.context, self.networks.flow
+        carried = flow.remember(x, self.networks.action(flat), self.config.grid)
+        parts, begin, known = [], 0, 0
+        while True:
+            end = min(begin + window, count)
+            part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
+            with flow.products():
+                nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
+            parts.append(nats.sum(-1)[:, known - begin :])
+            if end == count:
+                return torch.cat(parts, dim=1)
+            begin, known = end - context, end
+
+    def _read_next(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
+        """Noisy latents (B, n, c) of the next frame of every row, and the state whose codec has read it."""
+        self.dynamics.check(state)
+        counts = {self.dynamics.ahead(step) for step in state.step.tolist()}
+        if len(frames) != len(state) or counts != {frames.shape[1]}:
+            expected = f"{' or '.join(map(str, sorted(counts)))} for each of {len(state)} rows"
+            raise DataError(f"frames: expected {expected}, found {tuple(frames.shape[:2])}")
+        state, latents = self.dynamics.read(state, frames)
+        return state, latents[:, 0]
+
+    # ---- inputs --------------------------------------------------------------------------------------------------
+
+    def flatten(self, action: Any, rows: int | None = None) -> Tensor:
+        """Actions as (B, 1 + flat); ActionError for what is not in the action space."""
+        size = self.networks.action.project.in_features
+        if isinstance(action, Tensor) and action.is_floating_point():
+            flat = action
+        elif not _items(action):
+            raise ActionError(f"action: expected one action per row, found {action!r:.80}")
+        else:
+            flat = flatten_actions(self.action_space, _items(action))
+        if flat.ndim != 2 or flat.shape != (rows or len(flat), size) or not bool(flat.isfinite().all()):
+            raise ActionError(f"action: expected {rows} rows of {size} finite numbers, found shape {tuple(flat.shape)}")
+        return flat.to(self.dynamics.device, self.dynamics.dtype)
+
+    def _flat_clip(self, actions: Clip, rows: int, count: int) -> Tensor:
+        actions = [[None] * count for _ in range(rows)] if actions is None else actions
+        if isinstance(actions, Tensor) and actions.is_floating_point():
+            lengths = [actions.shape[1]] * len(actions) if actions.ndim == 3 else []
+        else:
+            lengths = [len(_items(row)) for row in _items(actions)]
+        if lengths != [count] * rows:
+            expected = f"{rows} rows of {count}, one per frame (the first may be None)"
+            raise ActionError(f"actions: expected {expected}, found lengths {lengths!s:.80}")
+        return torch.stack([self.flatten(row) for row in actions])
+
+    def _check_frames(self, frames: Any) -> Tensor:
+        frames = _tensor(frames)
+        size = (self.config.height, self.config.width, 3)
+        if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != size or 0 in frames.shape:
+            raise DataError(
+                f"frames: expected uint8 (rows, frames, {size[0]}, {size[1]}, 3), found {frames.dtype} "
+                f"{tuple(frames.shape)}; convert and resize them to the world's size"
+            )
+        return frames.to(self.dynamics.device)
+
+    def _check_latents(self, name: str, latents: Tensor, rows: int) -> None:
+        expected = (rows, self.dynamics.tokens, self.config.channels)
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            raise DataError(f"{name}: expected a Tensor of floats, found {type(latents).__name__}")
+        if tuple(latents.shape) != expected or not bool(latents.isfinite().all()):
+            raise DataError(f"{name}: expected finite numbers of shape {expected}, found shape {tuple(latents.shape)}")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """First frames (N, H, W, 3) u8 with their texts, from which episodes begin."""
+
+    frames: Tensor
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def places(self, text: str | None) -> list[int]:
+        """Indices of the starts with this text; of all for None."""
+        return [index for index, own in enumerate(self.texts) if text in (None, own)]
+
+
+def find_world(path_or_name: str | Path) -> Path:
+    """The folder of a world, given that folder or the name of a shipped world."""
+    try:
+        if Path(path_or_name).is_dir():
+            return Path(path_or_name)
+    except (OSError, ValueError):  # no folder can have this name
+        pass
+    folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    shipped = {folder.name: folder for folder in folders if folder.is_dir()}
+    if str(path_or_name) in shipped:
+        return shipped[str(path_or_name)]
+    near = difflib.get_close_matches(str(path_or_name)[:80], shipped, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"shipped worlds: {', '.join(shipped) or 'none'}"
+    found = f"{str(path_or_name)!r:.120}; {hint}"
+    raise CheckpointError(f"world: expected a folder or the name of a shipped world, found {found}")
+
+
+def _tensor(frames: Any) -> Tensor:
+    """A copy as a tensor: what is returned must not change with what was given."""
+    try:
+        return frames.clone() if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
+    except (TypeError, ValueError):
+        raise DataError(f"frames: expected an array, found {type(frames).__name__}") from None
+
+
+def _items(many: Any) -> list[Any]:
+    """The elements of a list, tuple or array; none of anything else."""
+    plural = hasattr(many, "__len__") and not isinstance(many, str | bytes | dict) and getattr(many, "ndim", 1) > 0
+    return list(many) if plural else []
+
+
+def _count(text: Any, seed: Any) -> int:
+    return len(_items(seed)) or 1 if isinstance(text, str) else len(_items(text))
+
+
+def _texts(text: str | Sequence[str], rows: int) -> list[str]:
+    texts = [text] * rows if isinstance(text, str) else _items(text)
+    if len(texts) != rows:
+        raise DataError(f"text: expected one, or one for each of {rows} rows, found {text!r:.80}")
+    return texts
+
+
+def _keys(seed: int | Sequence[int], rows: int) -> list[int]:
+    """Noise keys of rows: of seed, seed + 1, ... or of one seed each."""
+    seeds = [seed + row for row in range(rows)] if isinstance(seed, int | np.integer) else _items(seed)
+    if len(seeds) != rows or not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
+        raise DataError(f"seed: expected a number >= 0, or one for each of {rows} rows, found {seed!r:.80}")
+    return [make_key(int(s)) for s in seeds]
+
+
+def _digest(networks: Networks) -> str:
+    found = hashlib.sha256(json.dumps(to_dict(networks.config), sort_keys=True).encode())
+    for name, tensor in sorted(networks.state_dict().items()):
+        found.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

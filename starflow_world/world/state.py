@@ -1,0 +1,269 @@
+"""The state of a world: a value. Every field has a leading row axis B; methods return new values.
+
+`tokens`, `latents`, `carried`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache`
+is derived from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from starflow_world.codec.stream import Stream, pack, unpack
+from starflow_world.errors import StarflowError, StateError
+from starflow_world.flow import KVCache
+from starflow_world.io.files import read_tensors, write_tensors
+from starflow_world.model.networks import Networks
+
+FORMAT = "1"
+CACHE = ("keys", "values", "length")
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+TENSORS = ("tokens", "latents", "carried", "actions", "length", "step", "key")
+
+
+class Home(Protocol):
+    """What a snapshot is checked against: a World."""
+
+    @property
+    def world_id(self) -> str:
+        """Digest of the checkpoint."""
+
+    @property
+    def networks(self) -> Networks:
+        """All its parts."""
+
+    def empty(self, texts: Sequence[str], keys: Sequence[int]) -> "WorldState":
+        """Rows before their first frame."""
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """B rows, each an independent world.
+
+    tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): the newest noisy latents, which the
+    denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window
+    (K = 0 for a flow without); actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid
+    frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the
+    window, or None; streams (B): what a codec that reads a stream remembers, None for other codecs.
+    """
+
+    tokens: Tensor
+    latents: Tensor
+    carried: Tensor
+    actions: Tensor
+    text: Tensor | None
+    texts: tuple[str, ...]
+    length: Tensor
+    step: Tensor
+    key: Tensor
+    cache: KVCache | None
+    world_id: str
+    streams: tuple[Stream, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def __getitem__(self, rows: int | Sequence[int] | Tensor) -> "WorldState":
+        """The given rows, copied: state[2], state[[0, 0, 0]] (three branches), state[mask]."""
+        try:
+            index = torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError):
+            index = torch.empty(0)
+        if index.dtype == torch.bool and index.shape == self.length.shape:
+            index = index.nonzero()[:, 0]
+        index = index.cpu().reshape(-1) if index.ndim < 2 and index.dtype in INTEGERS else torch.empty(0)
+        if len(index) == 0 or int(index.min()) < -len(self) or int(index.max()) >= len(self):
+            raise StateError(f"rows: expected at least one index below {len(self)} or a mask, found {rows!r:.80}")
+        index = index.long() % len(self)
+        fields = {name: getattr(self, name)[index.to(getattr(self, name).device)] for name in TENSORS}
+        return replace(
+            self, **fields, texts=tuple(self.texts[i] for i in index.tolist()),
+            text=None if self.text is None else self.text[index.to(self.text.device)],
+            cache=None if self.cache is None else self.cache.select(index),
+            streams=None if self.streams is None else tuple(self.streams[i] for i in index.tolist()),
+        )
+
+    @staticmethod
+    def stack(states: "Sequence[WorldState]") -> "WorldState":
+        """The rows of several states of one world as one state."""
+        if not states or len({state.world_id for state in states}) > 1:
+            raise StateError("stack: expected one or more states of one world, found none or several worlds")
+        first = states[0]
+        fields: dict[str, Any] = {name: torch.cat([getattr(s, name) for s in states]) for name in TENSORS}
+        texts = [s.text for s in states if s.text is not None]
+        caches = [s.cache for s in states if s.cache is not None]
+        return replace(
+            first, **fields, texts=tuple(text for s in states for text in s.texts),
+            text=torch.cat(texts) if texts else None,
+            cache=KVCache.stack(caches) if len(caches) == len(states) else None,
+            streams=None if first.streams is None else tuple(one for s in states for one in s.streams or ()),
+        )
+
+    def clone(self) -> "WorldState":
+        """A copy that shares no storage that is ever written to."""
+        fields = {name: getattr(self, name).clone() for name in TENSORS}
+        return replace(
+            self, **fields, text=None if self.text is None else self.text.clone(),
+            cache=None if self.cache is None else self.cache.clone(),
+        )
+
+    def with_keys(self, keys: Sequence[int] | Tensor) -> "WorldState":
+        """The same rows with other noise keys, (B,): other futures from here on."""
+        key = torch.tensor([int(key) for key in keys], dtype=torch.int64)
+        if key.shape != self.key.shape or bool((key < 0).any()):
+            raise StateError(f"keys: expected {len(self)} integers >= 0, found {keys!r:.80}")
+        return replace(self.clone(), key=key)
+
+    def replace_rows(self, rows: Tensor, other: "WorldState") -> "WorldState":
+        """The state in which `rows` are replaced by the rows of `other`."""
+        index = torch.arange(len(self))
+        if len(index[rows]) != len(other):
+            raise StateError(f"rows: expected one row for each of {len(index[rows])}, found {len(other)}")
+        index[rows] = len(self) + torch.arange(len(other))
+        return WorldState.stack([self, other])[index]
+
+    def take_cache(self) -> KVCache | None:
+        """Give the cache away: its storage may be written by the taker, and this state goes on without one."""
+        cache = self.cache
+        object.__setattr__(self, "cache", None)
+        return cache
+
+    def digest(self) -> str:
+        """SHA-256 over all fields, valid cache positions included."""
+        found = hashlib.sha256(repr((self.texts, self.world_id)).encode())
+        parts = [getattr(self, name) for name in (*TENSORS, "text")]
+        if self.streams is not None:
+            remembered, seen = pack(self.streams)
+            parts += [*remembered.values()]
+            found.update(repr(seen).encode())
+        if self.cache is not None:
+            for row, length in enumerate(self.cache.length.tolist()):
+                parts += [self.cache.keys[:, row, :length], self.cache.values[:, row, :length]]
+        for part in parts:
+            found.update(b"-" if part is None else part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------
+
+    def save(self, path: Path | str, *, exact: bool = True) -> None:
+        """Write a snapshot. Exact: with the cache, resumes bit-identically on the same software, device and width.
+
+        Compact (exact=False, and a state that gave its cache away): canonical fields only, some hundred times smaller;
+        the cache is rebuilt when needed.
+        """
+        found = _tensors(self)
+        kept = {name: tensor for name, tensor in found.items() if exact or name in TENSORS}
+        metadata = {"format": FORMAT, "world_id": self.world_id, "texts": json.dumps(self.texts)}
+        if self.streams is not None:
+            remembered, seen = pack(self.streams)
+            kept, metadata = kept | remembered, metadata | {"streams": json.dumps(seen)}
+        write_tensors(path, kept, metadata, sealed=True, error=StateError)
+
+    @staticmethod
+    def load(path: Path | str, world: Home) -> "WorldState":
+        """Read a snapshot of `world`; StateError names what does not fit."""
+        tensors, metadata = read_tensors(path, StateError, sealed=True)
+        texts = _check_metadata(path, metadata, world.world_id)
+        if "length" not in tensors or tensors["length"].shape != (len(texts),):
+            raise StateError(f"{path}: length: expected one for each of {len(texts)} rows, found other: damaged")
+        try:
+            empty = world.empty(texts, [0] * len(texts))
+        except StarflowError as error:
+            raise StateError(f"{path}: {error}") from None
+        like = _tensors(empty)
+        streams = _unpacked(path, tensors, metadata, world)
+        _check_tensors(path, tensors, like)
+        fitting: dict[str, Any] = {name: t.to(like[name].device, like[name].dtype) for name, t in tensors.items()}
+        cache = {name: fitting.pop(f"cache.{name}") for name in CACHE if f"cache.{name}" in fitting}
+        state = replace(empty, **fitting, cache=KVCache(**cache) if cache else None, streams=streams)
+        _check_numbers(path, state, empty)
+        return state
+
+
+def _tensors(state: WorldState) -> dict[str, Tensor]:
+    """All that a state holds."""
+    tensors = {name: getattr(state, name) for name in (*TENSORS, "text")}
+    if state.cache is not None:
+        tensors |= {f"cache.{name}": getattr(state.cache, name) for name in CACHE}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What happened to each of B rows in one step.
+
+    frames (B, F, H, W, 3) u8; latents (B, n, c): noisy; noise (B, n, c): z; reward, end_probability (B,) float, NaN
+    without an outcome head; end (B,) bool; nats (B,): log-probability of the noisy latents given all before, and
+    token_nats (B, n); sweeps (B,): deep Jacobi sweeps (0 when observed); residual (B,) in noise units; converged (B,).
+    """
+
+    frames: Tensor
+    latents: Tensor
+    noise: Tensor
+    reward: Tensor
+    end_probability: Tensor
+    end: Tensor
+    nats: Tensor
+    token_nats: Tensor
+    sweeps: Tensor
+    residual: Tensor
+    converged: Tensor
+
+
+def _check_metadata(path: Path | str, metadata: dict[str, str], world_id: str) -> tuple[str, ...]:
+    if metadata.get("format") != FORMAT:
+        raise StateError(f"{path}: expected a snapshot of format {FORMAT}, found {metadata.get('format')!r}")
+    if metadata.get("world_id") != world_id:
+        found = metadata.get("world_id", "")[:12]
+        raise StateError(f"{path}: expected a state of world {world_id[:12]}, found one of {found}")
+    try:
+        texts = json.loads(metadata.get("texts", ""))
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise StateError(f"{path}: texts: expected a list of strings, found damage")
+    return tuple(texts)
+
+
+def _unpacked(
+    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str], world: Home
+) -> tuple[Stream, ...] | None:
+    """What the codec of a video world remembers, taken out of the tensors."""
+    codec, config = world.networks.video, world.networks.config
+    if codec is None:
+        return None
+    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith("streams.")}
+    try:
+        return unpack(codec, found, json.loads(metadata["streams"]), tensors["step"].tolist(), config.grid)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StateError(f"{path}: expected what the world's codec remembers, found {error!s:.200}: damaged") from None
+
+
+def _check_tensors(path: Path | str, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names, shapes and kinds; the cache is whole or not there."""
+    cached = {f"cache.{name}" for name in CACHE}
+    needed = set(TENSORS) | (cached if cached & set(tensors) else set())
+    for name in sorted(needed | set(tensors)):
+        if name not in tensors or name not in expected:
+            problem = "expected it, found nothing" if name in needed else "unknown"
+            raise StateError(f"{path}: {name}: {problem}: damaged")
+        found, fits = tensors[name], expected[name]
+        same = found.is_floating_point() if fits.is_floating_point() else found.dtype == fits.dtype
+        if not same or found.shape != fits.shape:
+            form = f"{tuple(found.shape)} {found.dtype}"
+            raise StateError(f"{path}: {name}: expected {tuple(fits.shape)} {fits.dtype}, found {form}: damaged")
+
+
+def _check_numbers(path: Path | str, state: WorldState, empty: WorldState) -> None:
+    length, window, count = state.length, state.tokens.shape[1], state.tokens.shape[2]
+    if bool(((length < 0) | (length > window) | (state.step < length) | (state.key < 0)).any()):
+        raise StateError(f"{path}: expected 0 <= length <= {window}, length <= step, keys >= 0, found others: damaged")
+    if state.cache is None or empty.cache is None:
+        return
+    if bool((state.cache.length != empty.cache.length + length * count).any()):
+        raise StateError(f"{path}: cache: expected the tokens of {length.tolist()} frames, found others: damaged")

@@ -1,0 +1,41 @@
+"""Intervals hold what they are of as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+
+from starflow_world.evaluation.intervals import Share, interval, resampled
+
+
+def test_the_interval_of_a_share_holds_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for hits in rng.binomial(2000, 0.01, 2000).tolist():
+        low, high = Share(hits, 2000).interval
+        held += low <= 0.01 <= high
+    assert 0.93 <= held / 2000 <= 0.98
+
+
+def test_a_share_of_all_or_of_none_is_not_certain_and_one_of_no_cases_is_not_a_number() -> None:
+    assert Share(0, 100).interval[0] == 0.0 < Share(0, 100).interval[1]
+    assert Share(198, 198).interval[0] < 0.99
+    assert math.isnan(Share(0, 0).share)
+    assert Share(0, 0).interval == (0.0, 1.0)
+    assert str(Share(1, 2) + Share(2, 2)) == "75.00 % (30.06 to 95.44) of 4"
+
+
+def test_the_interval_over_episodes_is_wider_where_their_frames_go_together() -> None:
+    """80 episodes of 50 frames, 1 % flagged: one by one, or all frames of an episode in twenty-five together."""
+    rng = np.random.default_rng(0)
+    apart, together = rng.binomial(50, 0.04, 80), 50 * (rng.random(80) < 0.04)
+    widths = [np.diff(interval(resampled(hits.tolist(), [50] * 80)))[0] for hits in (apart, together)]
+    alone = np.diff(Share(int(apart.sum()), 4000).interval)[0]
+    assert widths[0] == pytest.approx(alone, rel=0.25)
+    assert widths[1] > 3 * widths[0]
+
+
+def test_the_middle_of_samples() -> None:
+    samples = np.random.default_rng(1).normal(size=999)
+    assert interval(samples, 0.5) == (np.quantile(samples, 0.25), np.quantile(samples, 0.75))
+    assert np.isnan(interval(np.full(3, np.nan))).all()

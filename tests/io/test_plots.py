@@ -1,0 +1,45 @@
+"""Plots are drawn, and whoever draws elsewhere does not notice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+from starflow_world.commands import agent_report
+from starflow_world.io import plots
+from starflow_world.io.media import read_picture
+
+
+@pytest.fixture
+def notebook() -> Iterator[Figure]:
+    """A caller with a backend of its own and a figure that is not yet done."""
+    before = matplotlib.get_backend()
+    pyplot.switch_backend("svg")
+    yield pyplot.figure()
+    pyplot.close("all")
+    pyplot.switch_backend(before)
+
+
+def metrics(path: Path) -> None:
+    lines = [{"step": step, "excess": 100 / step, "nats_per_dim": -step} for step in range(1, 4)]
+    (path.parent / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plots.write_curves(path.parent / "metrics.jsonl", path)
+
+
+def agents(path: Path) -> None:
+    curve = [{"steps": step, "success": step / 3} for step in range(3)]
+    curves, random = {"dream": [curve], "real": [curve]}, {"real": {"success": 0.1}}
+    figures = {"curves": curves, "random": random, "plan": {"text": ""}}
+    agent_report.write_curves(figures, path)
+
+
+@pytest.mark.parametrize("draw", [metrics, agents])
+def test_curves_are_drawn_and_the_callers_figures_and_backend_stay(draw, notebook: Figure, tmp_path: Path) -> None:
+    draw(tmp_path / "curves.png")
+    assert read_picture(tmp_path / "curves.png").std() > 5
+    assert matplotlib.get_backend() == "svg"
+    assert pyplot.get_fignums() == [notebook.number]

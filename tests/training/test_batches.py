@@ -1,0 +1,135 @@
+"""Batches: windows begin and end where and as often as promised, inside one episode, aligned, the same in every run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from starflow_world.config.train import TrainConfig
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.errors import DataError
+from starflow_world.training.batches import Batch, Sampler
+from tests.squares import fill
+
+LENGTHS = (12, 12, 5, 20, 4, 7)
+CONFIG = TrainConfig(
+    frames=64, lengths=(4,), starts=16, start_rate=0.3, end_rate=0.2, action_dropout=0.1, text_dropout=0.25
+)
+CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 5: 20.52}  # p = 1e-3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("data"), LENGTHS)
+
+
+def sampler(folder: Path, **changes: object) -> Sampler:
+    return Sampler(EpisodeDataset(folder).memory_map(), replace(CONFIG, **changes))  # type: ignore[arg-type]
+
+
+def places(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Episode (B, T) and time (B, T), as the last pixel tells."""
+    corner = batch.frames[:, :, -1, -1].numpy()
+    return corner[..., 0].astype(int), corner[..., 1].astype(int)
+
+
+def chi_square(seen: np.ndarray, expected: np.ndarray) -> float:
+    return float(((seen - expected) ** 2 / expected).sum())
+
+
+def test_windows_begin_and_end_at_the_promised_rates_and_long_episodes_count_more(folder):
+    made = sampler(folder)
+    seen, expected = np.zeros(3), np.zeros(3)
+    counts, rows = np.zeros(len(LENGTHS)), 0
+    for step in range(250):
+        episodes, times = places(made.batch(step))
+        for index, begin in zip(episodes[:, 0], times[:, 0], strict=True):
+            room = LENGTHS[index] - 4
+            counts[index] += 1
+            if room:
+                anywhere = 0.5 / (room + 1)
+                seen[0 if begin == 0 else 2 if begin == room else 1] += 1
+                expected += (0.3 + anywhere, 1 - 0.5 - 2 * anywhere, 0.2 + anywhere)
+        rows += len(episodes)
+    assert rows == 250 * 16
+    assert chi_square(seen, expected) < CHI_SQUARE[2]
+    assert chi_square(counts, rows * np.array(LENGTHS) / sum(LENGTHS)) < CHI_SQUARE[5]
+
+
+def test_no_window_crosses_an_episode_and_what_belongs_together_stays_together(folder):
+    made = sampler(folder, lengths=(2, 4, 7), action_dropout=0.0, text_dropout=0.0)
+    for step in range(60):
+        batch = made.batch(step)
+        episodes, times = places(batch)
+        assert (episodes == episodes[:, :1]).all()
+        assert (np.diff(times, axis=1) == 1).all()
+        flat = torch.zeros(*times.shape, 5)
+        index = torch.from_numpy((times + episodes) % 4)
+        flat[..., 0] = 1
+        flat.scatter_(2, 1 + index[..., None], 1.0)
+        flat[torch.from_numpy(times == 0)] = 0  # none leads to a first frame
+        assert torch.equal(batch.actions, flat)
+        last = times == np.array(LENGTHS)[episodes] - 1
+        assert torch.equal(batch.ends, torch.from_numpy(last))
+        assert torch.equal(batch.rewards, torch.from_numpy(last.astype(np.float32)))
+        assert batch.texts == [f"row {index % 4}" for index in episodes[:, 0]]
+
+
+def test_conditions_are_dropped_at_the_promised_rates_each_on_its_own(folder):
+    made, dropped, texts, first = sampler(folder), [], [], []
+    for step in range(150):
+        batch = made.batch(step)
+        _, times = places(batch)
+        dropped.append((batch.actions[:, 1:] == 0).all(-1).numpy())
+        texts += [text == "" for text in batch.texts]
+        first.append(((batch.actions[:, 0] == 0).all(-1).numpy(), times[:, 0] == 0))
+    gone, rows = np.concatenate(dropped), len(texts)
+    assert chi_square(np.array([gone.sum(), (~gone).sum()]), gone.size * np.array([0.1, 0.9])) < CHI_SQUARE[1]
+    assert chi_square(np.array([sum(texts), rows - sum(texts)]), rows * np.array([0.25, 0.75])) < CHI_SQUARE[1]
+    patterns = np.bincount(gone @ np.array([1, 2, 4]), minlength=8)
+    share = np.array([0.1**k * 0.9 ** (3 - k) for k in (0, 1, 1, 2, 1, 2, 2, 3)])
+    assert chi_square(patterns, len(gone) * share) < 24.3  # 7 degrees of freedom
+    assert all((none == true_start).all() for none, true_start in first)
+
+
+def test_starts_are_first_frames_of_all_episodes_alike(folder):
+    made, counts = sampler(folder), np.zeros(len(LENGTHS))
+    for step in range(100):
+        batch = made.starts(step)
+        episodes, times = places(batch)
+        assert times.shape == (16, 1)
+        assert not times.any()
+        assert not batch.actions.any()
+        counts += np.bincount(episodes[:, 0], minlength=len(LENGTHS))
+    assert chi_square(counts, np.full(len(LENGTHS), 100 * 16 / len(LENGTHS))) < CHI_SQUARE[5]
+
+
+def test_a_batch_follows_from_seed_and_step_alone(folder):
+    one, other = sampler(folder), sampler(folder)
+    later = {step: other.batch(step) for step in (7, 3, 0)}
+    for step in (3, 0, 7):
+        a, b = one.batch(step), later[step]
+        assert torch.equal(a.frames, b.frames)
+        assert torch.equal(a.actions, b.actions)
+        assert a.texts == b.texts
+        one.starts(step)
+    assert not torch.equal(one.batch(1).frames, one.batch(2).frames)
+    assert not torch.equal(one.batch(1).frames, sampler(folder, seed=1).batch(1).frames)
+    before = np.random.get_state(legacy=False)["state"]["pos"], torch.get_rng_state()  # noqa: NPY002 (looked at)
+    one.batch(5)
+    assert before[0] == np.random.get_state(legacy=False)["state"]["pos"]  # noqa: NPY002
+    assert torch.equal(before[1], torch.get_rng_state())
+
+
+def test_every_batch_has_one_length_and_the_promised_number_of_frames(folder):
+    made, seen = sampler(folder, lengths=(2, 5, 7, 50)), set()
+    for step in range(40):
+        shape = made.batch(step).frames.shape
+        seen.add(shape[1])
+        assert shape[0] == 64 // shape[1]
+    assert seen == {2, 5, 7}  # no episode has 50 frames
+    assert sampler(folder, frames=3).batch(0).frames.shape[0] == 1
+    with pytest.raises(DataError, match="expected episodes of at least 50 frames, the longest has 20"):
+        sampler(folder, lengths=(50, 60))

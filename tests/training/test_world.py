@@ -1,0 +1,318 @@
+"""Training: everything learns, nothing is lost when it is killed, nothing is silently skipped or changed.
+
+Worlds of 16 tokens x 12 channels; episodes in which the colour of a square tells episode and time, and action t leads
+to frame t.
+"""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import starflow_world.training.world
+from starflow_world.config.train import TrainConfig
+from starflow_world.config.world import WorldConfig
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.errors import ConfigError, StarflowError
+from starflow_world.model.networks import Networks
+from starflow_world.training.objective import losses, motion_losses
+from starflow_world.training.optimizers import rate
+from starflow_world.training.world import Trainer, objective
+from tests.squares import FAST, SIDE, SMALL, fill, world_config
+from tests.worlds import randomise
+
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
+def trainer(data: Path, world: WorldConfig | None = None, *, random_weights: bool = True, **changes: object) -> Trainer:
+    made = Trainer(world or world_config(), replace(FAST, **changes), EpisodeDataset(data).memory_map())  # type: ignore[arg-type]
+    if random_weights:
+        randomise(made.networks)
+    return made
+
+
+def weights(networks: Networks) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in networks.state_dict().items()}
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+def test_one_step_changes_every_parameter_by_a_finite_gradient(data):
+    made = trainer(data)
+    before = weights(made.networks)
+    figures = made.advance()
+    assert all(math.isfinite(value) for value in figures.values())
+    for name, parameter in made.networks.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+        assert not torch.equal(parameter, before[name]), name
+    buffers = dict(made.networks.named_buffers())
+    assert all(torch.equal(buffers[name], before[name]) for name in before if name in buffers)
+
+
+def test_a_fresh_network_opens_its_closed_paths_within_six_steps(data):
+    """Heads and conditions start at zero, so that what lies behind them has no gradient at first: heads
+    move in the first step, layers in the second, what the text encoder makes of the text with them, and what is carried
+    when the motion has begun to recall it (in windows of more than two frames)."""
+    made = trainer(data, random_weights=False)
+    before = weights(made.networks)
+    made.step = 4  # a step that trains the denoiser; so do the next
+    for _ in range(6):
+        made.advance()
+        made.step += 3
+    unmoved = [name for name, value in before.items() if torch.equal(value, made.networks.state_dict()[name])]
+    assert unmoved == []
+    assert all(p.grad is not None and p.grad.any() for p in made.networks.parameters())
+
+
+def test_a_clip_is_learned_by_heart(tmp_path, record_property):
+    fill(tmp_path / "one", (4,))
+    changes = {"steps": 200, "frames": 4, "lengths": (4,), "starts": 0, "learning_rate": 5e-3, "warmup": 10}
+    made = trainer(tmp_path / "one", world_config(noise_level=0.1), random_weights=False, **changes)
+    begin = time.process_time()
+    history = [made.advance()["nats_per_dim"] for _ in range(150)]
+    seconds = time.process_time() - begin
+    better = np.mean(history[-10:]) - history[0]
+    record_property("nats_per_dim", better)
+    print(f"150 steps on one clip: {better:.2f} nats per dim better, {seconds:.0f} s")
+    assert better >= 1.0
+    assert seconds < 60
+
+
+def test_only_the_parts_that_are_asked_for_learn(data):
+    made = trainer(data, parts=("flow.motion.head", "outcome"))
+    before = weights(made.networks)
+    made.advance()
+    changed = {name for name, value in before.items() if not torch.equal(value, made.networks.state_dict()[name])}
+    assert changed == {name for name in before if name.startswith(("flow.motion.head", "outcome"))}
+    with pytest.raises(ConfigError, match=r"train.parts: expected beginnings of parameter names"):
+        trainer(data, parts=("flow.moton",))
+
+
+def test_site_networks_and_actions_learn_at_a_rate_of_their_own(data):
+    made = trainer(data, learning_rate=1e-3, site_learning_rate=2e-2, warmup=0)
+    made.advance()
+    names = {id(p): name for name, p in made.networks.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for o in made.optimizers for group in o.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, found in rates.items():
+        looking = name.startswith(("flow.motion.", "flow.carry.", "outcome.", "action."))
+        site = looking and not name.startswith("outcome.project.")
+        assert found == pytest.approx(2e-2 if site else 1e-3), name
+
+
+def test_rewards_and_ends_do_not_shape_the_deep_block(data):
+    made = trainer(data)
+    batch = made.sampler.batch(0)
+    noise = torch.zeros(*batch.frames.shape[:2], 16, 12)
+    losses(made.networks, batch, noise, made.tables, FAST, denoiser=False).outcome.backward()
+    reached = {name for name, p in made.networks.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert any(name.startswith("outcome.net.") for name in reached)
+    assert not {name for name in reached if name.startswith("flow.")}
+
+
+def test_the_learning_rate_rises_while_warming_up_and_falls_to_zero():
+    rates = [rate(step, TrainConfig(steps=100, warmup=10)) for step in range(101)]
+    assert rates[:9] == pytest.approx([(step + 1) / 10 for step in range(9)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert max(rates) > 0.9
+    assert rates[100] == 0
+
+
+# ---- the denoiser ----------------------------------------------------------------------------------------------------
+
+
+def test_the_denoiser_s_target_is_sigma_times_the_gradient(monkeypatch):
+    config = world_config(height=4, width=4)
+    torch.manual_seed(0)
+    networks = randomise(Networks(config)).double()
+    sigma, step = config.noise_level, config.flow.denoiser_step
+    assert sigma == step  # then the target is sigma times the gradient
+    windows = _batch(config)
+    windows = replace(windows, actions=windows.actions.double())
+    noise = torch.randn(1, 2, 4, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tables = networks.flow.tables(config.grid, 2)
+
+    def nats(x: Tensor) -> float:
+        with torch.no_grad():
+            action = networks.action(windows.actions)
+            return float(networks.flow.nats(x, networks.encode_text(windows.texts), action, tables)[0].sum())
+
+    x = networks.codec.encode(windows.frames) + sigma * noise
+    slope, delta = torch.zeros_like(x).flatten(), 1e-5
+    for index in range(x.numel()):
+        change = torch.zeros_like(slope)
+        change[index] = delta
+        change = change.reshape(x.shape)
+        slope[index] = (nats(x + change) - nats(x - change)) / (2 * delta)
+    target = -sigma * slope.reshape(x.shape)
+    monkeypatch.setattr(networks.flow, "denoiser_output", lambda *given: target)
+    found = losses(networks, windows, noise, tables, replace(FAST, denoiser_weight=1.0), denoiser=True)
+    error = float(found.denoiser.sqrt())
+    print(f"denoiser target: {error:.1g} from finite differences of size {float(target.abs().mean()):.2g}")
+    assert error <= 1e-6
+    assert target.abs().mean() > 0.1
+
+
+def _batch(config: WorldConfig) -> starflow_world.training.world.Batch:
+    frames = torch.randint(0, 256, (1, 2, config.height, config.width, 3), dtype=torch.uint8)
+    actions = torch.tensor([[[0.0, 0, 0, 0, 0], [1, 0, 1, 0, 0]]])
+    return starflow_world.training.world.Batch(frames, actions, torch.zeros(1, 2), torch.zeros(1, 2), ["go"])
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_training_the_denoiser_does_not_change_the_gradients_of_the_flow(reads_text):
+    config = world_config(flow=replace(SMALL.flow, denoiser_text=reads_text))
+    found = []
+    for denoiser in (True, False):
+        torch.manual_seed(0)
+        networks = randomise(Networks(config))
+        batch = _batch(config)
+        noise = torch.randn(1, 2, 16, 12)
+        losses(networks, batch, noise, networks.flow.tables(config.grid, 2), FAST, denoiser=denoiser).total.backward()
+        found.append({name: p.grad for name, p in networks.named_parameters()})
+    apart = [name for name in found[0] if name.startswith("flow.denoiser.")]
+    assert all(found[0][name] is not None and found[1][name] is None for name in apart)
+    for name in found[0].keys() - set(apart):
+        assert torch.equal(found[0][name], found[1][name]), name
+
+
+# ---- what a frame weighs --------------------------------------------------------------------------------------------
+
+
+def test_first_frames_of_windows_in_mid_episode_weigh_nothing_and_true_starts_little():
+    config = world_config()
+    networks = randomise(Networks(config))
+    frames = torch.randint(0, 256, (2, 3, SIDE, SIDE, 3), dtype=torch.uint8)
+    actions = torch.zeros(2, 3, 5)
+    actions[:, 1:, :2] = 1
+    actions[1, 0, :2] = 1  # row 0 begins with an episode, row 1 in the middle of one
+    batch = starflow_world.training.world.Batch(frames, actions, torch.zeros(2, 3), torch.zeros(2, 3), ["go", "go"])
+    noise, tables = torch.randn(2, 3, 16, 12), networks.flow.tables(config.grid, 3)
+    found = losses(networks, batch, noise, tables, replace(FAST, start_weight=0.1), denoiser=False)
+    floor = (-0.5 * noise.square() - math.log(0.3) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
+    nats, weight = floor - found.excess, torch.tensor([[0.1, 1, 1], [0, 1, 1]])
+    assert float(found.flow.detach()) == pytest.approx(-float((nats * weight).sum() / weight.sum() / 192), rel=1e-5)
+    assert float(found.nats_per_dim) == pytest.approx(float(nats.mean() / 192), rel=1e-5)
+
+
+def test_a_batch_that_weighs_nothing_teaches_nothing_and_is_no_accident(data):
+    made = trainer(data, lengths=(1,), start_rate=0.0, end_rate=0.0, start_weight=0.0, frames=8)
+    assert made.advance()["skipped"] == 0
+    assert not made.networks.flow.deep.head.weight.grad.any()
+
+
+# ---- what is not finite ----------------------------------------------------------------------------------------------
+
+
+def spoiled(made: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the latents of some steps NaN."""
+    encode = made.networks.codec.encode
+
+    def spoil(frames: Tensor) -> Tensor:
+        return encode(frames) * (float("nan") if made.step in steps else 1.0)
+
+    monkeypatch.setattr(made.networks.codec, "encode", spoil)
+
+
+def test_a_batch_that_is_not_finite_is_skipped_and_counted(data, monkeypatch):
+    made = trainer(data)
+    spoiled(made, monkeypatch, {1, 3})
+    for step, skipped in enumerate((0, 1, 1, 2, 2)):
+        before = weights(made.networks)
+        assert made.advance()["skipped"] == skipped
+        same = all(torch.equal(value, made.networks.state_dict()[name]) for name, value in before.items())
+        assert same == (step in (1, 3))
+
+
+def test_ten_such_batches_in_a_row_end_the_run(data, monkeypatch):
+    made = trainer(data)
+    spoiled(made, monkeypatch, {*range(1, 10), *range(11, 40)})
+    for _ in range(20):
+        made.advance()
+    with pytest.raises(StarflowError, match="found 10 steps in a row without, up to 20"):
+        made.advance()
+
+
+# ---- the motion alone ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_minimised_follows_from_the_parts():
+    assert objective(()) == objective(("flow.motion", "flow.deep")) == objective(("action",)) == "all"
+    assert objective(("flow.motion", "flow.carry", "action")) == "motion"
+    assert objective(("start.layers", "start.")) == "start"
+    assert objective(("outcome",)) == "all"
+    assert objective(("outcome",), history=False) == "outcome"
+
+
+def test_the_motion_s_loss_is_the_mean_over_the_noise_of_the_frame_it_predicts(data):
+    """Frames behind the first, as the whole flow scores them while its deep block is fresh and says nothing."""
+    made = trainer(data, world_config(flow=replace(SMALL.flow, carry_slots=0)))
+    torch.nn.init.zeros_(made.networks.flow.deep.head.weight)
+    torch.nn.init.zeros_(made.networks.flow.deep.head.bias)
+    batch = _batch(made.world)
+    rows, count = batch.frames.shape[:2]
+    draws, drawn = 400, torch.randn(rows, count, 16, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = motion_losses(made.networks, batch, drawn, made.tables, 0.0)
+        last, generator, total = drawn.clone(), torch.Generator().manual_seed(1), torch.zeros(rows)
+        for _ in range(draws):
+            last[:, -1] = torch.randn(last[:, -1].shape, generator=generator)
+            total += losses(made.networks, batch, last, made.tables, made.config, denoiser=False).excess[:, -1] / draws
+    torch.testing.assert_close(found.excess[:, -1], total, rtol=0.02, atol=0.5)
+    assert found.flow.item() == pytest.approx(float(found.excess[:, 1:].mean()) / (16 * 12), rel=1e-5)
+
+
+def test_a_silent_deep_block_is_judged_as_the_motion_alone_free_of_each_frame_s_own_noise(data):
+    made = trainer(data, denoiser_target="noise")
+    for parameter in made.networks.flow.deep.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    batch, noise = _batch(made.world), torch.randn(1, 2, 16, 12)
+    with torch.no_grad():
+        alone = motion_losses(made.networks, batch, noise, made.tables, 0.0)
+        whole = losses(made.networks, batch, noise, made.tables, made.config, denoiser=False)
+        exact = losses(
+            made.networks, batch, noise, made.tables, replace(made.config, denoiser_target="score"), denoiser=False
+        )
+    torch.testing.assert_close(whole.excess[:, 1:], alone.excess[:, 1:])
+    assert torch.equal(whole.excess[:, 0], exact.excess[:, 0])
+    assert not torch.allclose(whole.excess[:, 1:], exact.excess[:, 1:]), "the score is the gradient of sampled nats"
+
+
+def test_uncertain_dimensions_count_more_under_beta(data):
+    made = trainer(data)
+    batch = _batch(made.world)
+    noise = torch.zeros(*batch.frames.shape[:2], 16, 12)
+    plain, weighted = (motion_losses(made.networks, batch, noise, made.tables, beta) for beta in (0.0, 1.0))
+    assert torch.equal(plain.excess, weighted.excess)
+    assert weighted.flow.item() > plain.flow.item()
+
+
+def test_a_run_of_the_motion_alone_changes_nothing_else(data):
+    made = trainer(data, parts=("flow.motion", "flow.carry", "action"))
+    before = weights(made.networks)
+    figures = made.advance()
+    changed = {name for name, value in weights(made.networks).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith(("flow.motion.", "flow.carry.", "action.")) for name in changed)
+    assert math.isfinite(figures["excess"])
+
+
+def test_a_head_without_history_learns_without_the_flow(data):
+    world = world_config(outcome=replace(SMALL.outcome, history=False))
+    made = trainer(data, world, parts=("outcome",), outcome_weight=1.0)
+    before, first = weights(made.networks), made.advance()["outcome"]
+    made.networks.flow.nats = made.networks.flow.front = None  # type: ignore[assignment, method-assign]
+    for _ in range(5):
+        last = made.advance()["outcome"]
+    changed = {name for name, value in weights(made.networks).items() if not torch.equal(value, before[name])}
+    assert all(name.startswith("outcome.") for name in changed)
+    assert last < first
+    assert not any("project" in name for name in before if name.startswith("outcome."))
