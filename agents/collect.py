@@ -19,6 +19,7 @@ import torch
 from gymnasium import spaces
 from tqdm import tqdm
 
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import Held, NoEnd, Policy
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
 from starflow_world.data.episodes import Episode, episode_path, read_episode, write_episode
@@ -216,24 +217,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def make_env(env_id: str, *, env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None,
-             frame_size: int = 64) -> gymnasium.Env:
-    """The env, rendering RGB; a MiniGrid is drawn without highlight in tiles that fill frame_size."""
-    kwargs = dict(env_kwargs or {})
-    if env_id.startswith(("MiniGrid-", "BabyAI-")):
-        import minigrid  # noqa: F401  (registers its environments)
-
-        if max_steps is not None:
-            kwargs.setdefault("max_steps", max_steps)
-    kwargs |= {"render_mode": "rgb_array", "disable_env_checker": True, "max_episode_steps": max_steps}
-    env = gymnasium.make(env_id, **kwargs)
-    world: Any = env.unwrapped
-    if hasattr(world, "tile_size") and hasattr(world, "highlight"):
-        world.tile_size = kwargs.get("tile_size", max(1, frame_size // max(world.width, world.height)))
-        world.highlight = kwargs.get("highlight", False)
-    return env
 
 
 def seeds(seed: int, index: int) -> tuple[int, int]:

@@ -76,7 +76,8 @@ class Planner:
         if isinstance(inner, WorldEnv) and inner.world.world_id == self.world.world_id:
             return inner.get_state()
         if self._state is None:
-            text = mission(self._env, observation, {}) if self.world.networks.text is not None else ""
+            text = inner.mission if isinstance(inner, WorldEnv) else mission(self._env, observation, {})
+            text = text if self.world.networks.text is not None else ""
             return self.world.start(frame[None, None], text=text, seed=[self._seed])[0]
         return self.world.observe(self._state, [self._played], frame[None], reuse=True)[0]
 

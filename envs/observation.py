@@ -21,9 +21,16 @@ def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
 
 
+def is_minigrid(env: Any) -> bool:
+    """Return whether an env is a MiniGrid, BabyAI's among them: only these are asked MiniGrid's questions."""
+    kinds = type(getattr(env, "unwrapped", env)).__mro__
+    return any((kind.__module__, kind.__name__) == ("minigrid.minigrid_env", "MiniGridEnv") for kind in kinds)
+
+
 def mission(env: Any, observation: Any, info: Mapping[str, Any]) -> str:
     """The task in words, where it is given: in the observation, by the env itself, or in the info of its reset."""
     given = observation.get("mission") if isinstance(observation, Mapping) else None
-    if given is None:
-        given = getattr(getattr(env, "unwrapped", None), "mission", info.get("text", ""))
-    return str(given)
+    if given is None and is_minigrid(env):
+        given = env.unwrapped.mission
+    given = info.get("text") if given is None else given
+    return given if isinstance(given, str) else ""

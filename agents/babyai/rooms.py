@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
-from starflow_world.agents.collect import make_env
+from starflow_world.agents.environment import make_env
 from starflow_world.envs.vector_env import read_seeds
 from starflow_world.errors import ConfigError, DataError
 

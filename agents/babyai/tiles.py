@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from starflow_world.agents.collect import make_env
+from starflow_world.agents.environment import make_env
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.fidelity import RIGHT, actions_of, frames_right, needs_memory
 from starflow_world.evaluation.intervals import Share

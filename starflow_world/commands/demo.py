@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from starflow_world.agents.collect import make_env
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import BotPolicy, MixedPolicy, NoEnd
 from starflow_world.config.world import DecodeConfig
 from starflow_world.envs.world_env import WorldEnv

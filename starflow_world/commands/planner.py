@@ -15,7 +15,8 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
-from starflow_world.agents.collect import make_env, play
+from starflow_world.agents.collect import play
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.planner import Planner, Thought
 from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.data.episodes import Episode

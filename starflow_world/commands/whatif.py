@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from starflow_world.agents.collect import make_env, play
+from starflow_world.agents.collect import play
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.planner import Planner
 from starflow_world.agents.policy import Policy, RandomPolicy, make_policy
 from starflow_world.agents.search import METHODS, Search

@@ -25,7 +25,7 @@ from starflow_world.flow.compiled import compile_networks
 from starflow_world.flow.precision import run_in
 from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
-from starflow_world.model.checkpoint import PROMPTS, load_networks, load_starts
+from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
 from starflow_world.model.networks import Networks
 from starflow_world.model.video_checkpoint import CONFIG, load_as_networks, to_running
 from starflow_world.noise import make_key
@@ -39,7 +39,11 @@ Clip = Sequence[Any] | Tensor | None
 class World:
     """A learned world: networks, their digest, and the start set it was shipped with."""
 
-    def __init__(self, networks: Networks, world_id: str | None = None, starts: "Starts | None" = None) -> None:
+    def __init__(
+        self, networks: Networks, world_id: str | None = None, starts: "Starts | None" = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.folder = folder
         self.networks, self.config, self.starts = networks.eval(), networks.config, starts
         self.world_id = world_id or _digest(networks)
         self.dynamics = Dynamics(networks, self.world_id)
@@ -80,11 +84,18 @@ class World:
             compile_networks(networks.flow, networks.outcome)
         config = json.dumps(to_dict(networks.config), sort_keys=True)
         world_id = hashlib.sha256((digest + config).encode()).hexdigest()
-        return World(networks, world_id, None if starts is None else Starts(*starts))
+        return World(networks, world_id, None if starts is None else Starts(*starts), folder)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The content of card.json: data and environment it was learned from, command, figures; {} without one."""
+        path = None if self.folder is None else self.folder / CARD
+        values = read_json(path) if path is not None and is_file(path) else {}
+        return values if isinstance(values, dict) else {}
 
     def decoded(self, decode: DecodeConfig) -> "World":
         """The same world, decoded otherwise: another tolerance, sequentially (chunk 1), fewer sweeps."""
-        other = World(self.networks, self.world_id, self.starts)
+        other = World(self.networks, self.world_id, self.starts, self.folder)
         other.dynamics.decode = decode
         return other
 

@@ -14,7 +14,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from starflow_world.agents.collect import collect, make_env, play, seeds
+from starflow_world.agents.collect import collect, play, seeds
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import BotPolicy, MixedPolicy, NoEnd, Policy, RandomPolicy, TinkerPolicy, towards
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import Episode, episode_path, read_episode

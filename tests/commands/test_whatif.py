@@ -46,7 +46,8 @@ def made_up(world, steps=14, seed=0):
 def real():
     """An episode of the real BabyAI, played by a mixed policy."""
     pytest.importorskip("minigrid")
-    from starflow_world.agents.collect import make_env, play
+    from starflow_world.agents.collect import play
+    from starflow_world.agents.environment import make_env
     from starflow_world.agents.policy import MixedPolicy, NoEnd
 
     env = make_env("BabyAI-GoToLocalS8N4-v0", max_steps=40)
@@ -141,7 +142,8 @@ def test_a_changed_action_shows_in_the_shipped_world_what_the_real_env_would_hav
     """The expert turns where it could go on: compared with the real env that does."""
     pytest.importorskip("minigrid")
     from starflow_world.agents.babyai.tiles import ENV
-    from starflow_world.agents.collect import make_env, seeds
+    from starflow_world.agents.collect import seeds
+    from starflow_world.agents.environment import make_env
     from starflow_world.commands.whatif import played
     from starflow_world.evaluation.fidelity import frames_right
 

@@ -161,8 +161,7 @@ class Worded(Noise):
 
 
 def test_a_task_is_heard_wherever_the_env_says_it(scorer: Scorer) -> None:
-    in_info, by_env = Worded(), Noise()
-    by_env.mission = "b"  # type: ignore[attr-defined]
+    in_info, by_env = Worded(), type("MiniGridEnv", (Noise,), {"__module__": "minigrid.minigrid_env", "mission": "b"})()
     expected = SurpriseMonitor(Noise(), scorer, text="b").reset(seed=1)[1]["surprise"]["nats_per_dim"]
     assert SurpriseMonitor(Noise(), scorer).reset(seed=1)[1]["surprise"]["nats_per_dim"] != expected
     for env in (in_info, by_env):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from starflow_world import World
-from starflow_world.agents.collect import make_env, play
+from starflow_world.agents.collect import play
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import MixedPolicy, NoEnd
 from starflow_world.data.episodes import Episode
 from starflow_world.envs.monitor import SurpriseMonitor

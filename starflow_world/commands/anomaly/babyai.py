@@ -17,7 +17,8 @@ import numpy as np
 from gymnasium import spaces
 
 from starflow_world.agents.babyai.tiles import ENV, KINDS, tiles
-from starflow_world.agents.collect import make_env, seeds
+from starflow_world.agents.collect import seeds
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import FORWARD, STEPS, BotPolicy, MixedPolicy, Policy, RandomPolicy
 from starflow_world.commands.anomaly.twins import SHIFT, Course, Shown
 

@@ -13,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from starflow_world.agents.cartpole import BalancePolicy
-from starflow_world.agents.collect import make_env, seeds
+from starflow_world.agents.collect import seeds
+from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.commands.anomaly.twins import SHIFT, Course, Shown
 from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture

@@ -7,7 +7,7 @@ pytest.importorskip("minigrid")
 from gymnasium.vector import AutoresetMode
 
 from starflow_world.agents.babyai.rooms import ENV, LIMIT, Room, Rooms, rooms_with
-from starflow_world.agents.collect import make_env
+from starflow_world.agents.environment import make_env
 from starflow_world.errors import ConfigError, DataError
 
 TEXT = "go to the red ball"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from starflow_world.agents.babyai.tiles import ENV, is_valid, named_object, read, text_starts, tiles
-from starflow_world.agents.collect import make_env
+from starflow_world.agents.environment import make_env
 from starflow_world.evaluation.fidelity import RIGHT
 from starflow_world.world import World
 

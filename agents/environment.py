@@ -1,0 +1,144 @@
+"""The real environment that episodes are collected from and a world is learned from, as its card records it."""
+
+import difflib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import gymnasium
+
+from starflow_world.envs.observation import is_minigrid
+from starflow_world.errors import ConfigError
+from starflow_world.world import World
+
+WRAPPERS = (  # of gymnasium.wrappers: those that JSON arguments can make and that keep no statistics across episodes
+    "AtariPreprocessing", "ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "DtypeObservation",
+    "FilterObservation", "FlattenObservation", "FrameStackObservation", "GrayscaleObservation",
+    "MaxAndSkipObservation", "RepeatAction", "RescaleAction", "RescaleObservation", "ReshapeObservation",
+    "ResizeObservation", "StickyAction", "TimeAwareObservation", "TimeLimit",
+)
+REWARDS = ("event", "raw")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Gymnasium environment, and how its episodes are recorded; fields are keys of collection.json and card.json.
+
+    env: its id, or `module:Id` for an id that importing `module` registers. env_kwargs: arguments of `gymnasium.make`.
+    wrappers: applied in this order, each a dotted name (`gymnasium.wrappers.ClipAction`) or a pair of name and
+    arguments. frame_size: side of square frames in pixels, or (height, width). max_steps: time limit of an episode;
+    None: the environment's own. reward: "raw", or "event" for 1 where a reward is positive and else 0.
+    """
+
+    env: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: tuple[Any, ...] = ()
+    frame_size: int | tuple[int, int] = 64
+    max_steps: int | None = None
+    reward: str = "event"
+
+    def __post_init__(self) -> None:
+        sides = self.frame_size if isinstance(self.frame_size, list | tuple) else (self.frame_size,) * 2
+        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+            raise ConfigError(f"frame_size: expected pixels >= 1, or a height and a width, found {self.frame_size!r}")
+        object.__setattr__(self, "frame_size", sides[0] if sides[0] == sides[1] else tuple(sides))
+        object.__setattr__(self, "wrappers", tuple(self.wrappers))
+        if not isinstance(self.env, str) or not self.env:
+            raise ConfigError(f"env: expected the id of a Gymnasium environment, found {self.env!r:.80}")
+        if self.max_steps is not None and (type(self.max_steps) is not int or self.max_steps < 1):
+            raise ConfigError(f"max_steps: expected a number >= 1, or None for the env's own limit, "
+                              f"found {self.max_steps!r}")
+        if self.reward not in REWARDS:
+            raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, found {self.reward!r}")
+        try:
+            json.dumps([self.env_kwargs, self.wrappers])
+            dict(**self.env_kwargs)
+        except (TypeError, ValueError) as error:
+            found = f"{self.env_kwargs!r:.120} and {self.wrappers!r:.120} ({error})"
+            raise ConfigError(f"env_kwargs and wrappers: expected values that JSON can hold, found {found}") from None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        return self.frame_size if isinstance(self.frame_size, tuple) else (self.frame_size, self.frame_size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+    def make(self) -> gymnasium.Env:
+        """Make the environment, rendering RGB frames. ConfigError with one line where that fails.
+
+        A MiniGrid is drawn without highlight, in tiles that fill the frame.
+        """
+        kwargs = {**self.env_kwargs, "render_mode": "rgb_array", "disable_env_checker": True}
+        if self.env.startswith(("MiniGrid-", "BabyAI-")):
+            with suppress(ImportError):
+                import minigrid  # noqa: F401  (registers its environments)
+            if self.max_steps is not None:
+                kwargs.setdefault("max_steps", self.max_steps)
+        try:
+            env = gymnasium.make(self.env, max_episode_steps=None if self.max_steps is None else -1, **kwargs)
+        except Exception as error:  # an environment is foreign code
+            raise ConfigError(f"env: expected an environment that gymnasium.make can make, found {self.env!r:.80} "
+                              f"({type(error).__name__}: {_in_one_line(error)}); {_hint(self.env)}") from error
+        for wrapper in self.wrappers:
+            env = _wrapped(env, wrapper)
+        if self.max_steps is not None:
+            env = gymnasium.wrappers.TimeLimit(env, self.max_steps)
+        if is_minigrid(env):
+            world: Any = env.unwrapped
+            rows, columns = self.size
+            world.tile_size = kwargs.get("tile_size", max(1, min(rows // world.height, columns // world.width)))
+            world.highlight = kwargs.get("highlight", False)
+        return env
+
+
+def make_env(env_id: str, *, env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None,
+             frame_size: int | tuple[int, int] = 64) -> gymnasium.Env:
+    """Make an environment by its id, as `Environment.make` does."""
+    return Environment(env_id, env_kwargs or {}, frame_size=frame_size, max_steps=max_steps).make()
+
+
+def source_environment(world: World, env: str | None = None) -> Environment:
+    """Return the environment that a world was learned from, as its card names it; `env` takes the place of its id.
+
+    ConfigError where neither names one, or the card's entry cannot be meant.
+    """
+    card = world.card
+    if env is not None and env != card.get("env"):
+        return Environment(env, frame_size=(world.config.height, world.config.width))
+    if "env" not in card:
+        raise ConfigError(f"world {world.config.name} names no environment in its card (key `env` of card.json), and "
+                          "this needs the real one; name it with --env, or add env and env_kwargs to the card")
+    values = {"frame_size": (world.config.height, world.config.width)}
+    values |= {key.name: card[key.name] for key in fields(Environment) if card.get(key.name) is not None}
+    return Environment(**values)
+
+
+def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
+    """Apply a wrapper given as a dotted name, or as a pair of dotted name and arguments."""
+    name, kwargs = (wrapper, {}) if isinstance(wrapper, str) else wrapper if len(wrapper) == 2 else (None, {})
+    known = {f"gymnasium.wrappers.{short}": short for short in WRAPPERS}
+    if name not in known or not isinstance(kwargs, dict):
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are gymnasium.wrappers.({', '.join(WRAPPERS)})"
+        raise ConfigError(f"wrappers: expected a name, or a pair of name and arguments, found {wrapper!r:.120}; {hint}")
+    try:
+        return getattr(gymnasium.wrappers, known[name])(env, **kwargs)
+    except Exception as error:
+        raise ConfigError(f"wrappers: expected arguments of {name}, found {kwargs!r:.120} ({_in_one_line(error)})"
+                          ) from error
+
+
+def _hint(env_id: str) -> str:
+    """Name the registered environment whose id is nearest, or say how to name one's own."""
+    near = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry, 1)
+    if near and near[0] not in (env_id, env_id.split(":")[-1]):
+        return f"did you mean {near[0]!r}?"
+    return "name your own as module:Id, with the module's folder on PYTHONPATH"
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
