@@ -33,6 +33,15 @@ def pytest_report_header() -> str:
     return f"{', '.join(found)}; {torch.get_num_threads()} threads, {device}"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32_is_faster() -> Iterator[None]:
+    """Worlds are loaded in float32 unless a test says otherwise, on processors of every kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        rates = {torch.float32: 2.0, torch.bfloat16: 1.0}
+        patch.setattr("starflow_world.model.rates.measured_rates", lambda *sizes, **limits: rates)
+        yield
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny world, saved as a folder."""

@@ -19,6 +19,7 @@ from starflow_world.io.shards import TensorSource, misfits, open_shards, refuse,
 from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
 from starflow_world.model.checkpoint import FORMAT, read_json
 from starflow_world.model.networks import Networks
+from starflow_world.model.rates import inference_precision
 
 CONFIG = "video.json"
 ADAPTER = "action.project.weight"
@@ -108,10 +109,9 @@ def load_as_networks(folder: Path | str) -> tuple[Networks, str]:
 
 
 def to_running(networks: Networks, prompts: Path, device: torch.device, dtype: torch.dtype | None) -> None:
-    """Move a published model to a device, its flow ready to run in `dtype` as `load_flow` says (none: float32 on a CPU,
-    else bfloat16), its codec and text encoder loaded."""
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    """Move a published model to a device, its flow ready to run in `dtype` as `load_flow` says (None: the precision
+    that `inference_precision` measures), its codec and text encoder loaded."""
+    dtype = dtype or inference_precision(networks.to(device).flow, device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigError(f"dtype: expected float32 or bfloat16, as published models run in, found {dtype}")
     networks.to(device)

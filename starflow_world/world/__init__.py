@@ -27,6 +27,7 @@ from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
 from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
 from starflow_world.model.networks import Networks
+from starflow_world.model.rates import inference_precision
 from starflow_world.model.video_checkpoint import CONFIG, load_as_networks, to_running
 from starflow_world.noise import make_key
 from starflow_world.world.dynamics import Dynamics
@@ -54,14 +55,14 @@ class World:
     def load(
         path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None, compiled: bool = False
     ) -> "World":
-        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32 (as
-        for none), or bfloat16 for products inside transformers, all else being float32 (flow/precision.py).
+        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32, or bfloat16 for
+        products inside transformers, all else being float32 (flow/precision.py). None: bfloat16 where products of the
+        world's sizes are measured to be clearly faster in it (model/rates.py), else float32.
 
         `compiled`: networks by torch.compile at their first call, for GPUs; as they were, with a warning, where that
         fails (flow/compiled.py).
 
-        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world, whose
-        products are in bfloat16 where none is said and there is a GPU."""
+        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world."""
         folder = find_world(path_or_name)
         networks, digest = load_as_networks(folder) if is_file(folder / CONFIG) else load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
@@ -71,7 +72,7 @@ class World:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             if networks.config.published is None:
-                dtype = dtype or torch.float32
+                dtype = dtype or inference_precision(networks.to(torch.device(device)).flow, device)
                 if dtype not in (torch.float64, torch.float32, torch.bfloat16):
                     raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
                 networks = networks.to(torch.device(device), torch.promote_types(dtype, torch.float32))
