@@ -9,10 +9,11 @@ import ast
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,19 @@ UNSAFE_YAML |= {"unsafe_load", "unsafe_load_all", "UnsafeLoader", "CUnsafeLoader
 
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
+MODULES_AT_THE_TOP = 6
+PARTS_THAT_MAY_BE_MISSING = {"motion", "carry", "video", "published"}
+MOST_BRANCHES_ON_A_MISSING_PART = 43
+COMPILERS = {"cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "nvcc", "ninja"}
+PAGES = sorted(path.name for path in ROOT.glob("*.md")) + sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
+MADE = {"build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers"}
+"""Folders that commands make: pages may name paths below them."""
+SHARED_NAMES = {  # public names that two modules define; the list may only become shorter
+    "Ahead", "Course", "Figure", "Outcome", "Plan", "Predictor", "Steps", "Stream", "Task", "Window", "anomaly_bench",
+    "bench", "calibrate", "collect", "convert", "demo", "evidence", "fitted", "gather", "generate", "joined",
+    "markdown", "measure", "other_policy", "parts", "picture", "plain", "plan", "rank", "read", "report", "resampled",
+    "rollout", "run", "score", "summary", "table", "train", "train_agent", "write", "write_curves", "write_video",
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +221,72 @@ def length_faults(source: Source) -> Iterator[str]:
                 yield f"{source.name}:{node.lineno} {node.name} has {lines} lines, {LONGEST_FUNCTION} at most"
 
 
+def definitions(sources: Iterable[Source]) -> dict[str, list[str]]:
+    """Public classes and functions at the top of modules: name -> the modules that define it."""
+    modules: dict[str, list[str]] = {}
+    for source in sources:
+        for node in source.tree.body:
+            defines = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if defines and not node.name.startswith("_"):
+                modules.setdefault(node.name, []).append(source.name)
+    return modules
+
+
+def branches_on_a_missing_part(source: Source) -> Iterator[str]:
+    """Comparisons of a part that a model may lack with None."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Is | ast.IsNot):
+            right = node.comparators[0]
+            part = dotted(node.left).rpartition(".")[2]
+            if part in PARTS_THAT_MAY_BE_MISSING and isinstance(right, ast.Constant) and right.value is None:
+                yield f"{source.name}:{node.lineno} {ast.unparse(node)}"
+
+
+def calls_a_compiler(source: Source) -> Iterator[str]:
+    """Imports, names and file names by which a program reaches a C compiler. The doctor may look for one."""
+    if inside(source.room, "commands.doctor"):
+        return
+    for line, name in imports(source):
+        if name.split(".")[0] in {"ctypes", "cffi", "distutils", "setuptools", "sysconfig"} or "cpp_extension" in name:
+            yield f"{source.name}:{line} imports {name}"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = node.value.split()
+            if words and (words[0] in COMPILERS or words[0].endswith((".c", ".cc", ".cpp", ".cu"))):
+                yield f"{source.name}:{node.lineno} names {words[0]}"
+
+
+def missing_paths(page: str, text: str) -> Iterator[str]:
+    """What a page writes as `code`, and where its links lead, that looks like a file, a folder or a module of ours."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for word in re.findall(r"`([^`\n]+)`", prose):
+        if re.fullmatch(rf"{PACKAGE}(\.\w+)+", word):
+            if not is_ours(word):
+                yield f"{page}: {word}"
+        elif re.fullmatch(r"[\w.-]+/[\w./*-]*|[\w-]+\.(py|yaml|sh|toml)", word) and word.split("/")[0] not in MADE:
+            places = (ROOT, ROOT / PACKAGE, ROOT / "configs", ROOT / "tests", (ROOT / page).parent)
+            if not any(any(place.glob(word.rstrip("/"))) for place in places):
+                yield f"{page}: {word}"
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        if not ((ROOT / page).parent / target).exists():
+            yield f"{page}: {target}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a dotted name is a module of the product, or a name that a module (or the package) gives."""
+    known = {source.name: source for source in product()}
+    if name in known:
+        return True
+    module, _, last = name.rpartition(".")
+    if module not in known:
+        return False
+    body = known[module].tree.body
+    given = {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    given |= {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    given |= {dotted(target) for node in body if isinstance(node, ast.Assign) for target in node.targets}
+    return last in given or (module == PACKAGE and f'"{last}"' in known[module].text)
+
+
 def cycle(graph: dict[str, set[str]]) -> list[str]:
     """A cycle of an import graph as a path whose ends are equal; empty when there is none."""
     done: set[str] = set()
@@ -255,6 +335,31 @@ def test_no_data_is_run_as_code_and_no_input_is_hidden():
 
 def test_files_and_functions_are_short():
     report([fault for source in product() for fault in length_faults(source)])
+
+
+def test_a_public_name_is_defined_in_one_module():
+    shared = {name: modules for name, modules in definitions(product()).items() if len(modules) > 1}
+    report([f"{name} is defined in {' and in '.join(shared[name])}" for name in sorted(shared.keys() - SHARED_NAMES)])
+
+
+def test_few_modules_lie_directly_in_the_package():
+    here = sorted(path.name for path in (ROOT / PACKAGE).glob("*.py"))
+    assert len(here) <= MODULES_AT_THE_TOP, here
+
+
+def test_few_branches_depend_on_a_part_that_may_be_missing():
+    branches = [branch for source in product() for branch in branches_on_a_missing_part(source)]
+    print(f"{len(branches)} branches on a missing part")
+    assert len(branches) <= MOST_BRANCHES_ON_A_MISSING_PART, "\n" + "\n".join(branches)
+
+
+def test_nothing_calls_a_compiler():
+    report([fault for source in product() for fault in calls_a_compiler(source)])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_name_no_path_or_module_that_does_not_exist(page):
+    report(list(missing_paths(page, (ROOT / page).read_text("utf-8"))))
 
 
 def test_tests_do_not_make_second_copies_of_envs_and_agents():
