@@ -3,22 +3,37 @@
 import hashlib
 import json
 import os
-import re
 import shutil
-import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-import h5py
+
 import numpy as np
+
+from starflow_world.data.episodes import DTYPES, FORMAT, NAME, Episode, Header, episode_path, read_episode, read_header
 from starflow_world.errors import DataError
-from starflow_world.io.files import TEMPORARY, atomic, write_text
-from starflow_world.data.episodes import Episode, Header, episode_path, read_header, read_episode, FORMAT, NAME, DTYPES
+from starflow_world.io.files import DAMAGE, TEMPORARY, write_text
 
 MAPPED = ("frames", "actions", "rewards", "terminated")
+COLLECTION, ORIGIN = "collection.json", ("env", "env_kwargs", "wrappers", "frame_size", "max_steps", "reward")
+
+
+def origin(folder: Path | str) -> dict[str, Any]:
+    """Return what a folder of episodes was recorded from, as `collect` wrote it into collection.json.
+
+    The keys are those of ORIGIN that the file has: the id of the environment, its keyword arguments, its wrappers, the
+    side of a frame in pixels, the step limit (absent: the environment's own) and the reward mode. A folder without that
+    file (own recordings) gives an empty dict. Raises DataError for a damaged file.
+    """
+    path = Path(folder) / COLLECTION
+    if not path.exists():
+        return {}
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8")).get("recipe", {})
+        return {key: recipe[key] for key in ORIGIN if recipe.get(key) is not None}
+    except DAMAGE as damage:
+        raise DataError(f"{path}: expected the record of a collection, found {damage!r:.120}; collect again") from None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor
 
 from starflow_world.errors import DataError
-from starflow_world.io.files import TEMPORARY, atomic, write_text
+from starflow_world.io.files import atomic
 
 FORMAT = 1
 HEADER = 512
@@ -207,7 +205,6 @@ def read_episode(path: Path | str) -> Episode:
     """Read and check one episode; DataError names the file for damage of any kind, links and special files."""
     with _opened(Path(path)) as (arrays, strings):
         return Episode(**{key: array[:] for key, array in arrays.items()}, **strings).validate()
-
 
 
 def flat_actions(episode: Episode) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starflow_world.config.train import RecipeConfig, TrainConfig
 from starflow_world.config.world import WorldConfig
-from starflow_world.data.dataset import EpisodeDataset, Windows
+from starflow_world.data.dataset import EpisodeDataset, Windows, origin
 from starflow_world.errors import ConfigError
 from starflow_world.io.files import remove_leftovers
 from starflow_world.io.plots import write_curves
@@ -150,7 +150,8 @@ def train(
     windows = processes.in_turn(dataset.memory_map)
     trainer = Trainer(world, recipe.train, windows, init=None if resume else init, processes=processes)
     metrics = out / METRICS
-    card = {"data": str(Path(data).name), "episodes": len(dataset), "seed": recipe.train.seed, "command": command}
+    card = {"data": str(Path(data).name), "episodes": len(dataset), **origin(data)}
+    card |= {"seed": recipe.train.seed, "command": command}
     processes.once(lambda: remove_leftovers(out))
     if resume:
         trainer.resume(out, recipe, MAY_CHANGE)
