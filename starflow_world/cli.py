@@ -4,13 +4,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from starflow_world.commands.cli_anomaly import anomaly_bench
+from starflow_world.commands.anomaly import AnomalyBench
+from starflow_world.commands.bench import Bench
 from starflow_world.commands.cli_video import convert, generate, plan
 from starflow_world.commands.rollout import rollout
-from starflow_world.commands.score.verbs import calibrate, score
+from starflow_world.commands.score import ScoreRecordings
+from starflow_world.commands.score.verbs import calibrate
 from starflow_world.errors import StarflowError
 
 
@@ -131,28 +134,6 @@ def check(world: tyro.conf.Positional[str] = "babyai-gotolocal", /, *, seed: int
     report = check_world(World.load(world), seed=seed, said=lambda result: print(result, flush=True))
     print(report.summary)
     report.raise_if_broken()
-
-
-def bench(
-    world: tyro.conf.Positional[str] = "babyai-gotolocal", *, out: Path = Path("out/bench"),
-    envs: tuple[int, ...] = (1, 4, 16, 64, 256), repeats: int = 3, steps: int = 2000, full: bool = False,
-    profile: bool = False,
-) -> None:
-    """Measure how fast a world is, beside decoding as STARFlow-V was published, in minutes; keep the machine quiet.
-
-    Args:
-        world: folder or name of a shipped world.
-        out: folder for bench.json, bench.md and bench.png.
-        envs: numbers of envs.
-        repeats: how often each decoder has its turn; medians are taken.
-        steps: steps of the long run that watches memory.
-        full: make that 10,000 steps.
-        profile: only print where a step's time goes.
-    """
-    from starflow_world.commands.bench import Plan
-    from starflow_world.commands.bench import bench as run
-
-    run(world, out, Plan(envs, repeats, 10_000 if full else steps), profile=profile)
 
 
 def planner(
@@ -293,11 +274,11 @@ def info(world: tyro.conf.Positional[str] = "babyai-gotolocal", /) -> None:
         print()
 
 
-VERBS: dict[str, Callable[..., None]] = {
+VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo, "collect": collect, "rollout": rollout, "train": train, "evaluate": evaluate, "check": check,
-    "bench": bench, "convert": convert, "generate": generate, "plan": plan, "planner": planner, "whatif": whatif,
-    "train-agent": train_agent, "rank": rank, "calibrate": calibrate, "score": score,
-    "info": info, "anomaly-bench": anomaly_bench,
+    "bench": Bench, "convert": convert, "generate": generate, "plan": plan, "planner": planner, "whatif": whatif,
+    "train-agent": train_agent, "rank": rank, "calibrate": calibrate, "score": ScoreRecordings,
+    "info": info, "anomaly-bench": AnomalyBench,
 }
 
 
@@ -307,7 +288,9 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="starflow-world", args=words)
+        settings = tyro.extras.subcommand_cli_from_dict(VERBS, prog="starflow-world", args=words)
+        if settings is not None:
+            settings.run()
     except StarflowError as error:
         if debug:
             raise

@@ -1,10 +1,10 @@
 """What a scorer says of an episode."""
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
+
+from starflow_world.io.reports import csv_text
 
 PARTS = ("surprise", "peak", "against_action", "novelty", "residual", "background")
 """The statistics of a frame, in nats but `residual` (grey levels); all are higher the stranger a frame is.
@@ -61,14 +61,9 @@ class Scores:
 
     def to_csv(self) -> str:
         """One line per frame: every column and every part."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("frame", *COLUMNS, *PARTS))
-        columns = [getattr(self, name) for name in COLUMNS]
-        for t in range(len(self)):
-            cells = [f"{float(column[t]):.9g}" for column in (*columns, *self.values.T)]
-            writer.writerow((t, *cells))
-        return text.getvalue()
+        columns = [getattr(self, name) for name in COLUMNS] + list(self.values.T)
+        rows = ([str(t), *(f"{float(column[t]):.9g}" for column in columns)] for t in range(len(self)))
+        return csv_text(("frame", *COLUMNS, *PARTS), rows)
 
 
 def first_true(flags: np.ndarray) -> int:

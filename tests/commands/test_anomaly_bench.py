@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from starflow_world.cli import main
-from starflow_world.commands.anomaly import Plan, anomaly_bench, find_stage
+from starflow_world.commands.anomaly import AnomalyBench, find_stage
 from starflow_world.commands.anomaly import run as run_module
 from starflow_world.commands.anomaly.baselines import (
     FrameDifference,
@@ -86,13 +86,17 @@ def world() -> World:
     return env_world(spaces.Discrete(4), size=SIDE, window=24, context=6, **no_text())
 
 
-PLAN = Plan(episodes=9, seeds=1, predictor_steps=3)
+SETTINGS = AnomalyBench(episodes=9, seeds=1, predictor_steps=3)
+
+
+def measure(world: World, out: Path, work: Path, settings: AnomalyBench = SETTINGS) -> None:
+    replace(settings, out=out, work=work).measure(Toy(), world)
 
 
 @pytest.fixture(scope="module")
 def report(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("anomaly")
-    anomaly_bench(Toy(), world, out / "docs", out / "work", PLAN)
+    measure(world, out / "docs", out / "work")
     return out
 
 
@@ -135,7 +139,7 @@ def test_a_seed_that_is_done_is_not_done_again(report: Path, world: World, monke
 
     monkeypatch.setattr(run_module, "gather", counted)
     before = (report / "docs" / "babyai.json").read_bytes()
-    anomaly_bench(Toy(), world, report / "again", report / "work", PLAN)
+    measure(world, report / "again", report / "work")
     assert played == []
     assert (report / "again" / "babyai.json").read_bytes() == before
 
@@ -151,11 +155,11 @@ def test_another_seed_is_added_to_those_that_are_done(
         return gather(stage, kind, count, seed, progress=False)
 
     monkeypatch.setattr(run_module, "gather", counted)
-    anomaly_bench(Toy(), world, report / "two", report / "work", replace(PLAN, seeds=2))
+    measure(world, report / "two", report / "work", replace(SETTINGS, seeds=2))
     assert len(set(played)) == 6  # four splits and two kinds of the second seed
     (report / "work" / "babyai-seed-1.safetensors").unlink()
     first = json.loads((report / "two" / "babyai.json").read_text())
-    anomaly_bench(Toy(), world, report / "two", report / "work", replace(PLAN, seeds=2))
+    measure(world, report / "two", report / "work", replace(SETTINGS, seeds=2))
     assert json.loads((report / "two" / "babyai.json").read_text())["kinds"] == first["kinds"]
 
 
@@ -167,17 +171,17 @@ def test_what_another_world_or_plan_left_is_not_used(
 
     monkeypatch.setattr(run_module, "gather", refused)
     stranger = env_world(spaces.Discrete(4), size=SIDE, noise_level=0.2, **no_text())
-    for plan, other in ((replace(PLAN, episodes=10), world), (PLAN, stranger)):
+    for settings, other in ((replace(SETTINGS, episodes=10), world), (SETTINGS, stranger)):
         with pytest.raises(ConfigError, match="played again"):
-            anomaly_bench(Toy(), other, report / "again", report / "work", plan)
+            measure(other, report / "again", report / "work", settings)
 
 
 def test_figures_of_another_version_are_not_reported(report: Path, world: World) -> None:
     out = report / "older"
-    anomaly_bench(Toy(), world, out, report / "work", PLAN)
+    measure(world, out, report / "work")
     older = json.loads((out / "babyai.json").read_text()) | {"format": "0", "part": "cartpole"}
     (out / "cartpole.json").write_text(json.dumps(older))
-    anomaly_bench(Toy(), world, out, report / "work", PLAN)
+    measure(world, out, report / "work")
     assert "## cartpole\n\nNot run" in (out / "README.md").read_text()
 
 
@@ -188,7 +192,7 @@ def test_unknown_parts_and_empty_plans_are_errors(capsys: pytest.CaptureFixture[
     with pytest.raises(ConfigError, match="expected a part of babyai, cartpole, found 'reacher'"):
         find_stage("reacher")
     with pytest.raises(ConfigError, match="expected episodes, seeds and predictor steps >= 1"):
-        Plan(episodes=0)
+        AnomalyBench(episodes=0)
 
 
 def test_a_baseline_that_wins_a_kind_is_named() -> None:

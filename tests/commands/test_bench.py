@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from starflow_world.cli import main
-from starflow_world.commands.bench import Plan, bench
+from starflow_world.commands.bench import Bench
 from starflow_world.commands.bench.figures import Figure
 from starflow_world.commands.bench.machine import disturbances
 from starflow_world.commands.bench.measure import errors, of_one_age, random_actions, roll, staggered
@@ -174,7 +174,7 @@ GOALS = (
 def test_the_report_holds_every_figure_in_all_its_forms(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(saved, tmp_path, Plan(envs=(1, 2), repeats=1, steps=6))
+    Bench(str(saved), tmp_path, envs=(1, 2), repeats=1, steps=6).run()
     found = json.loads((tmp_path / "bench.json").read_text())
     words, printed = (tmp_path / "bench.md").read_text(), capsys.readouterr().out
     assert sorted(figure["name"] for figure in found["figures"]) == sorted(GOALS)
@@ -191,7 +191,7 @@ def test_the_report_holds_every_figure_in_all_its_forms(
 def test_profile_prints_where_the_time_goes_and_writes_nothing(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench(saved, tmp_path / "none", Plan(envs=(1,), repeats=1), profile=True)
+    Bench(str(saved), tmp_path / "none", envs=(1,), repeats=1, profile=True).run()
     printed = capsys.readouterr().out
     for part in ("deep sweeps", "shallow sweeps", "motion", "heads", "denoiser", "decode", "slides", "rest"):
         assert part in printed
@@ -204,7 +204,7 @@ def test_profile_prints_where_the_time_goes_and_writes_nothing(
 )
 def test_bad_options_give_one_clear_error(wrong: dict[str, int], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Plan(**wrong)
+        Bench(**wrong)
 
 
 @pytest.mark.parametrize("words", [["--envs", "0"], ["--repeats", "0"], ["nowhere"]])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from starflow_world.cli import main
-from starflow_world.commands.score.clip import Clip, ClipScores, clip_nats, nearest_aspect, score_clip, window_nats
+from starflow_world.commands.score.clip import ClipScores, clip_nats, nearest_aspect, score_clip, window_nats
+from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.flow import Flow
 from starflow_world.io.media import read_picture, read_video
@@ -36,12 +37,13 @@ def model(folders) -> VideoModel:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Clip:
+def clip(tmp_path_factory) -> ScoreSettings:
     """31 frames: 29 that make 8 latent ones, where the window holds 4, and two that are left."""
-    return Clip(moving_spot(tmp_path_factory.mktemp("clip") / "spot.mp4", 31), "a red dog.", seed=3)
+    folder = tmp_path_factory.mktemp("clip")
+    return ScoreSettings(out=folder, video=moving_spot(folder / "spot.mp4", 31), prompt="a red dog.", seed=3)
 
 
-def scored(model: VideoModel, clip: Clip, most: int = 99) -> ClipScores:
+def scored(model: VideoModel, clip: ScoreSettings, most: int = 99) -> ClipScores:
     return clip_nats(model, clip, read_video(clip.video, most), ASPECT)
 
 
@@ -50,7 +52,7 @@ def scores(model, clip) -> ClipScores:
     return scored(model, clip)
 
 
-def noisy(model: VideoModel, clip: Clip) -> Tensor:
+def noisy(model: VideoModel, clip: ScoreSettings) -> Tensor:
     """The clip's noisy latents (1, T, n, c)."""
     keys = torch.tensor([make_key(clip.seed)])
     return torch.cat(list(model.noisy(read_video(clip.video, 99), model.config.size(ASPECT), keys)), dim=1)
@@ -191,7 +193,7 @@ def test_what_cannot_be_scored_is_one_clear_error(folders, tmp_path, capsys, mon
 
 def test_what_is_no_converted_model_is_refused(clip, tmp_path):
     with pytest.raises(CheckpointError, match=r"video\.json: expected the config of a converted video model"):
-        score_clip(tmp_path, clip, tmp_path / "out")
+        score_clip(replace(clip, world=str(tmp_path), out=tmp_path / "out"))
 
 
 def test_a_model_of_pictures_and_a_prompt_that_is_too_long_are_refused(model, clip):

@@ -11,6 +11,7 @@ import pytest
 from starflow_world.cli import main
 from starflow_world.commands.calibrate import REPORT, calibrate
 from starflow_world.commands.score.folder import SKIPPED, SUMMARY, score_folder
+from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.data.episodes import episode_path, write_episode
 from starflow_world.errors import DataError, ScorerError
 from starflow_world.score import Scorer
@@ -33,8 +34,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def settings(home: Path, out: Path, data: str = "data", **options: bool | int) -> ScoreSettings:
+    return ScoreSettings(str(home / "world"), out=out, data=home / data, scorer=home / "scorer", **options)
+
+
 def scored(home: Path, out: Path, data: str = "data", **options: bool) -> dict[str, dict[str, str]]:
-    path = score_folder(str(home / "world"), home / data, home / "scorer", out, **options)
+    path = score_folder(settings(home, out, data, **options))
     return {line["episode"]: line for line in csv.DictReader(path.read_text().splitlines())}
 
 
@@ -54,7 +59,7 @@ def test_calibrating_refuses_a_rate_that_the_episodes_cannot_support(home: Path,
 
 
 def test_a_folder_is_scored_with_tables_and_pictures_of_what_is_flagged(home: Path, tmp_path: Path) -> None:
-    lines = scored(home, tmp_path, videos=True)
+    lines = scored(home, tmp_path, overlays=True)
     assert len(lines) == 5
     strange = lines["episode-000002"]
     assert max(lines.values(), key=lambda line: float(line["score"])) == strange
@@ -87,7 +92,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(
 def test_videos_that_are_asked_for_later_are_made_then(home: Path, tmp_path: Path) -> None:
     lines = scored(home, tmp_path)
     (tmp_path / "episode-000001.mp4").touch()
-    assert scored(home, tmp_path, videos=True).keys() == lines.keys()
+    assert scored(home, tmp_path, overlays=True).keys() == lines.keys()
     sizes = {path.stem: path.stat().st_size for path in tmp_path.glob("*.mp4")}
     assert sizes.keys() == lines.keys()
     assert sizes.pop("episode-000001") == 0, "one that is there is not made again"
@@ -100,7 +105,7 @@ def test_results_of_another_scorer_or_data_set_are_not_mixed(home: Path, tmp_pat
         scored(home, tmp_path, "normal")
     calibrate(str(home / "world"), home / "normal", tmp_path / "other", false_alarms=0.1, run_length=51)
     with pytest.raises(DataError, match="use a new folder"):
-        score_folder(str(home / "world"), home / "data", tmp_path / "other", tmp_path)
+        score_folder(ScoreSettings(str(home / "world"), out=tmp_path, data=home / "data", scorer=tmp_path / "other"))
 
 
 def test_a_bad_episode_is_named_and_can_be_left_out(
@@ -156,7 +161,7 @@ def test_scores_that_actors_compute_are_those_computed_here(
     pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
     for actors in (0, 2):
         out = tmp_path / f"{actors}"
-        score_folder(str(home / "world"), home / "data", home / "scorer", out, batch=1, actors=actors)
+        score_folder(settings(home, out, actors=actors), batch=1)
     files = [{path.name: path.read_bytes() for path in (tmp_path / f"{actors}").iterdir()} for actors in (0, 2)]
     assert files[0] == files[1]
     assert len(files[0]) >= 8

@@ -1,37 +1,20 @@
 """The figures that have a goal, and where a baseline is better."""
 
-import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from starflow_world.commands.anomaly.figures import BASELINES, mean
 from starflow_world.commands.anomaly.run import OWN, WINDOWED
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT
+from starflow_world.io.reports import Goal
 
 SIMPLE = ("frozen frames", "blank frames")
 """What is simple, and could look likely for that alone."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A figure that shall be at least `least` and at most `most`."""
-
-    name: str
-    value: float
-    least: float = -math.inf
-    most: float = math.inf
-    note: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether the goal is met; never where nothing was measured."""
-        return self.least <= self.value <= self.most
-
-
 def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The goals of a part's summary, as plain data."""
     special = _babyai(found) if found["part"] == "babyai" else _cartpole(found)
-    return [asdict(goal) | {"met": goal.met} for goal in [*special, *_common(found)]]
+    return [goal.as_json() for goal in [*special, *_common(found)]]
 
 
 def average(found: dict[str, Any], group: str, name: str, key: str = "auroc") -> float:

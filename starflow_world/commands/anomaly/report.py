@@ -12,7 +12,7 @@ from starflow_world.commands.anomaly.pictures import draw
 from starflow_world.commands.anomaly.run import BLIND, FORMAT, INFORMED, OWN, WINDOW, WINDOWED, Evaluated
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT
 from starflow_world.io.files import write_text
-from starflow_world.io.markdown import table
+from starflow_world.io.reports import goal_table, json_safe, markdown_table, number, percent
 
 PARTS = ("babyai", "cartpole")
 METHOD = f"""# Finding what goes wrong: the anomaly benchmark
@@ -57,23 +57,12 @@ LIMITS = """## What a score can and cannot say
 def write(found: dict[str, Any], seeds: Sequence[Evaluated], out: Path) -> None:
     """PART.json, its pictures, and README.md of all parts in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / f"{found['part']}.json", json.dumps(plain(found), indent=1) + "\n")
+    write_text(out / f"{found['part']}.json", json.dumps(json_safe(found), indent=1) + "\n")
     draw(found, seeds, out)
     paths = [path for name in PARTS if (path := out / f"{name}.json").exists()]
     parts = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     parts = {name: one for name, one in parts.items() if one.get("format") == FORMAT}  # others are to be run again
     write_text(out / "README.md", markdown(parts) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """Numbers that JSON can hold: none for what is not a number, the largest for what has no end."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else math.copysign(1e300, value)
-    return value
 
 
 def markdown(parts: dict[str, dict[str, Any]]) -> str:
@@ -95,25 +84,17 @@ def part(found: dict[str, Any]) -> str:
         f"{plan['seeds']} seeds of {plan['episodes']} episodes of each kind; {facts['calibration_frames']} frames to "
         f"calibrate on; {facts['parameters']:,} parameters in the world, {facts['predictor']:,} in the predictor "
         f"({plan['predictor_steps']} training steps).", "",
-        table(["figure", "measured", "goal", "met", "how"], [goal_row(goal) for goal in found["goals"]]), "",
+        goal_table(found["goals"]), "",
         f"**Fails**: {'; '.join(missed)}." if missed else "All goals are met.", "",
-        "### Detectors, mean over kinds", "", table(*means(found)), "",
-        "### AUROC per frame by kind", "", table(*by_kind(found)), "", wins(found), "",
-        "### The scorer by kind", "", table(*own(found)), "",
-        "### AUROC of the scorer's parts", "", table(*of_parts(found)), "",
-        "### False alarms at a target of 1 %", "", table(*false_alarms(found)), "",
+        "### Detectors, mean over kinds", "", markdown_table(*means(found)), "",
+        "### AUROC per frame by kind", "", markdown_table(*by_kind(found)), "", wins(found), "",
+        "### The scorer by kind", "", markdown_table(*own(found)), "",
+        "### AUROC of the scorer's parts", "", markdown_table(*of_parts(found)), "",
+        "### False alarms at a target of 1 %", "", markdown_table(*false_alarms(found)), "",
         f"The scorer by policy: {', '.join(f'{name} {percent(share)}' for name, share in found['shift'].items())}.", "",
         *(f"![{what}]({found['part']}-{what}.png)\n" for what in ("roc", "delay", "heat")),
     ]
     return "\n".join(lines)
-
-
-def goal_row(goal: dict[str, Any]) -> list[str]:
-    """A line of the table of goals."""
-    least = "" if goal["least"] is None or goal["least"] < -1e299 else f">= {goal['least']:g}"
-    most = "" if goal["most"] is None or goal["most"] > 1e299 else f"<= {goal['most']:g}"
-    wanted = ", ".join(filter(None, (least, most)))
-    return [goal["name"], number(goal["value"]), wanted, "yes" if goal["met"] else "**no**", goal["note"]]
 
 
 def means(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -197,19 +178,3 @@ def false_alarms(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells = [kinds[kind] for kind in (NOMINAL, SHIFT)]
         rows.append([name, *(f"{percent(c['share'])} ({percent(c['low'])} to {percent(c['high'])})" for c in cells)])
     return ["detector", "held-out normal", "other policy"], rows
-
-
-def number(value: float | None) -> str:
-    """Three digits, four beside 0 and 1; nothing where nothing was measured."""
-    if value is None or math.isnan(value):
-        return ""
-    if abs(value) > 1e299:
-        return "never"
-    if abs(value) >= 1 or value == 0:
-        return f"{value:.3g}"
-    return f"{value:.3f}" if 0.01 <= abs(value) <= 0.99 else f"{value:.4f}"
-
-
-def percent(share: float | None) -> str:
-    """As a percentage."""
-    return "" if share is None or math.isnan(share) else f"{100 * share:.1f} %"

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from starflow_world.commands.anomaly.baselines import fit_baselines
 from starflow_world.commands.anomaly.predictor import Predictor, fit_predictor
+from starflow_world.commands.anomaly.settings import AnomalySettings
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Stage, Twin, gather
 from starflow_world.data.episodes import Episode
-from starflow_world.errors import ConfigError
 from starflow_world.io.files import read_tensors, write_tensors
 from starflow_world.score import Scorer, Scores
 from starflow_world.world import World
@@ -30,31 +30,10 @@ OWN, NATS, WINDOWED, PREDICTOR = "world", "raw nats", "world, windowed", "next-f
 INFORMED, BLIND = "oracle", "oracle, blind"
 WINDOW = 16
 """Frames of all windowed figures, those of the scorer too."""
+SPLITS = {"train": 3.0, CALIBRATION: 3.0, NOMINAL: 2.0, SHIFT: 1.5}
+"""Episodes of each split for one episode of each kind of anomaly."""
 FIRST_SEED = 9_000_000
 """Far from the seeds that worlds are trained on."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything, from the number of episodes of each kind."""
-
-    episodes: int = 20
-    seeds: int = 3
-    predictor_steps: int = 400
-
-    def __post_init__(self) -> None:
-        if min(self.episodes, self.seeds, self.predictor_steps) < 1:
-            raise ConfigError(f"anomaly-bench: expected episodes, seeds and predictor steps >= 1, found {self}")
-
-    @property
-    def of_a_seed(self) -> str:
-        """All that a single seed depends on."""
-        return f"{self.episodes} episodes, {self.predictor_steps} predictor steps"
-
-    def split(self, name: str) -> int:
-        """Episodes of a split or a kind."""
-        shares = {"train": 3.0, CALIBRATION: 3.0, NOMINAL: 2.0, SHIFT: 1.5}
-        return max(2, round(self.episodes * shares.get(name, 1.0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,29 +68,29 @@ class Evaluated:
     facts: dict[str, Any]
 
 
-def evaluated(stage: Stage, world: World, plan: Plan, seed: int, work: Path) -> Evaluated:
-    """The seed's figures: from `work` if they are there for this world and plan, else made and kept there."""
-    path = work / f"{stage.name}-seed-{seed}.safetensors"
-    made = {"format": FORMAT, "world": world.world_id, "plan": plan.of_a_seed, "stage": repr(stage), "seed": seed}
+def evaluated(stage: Stage, world: World, settings: AnomalySettings, seed: int) -> Evaluated:
+    """The seed's figures: from `work` if they are there for this world and these settings, else made and kept there."""
+    path = settings.work / f"{stage.name}-seed-{seed}.safetensors"
+    made = {"format": FORMAT, "world": world.world_id, "plan": settings.seed_key, "stage": repr(stage), "seed": seed}
     if path.exists():
         found = _loaded(path)
         if all(found.facts.get(key) == value for key, value in made.items()):
             return found
-    found = _evaluate(stage, world, plan, seed, work)
+    found = _evaluate(stage, world, settings, seed)
     _save(path, Evaluated(found.groups, {**found.facts, **made}))
     return _loaded(path)
 
 
-def _evaluate(stage: Stage, world: World, plan: Plan, seed: int, work: Path) -> Evaluated:
+def _evaluate(stage: Stage, world: World, settings: AnomalySettings, seed: int) -> Evaluated:
     names = ["train", CALIBRATION, NOMINAL, SHIFT, *(kind for kinds in stage.groups.values() for kind in kinds)]
     played = {}
     for number, name in enumerate(tqdm(names, desc=f"{stage.name}, seed {seed}: playing", unit="split")):
         kind = NOMINAL if name in ("train", CALIBRATION) else name
-        played[name] = gather(stage, kind, plan.split(name), FIRST_SEED + 1000 * seed + number)
+        played[name] = gather(stage, kind, _count(settings, name), FIRST_SEED + 1000 * seed + number)
     normal = [twin.episode for twin in played.pop("train")]
     held = [twin.episode for twin in played[CALIBRATION]]
     scorer = Scorer.fit(world, normal, calibration_episodes=held, seed=seed, window=WINDOW)
-    predictor = shared_predictor(stage, world, plan, normal, work)
+    predictor = shared_predictor(stage, world, settings, normal)
     detectors: dict[str, Callable[[Episode], np.ndarray]] = dict(fit_baselines(normal, seed))
     detectors[PREDICTOR] = predictor
     policies = [str(twin.episode.info["policy"]) for twin in played[SHIFT]]
@@ -128,6 +107,11 @@ def _evaluate(stage: Stage, world: World, plan: Plan, seed: int, work: Path) -> 
         "world_name": world.config.name, "calibration_frames": sum(map(len, held)), "threads": torch.get_num_threads(),
     }
     return Evaluated(groups, facts)
+
+
+def _count(settings: AnomalySettings, name: str) -> int:
+    """Return the number of episodes of a split or a kind."""
+    return max(2, round(settings.episodes * SPLITS.get(name, 1.0)))
 
 
 def _size(network: torch.nn.Module) -> int:
@@ -155,22 +139,22 @@ def _group(twins: list[Twin], scores: Sequence[Scores], detectors: dict[str, Cal
     )
 
 
-def shared_predictor(stage: Stage, world: World, plan: Plan, normal: list[Episode], work: Path) -> Predictor:
+def shared_predictor(stage: Stage, world: World, settings: AnomalySettings, normal: list[Episode]) -> Predictor:
     """The predictor, trained once and used for all seeds: with as many operations per frame as the world's flow.
 
     The world runs its weights on every token, the predictor on every patch.
     """
     patches = normal[0].frames.shape[1] * normal[0].frames.shape[2] // 64
     tokens = world.dynamics.tokens
-    path, wanted = work / f"{stage.name}-predictor.safetensors", _size(world.networks.flow) * tokens // patches
-    made = {"format": FORMAT, "plan": plan.of_a_seed, "stage": repr(stage), "parameters": str(wanted)}
+    path, wanted = settings.work / f"{stage.name}-predictor.safetensors", _size(world.networks.flow) * tokens // patches
+    made = {"format": FORMAT, "plan": settings.seed_key, "stage": repr(stage), "parameters": str(wanted)}
     if path.exists():
         tensors, facts = read_tensors(path)
         if facts == made:
             found = Predictor(normal[0].actions.shape[1], len(tensors["into.weight"]))
             found.load_state_dict(tensors)
             return found.eval()
-    found = fit_predictor(normal, 0, parameters=wanted, steps=plan.predictor_steps)
+    found = fit_predictor(normal, 0, parameters=wanted, steps=settings.predictor_steps)
     write_tensors(path, found.state_dict(), made)
     return found
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from starflow_world.commands.bench.machine import disturbances
 from starflow_world.commands.bench.measure import Rolled
+from starflow_world.commands.bench.measured import Measured
 from starflow_world.commands.bench.operations import Operations
-from starflow_world.commands.bench.plan import Measured
 from starflow_world.commands.bench.profile import PARTS
 
 
@@ -53,7 +53,7 @@ def faster(measured: Measured, rows: int, baseline: str, own: str = "own, one ag
 
 def figures(measured: Measured) -> list[Figure]:
     """All figures that have a goal."""
-    one, many = measured.plan.one, measured.plan.many
+    one, many = measured.settings.fewest, measured.settings.many
     found = [
         _ratio(measured, "jacobi", one, 4), _ratio(measured, "jacobi", many, 4),
         _ratio(measured, "sequential", one, 25), *_own(measured),
@@ -84,7 +84,7 @@ def _ratio(measured: Measured, baseline: str, rows: int, goal: float) -> Figure:
 
 def _own(measured: Measured) -> list[Figure]:
     """Figures of the own decoder with many envs at all ages."""
-    rows = measured.plan.many
+    rows = measured.settings.many
     rolled, width = measured.own(rows), envs(rows)
     seconds, sweeps = sum(rolled.seconds), [sweep for step in rolled.sweeps for sweep in step]
     done = sum(executed(Operations(measured.config), rolled).values())
@@ -105,7 +105,7 @@ def _own(measured: Measured) -> list[Figure]:
 
 
 def _scoring(measured: Measured) -> list[Figure]:
-    config, rows = measured.config, measured.plan.many
+    config, rows = measured.config, measured.settings.many
     seconds = float(np.median(measured.scoring))
     done = rows * (Operations(config).score(config.window) + config.window * Operations(config).codec())
     rate, made = rows * config.window / seconds, measured.own(rows).steps_per_second
@@ -160,7 +160,7 @@ def histogram(measured: Measured) -> dict[int, int]:
 def profile(measured: Measured) -> dict[int, dict[str, dict[str, float]]]:
     """Where a step's time goes, with one env and with many: ms, share of the step, share of the GEMM roofline."""
     found = {}
-    for rows in sorted({measured.plan.one, measured.plan.many}):
+    for rows in sorted({measured.settings.fewest, measured.settings.many}):
         rolled = measured.own(rows)
         done, steps = executed(Operations(measured.config), rolled), len(rolled.seconds)
         found[rows] = {

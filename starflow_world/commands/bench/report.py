@@ -9,10 +9,10 @@ import torch
 
 from starflow_world.commands.bench import figures
 from starflow_world.commands.bench.machine import GEMM
-from starflow_world.commands.bench.plan import Measured
+from starflow_world.commands.bench.measured import Measured
 from starflow_world.io.files import write_text
-from starflow_world.io.markdown import table
 from starflow_world.io.plots import saved
+from starflow_world.io.reports import markdown_table as table
 
 BASELINES = {
     "own": "this package", "jacobi": "published-style Jacobi", "sequential": "published-style sequential",
@@ -21,10 +21,10 @@ BASELINES = {
 
 def summary(measured: Measured) -> dict[str, Any]:
     """All that is reported, as plain data; after `--profile` only what that measures."""
-    plan = measured.plan
+    settings = measured.settings
     found: dict[str, Any] = {
         "world": measured.config.name, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(), "repeats": plan.repeats, "machine": measured.machine,
+        "cores": os.cpu_count(), "repeats": settings.repeats, "machine": measured.machine,
         "warnings": figures.warnings(measured), "profile": figures.profile(measured),
         "sweeps": figures.histogram(measured), "envs": figures.widths(measured),
     }

@@ -4,8 +4,6 @@ At each number of envs the decoders take turns, and what disturbs the machine di
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,51 +21,52 @@ from starflow_world.commands.bench.measure import (
     scoring,
     staggered,
 )
-from starflow_world.commands.bench.plan import LOOSE, Measured, Plan
+from starflow_world.commands.bench.measured import LOOSE, Measured
 from starflow_world.commands.bench.published import BLOCK
+from starflow_world.commands.bench.settings import BenchSettings
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, WorldState
 
 
-def bench(name: str | Path, out: Path, plan: Plan, *, profile: bool = False) -> dict[str, Any]:
-    """Measure the world `name` (a folder or a shipped world); print the report and write it to `out` as bench.json,
-    bench.md and bench.png. `profile`: only measure where a step's time goes, and print that."""
-    world = World.load(name, device="cpu")
-    found = report.summary(measure_profile(world, plan) if profile else measure(world, plan))
-    if not profile:
-        report.write(found, out)
-    print(report.profile_table(found) if profile else report.markdown(found))
-    return found
+def run_bench(settings: BenchSettings) -> None:
+    """Measure a world; print the report and write it as bench.json, bench.md and bench.png, or only print a profile."""
+    world = World.load(settings.world, device="cpu")
+    if settings.profile:
+        print(report.profile_table(report.summary(measure_profile(world, settings))))
+        return
+    figures = report.summary(measure(world, settings))
+    report.write(figures, settings.out)
+    print(report.markdown(figures))
 
 
-def measure_profile(world: World, plan: Plan) -> Measured:
+def measure_profile(world: World, settings: BenchSettings) -> Measured:
     """Only the world's own decoder, with one env and with many."""
-    found, watch = Measured(world.config, plan), Watch()
-    for rows in sorted({plan.one, plan.many}):
+    found, watch = Measured(world.config, settings), Watch()
+    for rows in sorted({settings.fewest, settings.many}):
         state, flats = staggered(world, rows), _period(world, rows)
         roll(world, state, flats[:2])
-        found.runs[rows] = {"own": [roll(world, state, flats)[1] for _ in range(plan.repeats)]}
+        found.runs[rows] = {"own": [roll(world, state, flats)[1] for _ in range(settings.repeats)]}
     found.machine = watch.finish()
     return found
 
 
-def measure(world: World, plan: Plan) -> Measured:
+def measure(world: World, settings: BenchSettings) -> Measured:
     """Everything."""
-    found, watch = Measured(world.config, plan), Watch()
-    progress = tqdm(sorted(set(plan.envs)), desc="bench", unit="width")
+    found, watch = Measured(world.config, settings), Watch()
+    progress = tqdm(sorted(set(settings.envs)), desc="bench", unit="width")
     for rows in progress:
         progress.set_postfix_str(f"{rows} envs")
-        runs = _decoders(world, rows, baselines=rows <= plan.many)
+        runs = _decoders(world, rows, baselines=rows <= settings.many)
         found.runs[rows] = {name: [] for name in runs}
-        for _ in range(plan.repeats):
+        for _ in range(settings.repeats):
             for decoder, run in runs.items():
                 found.runs[rows][decoder].append(run())
         found.resident[rows] = resident()
-        if rows in (plan.one, plan.many):
+        if rows in (settings.fewest, settings.many):
             state, flats = of_one_age(world, rows), random_actions(world, rows, 12 if rows == 1 else 3)
             found.errors[rows], found.state = errors(world, LOOSE, state, flats), _megabytes(state) / rows
-    found.scoring = scoring(world, plan.many, plan.repeats)
-    found.growth, found.long_run = long_run(world, plan.steps)
+    found.scoring = scoring(world, settings.many, settings.repeats)
+    found.growth, found.long_run = long_run(world, settings.long_steps)
     found.machine = watch.finish()
     return found
 

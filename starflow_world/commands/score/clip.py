@@ -8,12 +8,10 @@ nor time per frame grows with the clip.
 Shapes: K draws, T latent frames, n tokens per frame, c channels.
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from starflow_world.commands.score.pictures import clip_chart
+from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.config.video import ASPECTS, FRAMES
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Tables
 from starflow_world.io.files import write_text
 from starflow_world.io.media import fitted, read_video
+from starflow_world.io.reports import csv_text
 from starflow_world.model.video_checkpoint import load_video
 from starflow_world.noise import make_key
 from starflow_world.video.model import VideoModel
@@ -37,31 +37,6 @@ ENDLESS = 1 << 62
 HEIGHT = 120
 """Pixels of the pictures in the chart."""
 COLUMNS = ("latent_frame", "first_frame", "last_frame", "nats", "spread", "nats_per_dim", "bits_per_dim")
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What is scored, and how. `aspect` empty: the one nearest to the video's own; `fps` 0: that of the model, which
-    reads it in its prompt (frames are taken as they are). `draws` of noise are averaged."""
-
-    video: Path
-    prompt: str = ""
-    aspect: str = ""
-    fps: int = 0
-    draws: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.draws < 1 or self.seed < 0 or self.fps < 0:
-            found = f"{self.draws}, {self.seed}, {self.fps}"
-            raise ConfigError(f"draws, seed, fps: expected numbers >= 1, >= 0, >= 0, found {found}")
-
-    def begun(self) -> np.ndarray:
-        """The first frame (H, W, 3) u8; DataError for what is no video or too short."""
-        first = list(read_video(self.video, SHORTEST))
-        if len(first) < SHORTEST:
-            raise DataError(f"{self.video}: expected at least {SHORTEST} frames, two latent ones, found {len(first)}")
-        return first[0]
 
 
 @dataclass(frozen=True)
@@ -93,45 +68,53 @@ class ClipScores:
         return float(nats) / dims, -float(nats) / dims / math.log(2)
 
 
-def score_clip(
-    folder: Path, clip: Clip, out: Path, *, text: str = "", vae: str = "", device: str = "auto", dtype: str = "auto"
-) -> ClipScores:
-    """Score a clip by the model that `convert` wrote to `folder`; prints the table, and writes clip.csv, clip.json and
-    clip.png to `out`. Raises ConfigError, DataError, CheckpointError."""
+def score_clip(settings: ScoreSettings) -> ClipScores:
+    """Score a clip under the model in the folder `settings.world`; print the table, and write clip.csv, clip.json and
+    clip.png. Raises ConfigError, DataError, CheckpointError."""
+    folder, video = Path(settings.world), clip_path(settings)
     config, weights = load_video(folder)
-    first = clip.begun()
-    aspect = clip.aspect or nearest_aspect(first)
-    size = config.size(aspect)
-    model = VideoModel.load(folder, text=text, codec=vae, cache=folder / "prompts", device=device, dtype=dtype)
-    shown: list[np.ndarray] = []
-    thumbnail = HEIGHT, round(HEIGHT * size[1] / size[0])
-    frames = _noticed(read_video(clip.video, ENDLESS), shown, thumbnail)
-    scores = clip_nats(model, clip, frames, aspect)
+    start = list(read_video(video, SHORTEST))
+    if len(start) < SHORTEST:
+        raise DataError(f"{video}: expected at least {SHORTEST} frames, two latent ones, found {len(start)}")
+    aspect = settings.aspect or nearest_aspect(start[0])
+    height, width = config.size(aspect)
+    model = VideoModel.load(folder, text=settings.text, codec=settings.vae, cache=folder / "prompts",
+                            device=settings.device, dtype=settings.dtype)
+    thumbnails: list[np.ndarray] = []
+    frames = _with_thumbnails(read_video(video, ENDLESS), thumbnails, (HEIGHT, round(HEIGHT * width / height)))
+    scores = clip_nats(model, settings, frames, aspect)
     record = {
-        "model": config.name, "weights": weights, **asdict(clip), "video": clip.video.name, "aspect": aspect,
-        "fps": clip.fps or config.fps, "noise_level": config.noise_level, "window": config.window,
+        "model": config.name, "weights": weights, "video": video.name, "prompt": settings.prompt, "aspect": aspect,
+        "fps": settings.fps or config.fps, "draws": settings.draws, "seed": settings.seed,
+        "noise_level": config.noise_level, "window": config.window,
         "context": config.context, "dims_per_latent_frame": scores.dims, "whole": scores.whole(),
         "latent_frames": scores.lines(),
     }
-    write_text(out / "clip.json", json.dumps(record, indent=1) + "\n")
-    write_text(out / "clip.csv", _csv(scores))
-    clip_chart(out / "clip.png", f"{clip.video.name}: {clip.prompt}", shown, scores.nats / scores.dims)
-    print(table(scores))
-    print(out / "clip.json")
+    write_text(settings.out / "clip.json", json.dumps(record, indent=1) + "\n")
+    write_text(settings.out / "clip.csv", csv_text(COLUMNS, [list(line.values()) for line in scores.lines()]))
+    clip_chart(settings.out / "clip.png", f"{video.name}: {settings.prompt}", thumbnails, scores.nats / scores.dims)
+    print(clip_table(scores))
+    print(settings.out / "clip.json")
     return scores
 
 
-def clip_nats(model: VideoModel, clip: Clip, frames: Iterable[np.ndarray], aspect: str) -> ClipScores:
+def clip_path(settings: ScoreSettings) -> Path:
+    """Return the path of the clip."""
+    assert settings.video
+    return settings.video
+
+
+def clip_nats(model: VideoModel, settings: ScoreSettings, frames: Iterable[np.ndarray], aspect: str) -> ClipScores:
     """The nats of a clip's frames (H, W, 3) u8, which are fitted to the aspect."""
     config, size, grid = model.config, model.config.size(aspect), model.config.grid(aspect)
     if config.window < 2:
         raise ConfigError(f"model {config.name}: expected one of videos, found one whose window is a single frame")
-    text = model.text.encode([config.prompt(clip.prompt, fps=clip.fps or config.fps, aspect=aspect)])
-    keys = torch.tensor([make_key(clip.seed + draw) for draw in range(clip.draws)])
+    text = model.text.encode([config.prompt(settings.prompt, fps=settings.fps or config.fps, aspect=aspect)])
+    keys = torch.tensor([make_key(settings.seed + draw) for draw in range(settings.draws)])
     tables = model.flow.tables(grid, config.window)
     found: list[Tensor] = []
     held, known = torch.empty(0, device=model.device), 0
-    with tqdm(desc=clip.video.name, unit=" latent frame") as bar:
+    with tqdm(desc=clip_path(settings).name, unit=" latent frame") as bar:
         for piece in model.noisy(frames, size, keys):
             held = torch.cat((held, piece), dim=1) if len(held) else piece
             while held.shape[1] >= config.window:
@@ -155,7 +138,7 @@ def nearest_aspect(frame: np.ndarray) -> str:
     return min(ASPECTS, key=lambda name: abs(math.log(ASPECTS[name] / ratio)))
 
 
-def table(scores: ClipScores) -> str:
+def clip_table(scores: ClipScores) -> str:
     """The figures for a terminal."""
     lines = [f"{'latent':>6}  {'frames':>9}  {'nats':>12}  {'spread':>8}  {'nats/dim':>9}  {'bits/dim':>9}"]
     for line in scores.lines():
@@ -172,17 +155,11 @@ def _span(line: dict[str, Any]) -> str:
     return f"{line['first_frame']}-{line['last_frame']}" if line["last_frame"] else "0"
 
 
-def _csv(scores: ClipScores) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(scores.lines())
-    return text.getvalue()
-
-
-def _noticed(frames: Iterable[np.ndarray], shown: list[np.ndarray], size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The frames; the last one of every latent frame is also kept, small, in `shown`."""
+def _with_thumbnails(
+    frames: Iterable[np.ndarray], kept: list[np.ndarray], size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Yield the frames; append a small copy of the last frame of every latent frame to `kept`."""
     for index, frame in enumerate(frames):
         if index % FRAMES == 0:
-            shown.append(fitted(frame, size))
+            kept.append(fitted(frame, size))
         yield frame

@@ -1,7 +1,7 @@
-"""Score a folder of episodes: a CSV per episode, a summary, pictures of what was flagged. Resumable.
+"""Score a folder of episodes: a CSV per episode, a summary, pictures of flagged episodes. Resumable.
 
-An episode is done when the summary has its line, which is written last, and its video is there where one is wanted. A
-folder belongs to one scorer and one set of episodes.
+An episode is done when the summary has its line, which is written last, and its video exists if videos are wanted. An
+output folder belongs to one scorer and one set of episodes.
 """
 
 import csv
@@ -13,48 +13,50 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from starflow_world.commands.score.pictures import strip_chart, video
+from starflow_world.commands.score.pictures import strip_chart, write_overlay_video
+from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import Episode, read_episode
 from starflow_world.errors import DataError
 from starflow_world.io.files import claim, write_text
+from starflow_world.io.reports import csv_text
 from starflow_world.model.checkpoint import digest
 from starflow_world.score import Scorer, Scores
 from starflow_world.score.normal import check_episode
 from starflow_world.score.store import NUMBERS
 from starflow_world.world import World, find_world
 
-TASK_LIMIT = 3600.0  # seconds that an actor may take for the episodes of a task
+JOB_LIMIT = 3600.0
+"""Seconds that an actor may take for one job."""
 SUMMARY, RECORD, SKIPPED = "summary.csv", "scores.json", "skipped.json"
 COLUMNS = ("episode", "frames", "score", "p", "nats_per_dim", "alarms", "first_alarm", "change")
 
 
-def score_folder(
-    world: str, data: Path, scorer: Path, out: Path, *, skip_bad: bool = False, videos: bool = False, batch: int = 8,
-    actors: int = 0, gpus_per_actor: float = 0.0,
-) -> Path:
-    """Score all episodes of `data` into `out`; returns the summary's path.
+def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
+    """Score all episodes in `settings.data`, `batch` windows at a time, and return the path of the summary.
 
-    A bad episode is a DataError that names it; with skip_bad it is left out, listed in skipped.json and counted.
-    actors: Ray actors that score, each with gpus_per_actor GPUs; 0: this process.
+    A bad episode raises a DataError that names it; with `skip_bad` it is left out, listed in skipped.json and counted.
     """
-    device = "auto" if not actors else "cuda" if gpus_per_actor > 0 else "cpu"
-    folder, out = str(find_world(world).resolve()), out.resolve()
-    work = Scoring(folder, Path(scorer).resolve(), out, device, skip_bad, videos, batch)
-    here = replace(work, device="cpu").open() if actors else work.open()  # what does not fit is refused before all else
-    episodes = EpisodeDataset(data, skip_bad=skip_bad)
-    claim(out / RECORD, {"scorer": digest(Path(scorer) / NUMBERS), "data": str(Path(data).resolve())})
+    assert settings.data is not None
+    assert settings.scorer is not None
+    actors, out = settings.actors, settings.out.resolve()
+    device = "auto" if not actors else "cuda" if settings.gpus_per_actor > 0 else "cpu"
+    task = ScoringTask(str(find_world(settings.world).resolve()), settings.scorer.resolve(), out, device,
+                       settings.skip_bad, settings.overlays, batch)
+    score = (replace(task, device="cpu") if actors else task).open()  # refuses a scorer of another world first of all
+    episodes = EpisodeDataset(settings.data, skip_bad=settings.skip_bad)
+    claim(out / RECORD, {"scorer": digest(settings.scorer / NUMBERS), "data": str(settings.data.resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
-    done = {name for name in lines if not videos or (out / f"{name}.mp4").exists()}
-    todo = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
-    tasks = [json.dumps(todo[start : start + 4 * batch]) for start in range(0, len(todo), 4 * batch)]
-    with tqdm(total=len(episodes), initial=len(episodes) - len(todo), desc="score", unit="episode") as bar:
-        for result in _spread(work, tasks, actors, gpus_per_actor) if actors and tasks else map(here, tasks):
-            more = json.loads(result)
-            lines |= more["lines"]
-            skipped |= more["skipped"]
-            _write_summary(out / SUMMARY, lines)
-            bar.update(len(more["lines"]) + len(more["skipped"]))
+    done = {name for name in lines if not settings.overlays or (out / f"{name}.mp4").exists()}
+    files = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
+    jobs = [json.dumps(files[start : start + 4 * batch]) for start in range(0, len(files), 4 * batch)]
+    with tqdm(total=len(episodes), initial=len(episodes) - len(files), desc="score", unit="episode") as bar:
+        for result in _by_actors(task, jobs, settings) if actors and jobs else map(score, jobs):
+            scored = json.loads(result)
+            lines |= scored["lines"]
+            skipped |= scored["skipped"]
+            write_text(out / SUMMARY, csv_text(COLUMNS, [list(lines[name].values()) for name in sorted(lines)]))
+            bar.update(len(scored["lines"]) + len(scored["skipped"]))
     write_text(out / SKIPPED, json.dumps(skipped, indent=1, sort_keys=True))
     flagged = sum(int(line["alarms"]) > 0 for line in lines.values())
     print(f"{out / SUMMARY}: {len(lines)} episodes, {flagged} with flagged frames")
@@ -63,49 +65,49 @@ def score_folder(
     return out / SUMMARY
 
 
-def _spread(work: "Scoring", tasks: list[str], actors: int, gpus_per_actor: float) -> Iterator[str]:
-    """What comes of each task, done by actors."""
+def _by_actors(task: "ScoringTask", jobs: list[str], settings: ScoreSettings) -> Iterator[str]:
+    """Yield the result of each job, done by Ray actors."""
     from starflow_world.agents.pool import Crew, ordered
     from starflow_world.envs.shard import own_threads
 
-    crew = Crew(actors, gpus_per_actor, own_threads(actors), TASK_LIMIT)
-    first = [Path(json.loads(task)[0]).name for task in tasks]
-    return ordered(work, tasks, crew, name=lambda place: f"{first[place]} and those behind it")
+    crew = Crew(settings.actors, settings.gpus_per_actor, own_threads(settings.actors), JOB_LIMIT)
+    first = [Path(json.loads(job)[0]).name for job in jobs]
+    return ordered(task, jobs, crew, name=lambda index: f"{first[index]} and the episodes after it")
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """Work that actors can do as well: score some episodes, and write what there is to see of them."""
+class ScoringTask:
+    """Scores episodes and writes their tables and pictures, in this process or in an actor."""
 
     world: str
     scorer: Path
     out: Path
     device: str
     skip_bad: bool
-    videos: bool
+    overlays: bool
     batch: int
 
     def open(self) -> Callable[[str], str]:
-        """Load world and scorer. A task is a JSON list of episode files; its result the lines of the summary by
-        episode, and why others were left out, as JSON."""
+        """Load world and scorer. The returned function takes a JSON list of episode files and returns JSON: summary
+        lines by episode, and the reasons why other files were left out."""
         world = World.load(self.world, device=self.device)
-        judge = Scorer.load(self.scorer, world)
+        scorer = Scorer.load(self.scorer, world)
 
-        def score(task: str) -> str:
+        def score(job: str) -> str:
             skipped: dict[str, str] = {}
-            found = {Path(file).stem: self._good(world, Path(file), skipped) for file in json.loads(task)}
-            good = {name: episode for name, episode in found.items() if episode is not None}
+            checked = {Path(file).stem: self._checked(world, Path(file), skipped) for file in json.loads(job)}
+            episodes = {name: episode for name, episode in checked.items() if episode is not None}
             lines = {}
-            scored = judge.score(list(good.values()), batch=self.batch)
-            for (name, episode), scores in zip(good.items(), scored, strict=True):
-                _write(self.out, name, episode, scores, videos=self.videos)
-                lines[name] = _line(name, scores)
+            scored = scorer.score(list(episodes.values()), batch=self.batch)
+            for (name, episode), scores in zip(episodes.items(), scored, strict=True):
+                _write_episode(self.out, name, episode, scores, overlays=self.overlays)
+                lines[name] = _summary_line(name, scores)
             return json.dumps({"lines": lines, "skipped": skipped})
 
         return score
 
-    def _good(self, world: World, path: Path, skipped: dict[str, str]) -> Episode | None:
-        """The episode, checked; None where it is bad and may be left out."""
+    def _checked(self, world: World, path: Path, skipped: dict[str, str]) -> Episode | None:
+        """Read an episode; None, with the reason in `skipped`, if it is bad and may be left out."""
         try:
             episode = read_episode(path)
             check_episode(world, episode)
@@ -118,16 +120,16 @@ class Scoring:
         return episode
 
 
-def _write(out: Path, name: str, episode: Episode, scores: Scores, *, videos: bool) -> None:
+def _write_episode(out: Path, name: str, episode: Episode, scores: Scores, *, overlays: bool) -> None:
     write_text(out / f"{name}.csv", scores.to_csv())
     if scores.alarm.any():
         figures = f"score {scores.episode['score']:.1f}, p {scores.episode['p']:.3g}"
         strip_chart(out / f"{name}.png", f"{name}: {figures}, {episode.text}", episode.frames, scores)
-    if videos:
-        video(out / f"{name}.mp4", episode.frames, scores)
+    if overlays:
+        write_overlay_video(out / f"{name}.mp4", episode.frames, scores)
 
 
-def _line(name: str, scores: Scores) -> dict[str, str]:
+def _summary_line(name: str, scores: Scores) -> dict[str, str]:
     whole = scores.episode
     numbers = (len(scores), whole["score"], whole["p"], whole["nats_per_dim"], whole["alarms"], scores.first_alarm,
                whole["change"])
@@ -135,18 +137,10 @@ def _line(name: str, scores: Scores) -> dict[str, str]:
 
 
 def _read_summary(path: Path) -> dict[str, dict[str, str]]:
-    """The lines of a summary by episode; none where there is none yet."""
+    """Return the lines of a summary by episode; empty if there is no file yet."""
     if not path.exists():
         return {}
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise DataError(f"{path}: expected the columns {COLUMNS}, found {reader.fieldnames}; use a new folder")
     return {line["episode"]: line for line in reader}
-
-
-def _write_summary(path: Path, lines: dict[str, dict[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines[name] for name in sorted(lines))
-    write_text(path, text.getvalue())

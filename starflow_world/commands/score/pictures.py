@@ -1,19 +1,14 @@
 """Scores as pictures: the heat-map over a frame, a strip chart of an episode, a video."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from starflow_world.io.files import atomic
 from starflow_world.io.media import VideoWriter, caption, enlarge
+from starflow_world.io.plots import saved
 from starflow_world.score import Scores
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SIDE, SHOWN = 256, 8
 HOT, ALARM = np.array([255.0, 60.0, 40.0]), (230, 40, 40)
@@ -54,7 +49,7 @@ def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> N
         axis.grid(alpha=0.3)
     axis.set_xlabel("frame")
     figure.suptitle(title)
-    _save(path, figure)
+    saved(figure, path)
 
 
 def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_dim: np.ndarray) -> None:
@@ -77,19 +72,10 @@ def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_di
     axis.set(xlabel="latent frame", ylabel="nats per dim")
     axis.grid(alpha=0.3)
     figure.suptitle(title, wrap=True)
-    _save(path, figure)
+    saved(figure, path)
 
 
-def _save(path: Path, figure: "Figure") -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
-    with atomic(path) as temporary:
-        temporary.write_bytes(picture.getvalue())
-
-
-def video(path: Path, frames: np.ndarray, scores: Scores) -> None:
+def write_overlay_video(path: Path, frames: np.ndarray, scores: Scores) -> None:
     """An MP4 of an episode with the heat-map over every frame."""
     with VideoWriter(path, fps=6) as writer:
         for t, frame in enumerate(frames):

@@ -4,40 +4,11 @@ from dataclasses import dataclass, field
 
 from starflow_world.commands.bench.measure import Rolled
 from starflow_world.commands.bench.published import THRESHOLD
+from starflow_world.commands.bench.settings import BenchSettings
 from starflow_world.config.world import DecodeConfig, WorldConfig
-from starflow_world.errors import ConfigError
 
-MANY = 64
 LOOSE = DecodeConfig(tolerance=THRESHOLD**0.5)
 """The own decoder at the tolerance at which the published one stops."""
-MOST_ENVS = 4096
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: numbers of envs, how often each decoder has its turn, steps of the long run."""
-
-    envs: tuple[int, ...] = (1, 4, 16, 64, 256)
-    repeats: int = 3
-    steps: int = 2000
-
-    def __post_init__(self) -> None:
-        if not self.envs or not all(1 <= rows <= MOST_ENVS for rows in self.envs):
-            raise ConfigError(f"envs: expected numbers from 1 to {MOST_ENVS}, found {self.envs!s:.80}")
-        for name, least in (("repeats", 1), ("steps", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected a number >= {least}, found {getattr(self, name)}")
-
-    @property
-    def one(self) -> int:
-        """The fewest envs."""
-        return min(self.envs)
-
-    @property
-    def many(self) -> int:
-        """64 envs, or the number that comes closest from below."""
-        return max((rows for rows in self.envs if rows <= MANY), default=self.one)
-
 
 @dataclass
 class Measured:
@@ -46,7 +17,7 @@ class Measured:
     decoder; memory in MB."""
 
     config: WorldConfig
-    plan: Plan
+    settings: BenchSettings
     runs: dict[int, dict[str, list[Rolled]]] = field(default_factory=dict)
     errors: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
     resident: dict[int, float] = field(default_factory=dict)
