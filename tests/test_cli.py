@@ -1,5 +1,7 @@
 """The command line as its user meets it: help, one-line errors, exit codes, and a whole small run."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -15,6 +17,18 @@ RECIPE = str(ROOT / "configs/babyai.yaml")
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command line in this process, which has imported torch already, and what it printed."""
+    out, error, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            main(list(words))
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), error.getvalue())
+
+
+def program(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command line as a program of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "starflow_world.cli", *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=250)
@@ -59,7 +73,7 @@ def test_every_verb_has_help(tmp_path: Path) -> None:
 
 
 def test_debug_shows_the_trace(tmp_path: Path) -> None:
-    found = run("info", "/nowhere", "--debug", cwd=tmp_path)
+    found = program("info", "/nowhere", "--debug", cwd=tmp_path)
     assert found.returncode == 1
     assert "Traceback" in found.stderr
 
