@@ -282,4 +282,5 @@ def part_of(options: dict[str, Any], rows: np.ndarray, num_envs: int) -> dict[st
 
 def own_threads(actors: int) -> int:
     """Threads for each of so many actors on the cores that this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) // actors)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    return max(1, cores // actors)

@@ -454,40 +454,41 @@ def test_torchvision_is_not_installed():
 
 IMPORT_PROBE = """
 import json, sys, time
+start = time.process_time()
 import torch
-start = time.perf_counter()
+middle = time.process_time()
 import starflow_world
-print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
+print(json.dumps([middle - start, time.process_time() - middle, sorted(sys.modules)]))
 """
 
 
-def test_importing_the_package_is_quick_and_lazy():
+def test_importing_the_package_is_quick_and_lazy(record_property):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_PROBE], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    seconds, loaded = json.loads(done.stdout)
+    of_torch, ours, loaded = json.loads(done.stdout)
     heavy = {"ray", "transformers", "diffusers", "stable_baselines3", "fastapi"} & set(loaded)
     assert not heavy
-    ours = [name for name in loaded if name.startswith(f"{PACKAGE}.")]
-    eager = [name for name in ours if inside(name, f"{PACKAGE}.training") or layer(name) == TOP]
+    modules = [name for name in loaded if name.startswith(f"{PACKAGE}.")]
+    eager = [name for name in modules if inside(name, f"{PACKAGE}.training") or layer(name) == TOP]
     assert not eager, "import them when they are asked for"
-    print(f"import starflow_world: {seconds:.2f} s beyond torch (the promise is 1 s)")
-    assert seconds < 3.0, "promised is 1 s; 3 s leaves room for a busy machine"
+    record_property("seconds beyond torch", ours)
+    assert ours <= of_torch, "promised is a second on a quiet machine; torch takes longer than that on any"
 
 
 def test_mypy_sees_envs_and_agents(tmp_path):
+    """In a tree of the package and its two links alone: the question is which of the files mypy reads."""
     pytest.importorskip("mypy")
-    for name in (*FOLDERS, "pyproject.toml"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tmp_path / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / PACKAGE).mkdir()
+    (tmp_path / PACKAGE / "__init__.py").touch()
     for folder in ("envs", "agents"):
+        shutil.copy(ROOT / PACKAGE / folder, tmp_path / PACKAGE, follow_symlinks=False)
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
         (tmp_path / folder / "planted.py").write_text('x: int = "a"\n', encoding="utf-8")
-    # Nothing outside the package is followed: the question is which of our files are read, and it is answered sooner.
-    command = [sys.executable, "-m", "mypy", "-p", PACKAGE, "--follow-imports=skip", "--cache-dir", os.devnull]
+    command = [sys.executable, "-m", "mypy", "-p", PACKAGE, "--cache-dir", os.devnull]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     for folder in ("envs", "agents"):
         assert f"{PACKAGE}/{folder}/planted.py:1: error: Incompatible types" in done.stdout, done.stdout

@@ -154,7 +154,9 @@ def write_episode(path: Path | str, episode: Episode) -> None:
 
 def _read_bytes(path: Path) -> bytes:
     """The checked content of a plain file: no link is followed, nothing that is not a file is read, nothing blocks."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if path.is_symlink():  # not every system has O_NOFOLLOW
+        raise DataError("a plain file was expected, found a link")
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(handle, "rb") as file:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
