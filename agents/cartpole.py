@@ -1,4 +1,4 @@
-"""Who balances CartPole: a linear controller with a wandering hand, so that its episodes see many states."""
+"""A policy that balances CartPole: a linear controller with correlated noise, so that it visits many states."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,20 +6,33 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from starflow_world.agents.policy import Policy
+from starflow_world.envs.cartpole_pixels import CartPolePixels
+from starflow_world.errors import ConfigError
+
 GAINS = (0.1, 0.25, 3.0, 0.8)
 
 
 @dataclass
-class BalancePolicy:
-    """Pushes to the side that position, speed, angle and angular speed times `gains` say, plus noise that wanders
-    slowly; how much noise is drawn for each episode from `noise`. It reads the simulator's state, not the picture."""
+class BalancePolicy(Policy):
+    """Pushes to the side given by the sign of position, speed, angle and angular speed times `gains`, plus noise.
+
+    The noise is correlated in time (`wander`: per step); its deviation is drawn for each episode from the range
+    `noise`. The policy reads the simulator's state, not the picture.
+    """
 
     gains: tuple[float, ...] = GAINS
     noise: tuple[float, float] = (0.1, 0.5)
     wander: float = 0.7
     name: str = "balance"
 
+    def check(self, env: gymnasium.Env) -> None:
+        if not isinstance(env.unwrapped, CartPolePixels):
+            raise ConfigError(f"policy: expected one that can play {env}, found {self.name}, which is made for "
+                              "CartPolePixels-v0; choose random, or that environment")
+
     def reset(self, seed: int, env: gymnasium.Env) -> None:
+        self.check(env)
         self._world: Any = env.unwrapped
         self._rng = np.random.default_rng(seed)
         self._level = self._rng.uniform(*self.noise)
@@ -30,6 +43,3 @@ class BalancePolicy:
         self._drift += (1 - self.wander**2) ** 0.5 * float(self._rng.standard_normal())
         push = float(np.dot(self.gains, self._world.moved.state)) + self._level * self._drift
         return int(push > 0)
-
-    def played(self, action: Any) -> None:
-        pass

@@ -2,12 +2,14 @@
 
 The env is a real one (`collect`) or a world (`rollout`). Resumable: an episode that is there and whole is not played
 again; an interrupted run, run again, ends in the same bytes as one that was not interrupted, and so does one that was
-spread over actors. `collection.json` says how the folder came to be.
+spread over actors. `collection.json` records the recipe of the folder.
 """
 
+import json
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -19,51 +21,64 @@ import torch
 from gymnasium import spaces
 from tqdm import tqdm
 
-from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import Held, NoEnd, Policy
+from starflow_world.agents.environment import Environment, check_env, check_single, height_width
+from starflow_world.agents.policy import Held, NoEnd, Policy, RandomPolicy, check_policy, policy_record
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
+from starflow_world.agents.registry import default_policy
 from starflow_world.data.episodes import Episode, episode_path, read_episode, write_episode
-from starflow_world.envs.observation import mission, shown
+from starflow_world.envs.observation import is_minigrid, mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ConfigError, DataError, WorkerError
-from starflow_world.io.files import claim, remove_leftovers
-from starflow_world.model.actions import space_to_json
+from starflow_world.io.files import DAMAGE, claim, remove_leftovers
 from starflow_world.world import World, find_world
 
-REWARDS: dict[str, Callable[[float], float]] = {"event": lambda reward: float(reward > 0), "raw": float}
+COLLECTION = "collection.json"
 PACKAGES = ("gymnasium", "minigrid", "numpy", "h5py", "opencv-python-headless")
 NO_END_STEPS = 64
+MOST_STEPS = 10_000
+"""Steps after which an episode without a time limit is refused: it would be recorded for ever."""
+REWARD_STEPS = 256
+"""Random steps by which the kind of an environment's rewards is found."""
 
 
-def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy, seed: int,
-            env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None, reward: str = "event",
-            frame_size: int = 64, ends: bool = True, hold: int = 1, progress: bool = True, actors: int = 0,
-            time_limit: float = 300.0, address: str | None = None) -> Path:
+def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | None = None, seed: int,
+            env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[Any] = (), max_steps: int | None = None,
+            reward: str = "auto", frame_size: int | tuple[int, int] = 64, ends: bool = True, hold: int = 1,
+            progress: bool = True, actors: int = 0, time_limit: float = 300.0, address: str | None = None) -> Path:
     """Play `episodes` episodes of a Gymnasium env into `out`, and return that folder.
 
-    reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is. `max_steps` is
-    the time limit (else the env's own). With ends=False actions that would terminate are drawn again and each
-    episode runs to its time limit (default 64 steps). Every action is taken `hold` times in a row, which ends=False
-    cannot be combined with. Frames are what the env renders, frame_size x frame_size.
+    policy None: the default of the env (`default_policy`). env_kwargs, wrappers, max_steps, frame_size: see
+    `Environment`. reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is;
+    "auto" is what `out` has already, else "event" for MiniGrid and where only 0 and one positive value are seen, and
+    "raw" for everything else. With ends=False actions that would terminate are drawn again and each episode runs to
+    its time limit (default 64 steps). Every action is taken `hold` times in a row, which ends=False excludes.
     actors: Ray actors to play them (0: this process), each within `time_limit` seconds; address: of a Ray cluster.
-    Raises DataError when `out` holds a collection of another recipe, or the env renders no RGB frames.
+    Raises, before it writes anything, ConfigError, ActionError or DataError for an env or a policy that does not fit,
+    and DataError when `out` holds a collection of another recipe.
     """
-    _check_max_steps(max_steps)
-    if reward not in REWARDS or episodes < 1 or frame_size < 1 or min(seed, actors) < 0:
-        raise ConfigError(f"expected reward of {sorted(REWARDS)}, episodes and frame_size >= 1, seed and actors >= 0, "
-                          f"found {reward!r}, {episodes}, {frame_size}, {seed}, {actors}")
+    if episodes < 1 or min(seed, actors) < 0:
+        raise ConfigError(f"expected episodes >= 1, seed and actors >= 0, found {episodes}, {seed}, {actors}")
     if hold < 1 or (hold > 1 and not ends):
         raise ConfigError(f"hold: expected steps >= 1, and 1 where no action may end an episode, found {hold}")
     out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
-    policy = policy if ends else NoEnd(policy)
-    policy = policy if hold == 1 else Held(policy, hold)
-    recipe = {"env": env_id, "env_kwargs": env_kwargs or {}, "policy": repr(policy), "seed": seed,
-              "max_steps": max_steps, "reward": reward, "frame_size": frame_size}
-    _claim(out, recipe, episodes, PACKAGES)
-    scene = RealScene(env_id, env_kwargs or {}, max_steps, reward, frame_size)
+    before = _recorded(out)
+    kind = before.get("recipe", {}).get("reward", reward) if reward == "auto" else reward
+    source = Environment(env_id, env_kwargs or {}, tuple(wrappers), frame_size, max_steps,
+                         "raw" if kind == "auto" else kind)
+    env = source.make()
+    try:
+        check_env(env, source.size)
+        policy = default_policy(env) if policy is None else policy
+        policy = policy if ends else NoEnd(policy)
+        policy = policy if hold == 1 else Held(policy, hold)
+        check_policy(policy, env)
+        source = replace(source, reward=reward_kind(env) if kind == "auto" else kind)
+    finally:
+        env.close()
+    _claim(out, before, {**source.to_dict(), "policy": policy, "seed": seed}, episodes, PACKAGES)
     specs = [EpisodeSpec(index, seed, policy) for index in range(episodes)]
     crew = Crew(max(1, actors), time_limit=time_limit, address=address)
-    _play_all(Rollouts(scene, out.resolve()), specs, actors, crew, progress)
+    _play_all(Rollouts(RealScene(source), out.resolve()), specs, actors, crew, progress)
     return out
 
 
@@ -78,9 +93,10 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     process), each with gpus_per_actor GPUs (0: on the CPU) and within `time_limit` seconds per episode. The numbers
     depend on `threads`, and on nothing else of these. Raises DataError when `out` holds a collection of another recipe.
     """
-    _check_max_steps(max_steps)
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed >= 0 and actors >= 0, found {episodes}, {seed} and {actors}")
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"max_steps: expected a number >= 1, or None for the world's own limit, found {max_steps}")
     out, folder = Path(out), find_world(world).resolve()
     device = "cuda" if gpus_per_actor > 0 or (not actors and torch.cuda.is_available()) else "cpu"
     opened = World.load(folder, device="cpu")
@@ -89,18 +105,33 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
         raise ConfigError(f"start: expected a place below {size}, the size of the start set of {opened.config.name}, "
                           f"found {start}; without a start set give a text")
     opened.encode_text([text or ""])
-    recipe = {"world": opened.world_id, "text": text, "start": start, "policy": repr(policy), "seed": seed,
+    check_policy(policy, WorldEnv(opened, render_mode="rgb_array"))
+    recipe = {"world": opened.world_id, "text": text, "start": start, "policy": policy, "seed": seed,
               "max_steps": max_steps, "device": device, "threads": threads}
-    _claim(out, recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
+    _claim(out, _recorded(out), recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
     specs = [EpisodeSpec(index, seed, policy, start, text, max_steps) for index in range(episodes)]
     crew = Crew(max(1, actors), gpus_per_actor, threads, time_limit, address)
     _play_all(Rollouts(Dream(str(folder), device), out.resolve()), specs, actors, crew, progress)
     return out
 
 
-def _check_max_steps(max_steps: int | None) -> None:
-    if max_steps is not None and max_steps < 1:
-        raise ConfigError(f"max_steps: expected a number >= 1, or None for the env's own limit, found {max_steps}")
+def reward_kind(env: gymnasium.Env) -> str:
+    """Return "event" if an env's rewards are 0 and one positive value, as far as random play shows, else "raw".
+
+    MiniGrid's are an event: one reward at success, which shrinks with time.
+    """
+    if is_minigrid(env):
+        return "event"
+    policy, seen, over = RandomPolicy(), set(), True
+    for step in range(REWARD_STEPS):
+        if over:
+            observation, _ = env.reset(seed=step)
+            policy.reset(step, env)
+        observation, gain, terminated, truncated, _ = env.step(policy(observation))
+        over = terminated or truncated
+        seen.add(float(gain))
+    paid = seen - {0.0}
+    return "event" if len(paid) == 1 and min(paid) > 0 else "raw"
 
 
 # ---- playing ---------------------------------------------------------------------------------------------------------
@@ -108,19 +139,19 @@ def _check_max_steps(max_steps: int | None) -> None:
 
 @dataclass(frozen=True)
 class RealScene:
-    """A real env to play in, as `make_env` makes it."""
+    """A real env to play in."""
 
-    env_id: str
-    env_kwargs: dict[str, Any]
-    max_steps: int | None
-    reward: str
-    frame_size: int
+    environment: Environment
+
+    @property
+    def reward(self) -> str:
+        """The form in which rewards are stored."""
+        return self.environment.reward
 
     def open(self) -> Callable[[EpisodeSpec], Episode]:
-        """Make the env; returns what plays in it."""
-        env = make_env(self.env_id, env_kwargs=self.env_kwargs, max_steps=self.max_steps, frame_size=self.frame_size)
-        return lambda spec: play(env, spec.policy, seed=spec.seed, index=spec.index, reward=self.reward,
-                                 frame_size=self.frame_size)
+        """Make the env; returns a function that plays the episode of a spec, with raw rewards."""
+        env, size = self.environment.make(), self.environment.size
+        return lambda spec: play(env, spec.policy, seed=spec.seed, index=spec.index, reward="raw", frame_size=size)
 
 
 @dataclass(frozen=True)
@@ -129,19 +160,20 @@ class Dream:
 
     world: str
     device: str
+    reward: str = "raw"
 
     def open(self) -> Callable[[EpisodeSpec], Episode]:
-        """Load the world; returns what plays in it."""
+        """Load the world; returns a function that plays the episode of a spec."""
         env = WorldEnv(World.load(self.world, device=self.device), render_mode="rgb_array")
-        size, starts, limit = env.world.config.height, env.world.starts, env.max_episode_steps
+        config, starts, limit = env.world.config, env.world.starts, env.max_episode_steps
 
         def imagine(spec: EpisodeSpec) -> Episode:
             options: dict[str, Any] = {"text": spec.text}
             if spec.start is not None and starts is not None:
                 options = {"frames": starts.frames[spec.start].numpy(), "text": spec.text or starts.texts[spec.start]}
             env.max_episode_steps = spec.max_steps or limit
-            return play(env, spec.policy, seed=spec.seed, index=spec.index, reward="raw", frame_size=size,
-                        options=options)
+            return play(env, spec.policy, seed=spec.seed, index=spec.index, reward="raw", options=options,
+                        frame_size=(config.height, config.width))
 
         return imagine
 
@@ -154,22 +186,25 @@ class Rollouts:
     out: Path
 
     def open(self) -> Callable[[EpisodeSpec], Receipt]:
-        """Open the scene; returns what plays and writes an episode."""
+        """Open the scene; returns a function that plays and writes an episode."""
         playing = self.scene.open()
 
         def write(spec: EpisodeSpec) -> Receipt:
-            episode, path = playing(spec).validate(), episode_path(self.out, spec.index)
+            raw, path = playing(spec), episode_path(self.out, spec.index)
+            episode = replace(raw, rewards=stored_rewards(raw.rewards, self.scene.reward)).validate()
             try:
                 write_episode(path, episode)
             except DataError as error:
                 reason = " ".join(str(error).split())  # HDF5 speaks in several lines
                 raise WorkerError(reason) from error  # where this one cannot be written, no other can
-            return Receipt(spec.index, path.name, episode.digest(), len(episode))
+            lost = self.scene.reward == "event" and raw.rewards.min() < 0
+            bounds = (float(raw.rewards.min()), float(raw.rewards.max())) if lost else None
+            return Receipt(spec.index, path.name, episode.digest(), len(episode), bounds)
 
         return write
 
     def find(self, spec: EpisodeSpec) -> Receipt | None:
-        """The receipt of an episode that is there and whole."""
+        """Return the receipt of an episode that is there and whole, else None."""
         path = episode_path(self.out, spec.index)
         if not path.exists():
             return None
@@ -185,18 +220,23 @@ def _play_all(work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: C
     missing = [spec for spec in specs if work.find(spec) is None]
     bar = tqdm(total=len(specs), initial=len(specs) - len(missing), desc=work.out.name, unit="episode",
                disable=not progress)
+    warned = False
     with bar, closing(_receipts(work, missing, actors, crew)) as receipts:
         for receipt in receipts:
             if not (work.out / receipt.file).exists():
                 raise WorkerError(f"{work.out}: expected {receipt.file}, which an actor wrote, found none; choose a "
                                   "folder that all nodes of the cluster share")
+            if receipt.lost and not warned:
+                warned = True
+                warnings.warn(f"reward: event stores 0 for negative rewards, and {receipt.file} has rewards from "
+                              f"{receipt.lost[0]:g} to {receipt.lost[1]:g}; raw keeps them", stacklevel=4)
             bar.update()
 
 
 def _receipts(
     work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: Crew
 ) -> Generator[Receipt, None, None]:
-    """Play specs, and yield what was written as it comes."""
+    """Play specs, and yield a receipt of each as soon as it is written."""
     if not actors or not specs:
         with _threads(crew.threads):
             yield from map(work.open(), specs) if specs else ()
@@ -225,49 +265,83 @@ def seeds(seed: int, index: int) -> tuple[int, int]:
     return int(env_seed) % 2**31, int(policy_seed) % 2**31
 
 
-def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: str = "event", frame_size: int = 64,
-         options: dict[str, Any] | None = None) -> Episode:
-    """Play one episode to its end. The same env, policy settings, seed, index and reset options give the same."""
-    env_seed, policy_seed = seeds(seed, index)
+def stored_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
+    """Return rewards (T,) as an episode stores them: "raw", or as an "event", 1 where they are positive and else 0."""
+    return (rewards > 0).astype(np.float32) if kind == "event" else rewards
+
+
+def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: str = "event",
+         frame_size: int | tuple[int, int] = 64, options: dict[str, Any] | None = None) -> Episode:
+    """Play one episode to its end. The same env, policy settings, seed, index and reset options give the same episode.
+
+    Raises DataError for frames that no episode can hold or whose size changes, and for an episode of more than 10,000
+    steps in an env without a time limit.
+    """
+    space, size, (env_seed, policy_seed) = check_single(env), height_width(frame_size), seeds(seed, index)
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         observation, begun = env.reset(seed=env_seed, options=options)
     policy.reset(policy_seed, env)
-    text, size = mission(env, observation, begun), (frame_size, frame_size)
-    frames, carried = [shown(env.render(), size)], [_carrying(env)]
+    text, drawn = mission(env, observation, begun), env.render()
+    frames, carried = [shown(drawn, size)], [_carrying(env)]
     actions: list[np.ndarray] = [np.zeros(spaces.flatdim(env.action_space), np.float32)]
-    rewards, terminated, truncated = [0.0], False, False
+    rewards, terminated, truncated, limit = [0.0], False, False, _time_limit(env)
     while not (terminated or truncated):
+        if len(frames) > limit:
+            raise DataError(f"{env}: expected episodes of at most {limit} steps without a time limit, found one that "
+                            "goes on; give one with max_steps (--max-steps)")
         action = policy(observation)
         observation, gain, terminated, truncated, _ = env.step(action)
-        frames.append(shown(env.render(), size))
+        before, drawn = np.shape(drawn), env.render()
+        if np.shape(drawn) != before:
+            raise DataError(f"{env}: expected frames of one size, found {before} and then {np.shape(drawn)}")
+        frames.append(shown(drawn, size))
         carried.append(_carrying(env))
         actions.append(np.asarray(spaces.flatten(env.action_space, action), np.float32))
-        rewards.append(REWARDS[reward](float(gain)))
+        rewards.append(float(gain))
     info: dict[str, Any] = {"seed": seed, "index": index, "env_seed": env_seed, "policy": policy.name}
-    if hasattr(env.unwrapped, "carrying"):
+    if is_minigrid(env):
         info["carrying"] = carried
     last = np.arange(1, len(frames) + 1) == len(frames)
-    return Episode(np.stack(frames), np.stack(actions), np.array(rewards, np.float32), terminated=last & terminated,
-                   truncated=last & truncated, text=text, space=space_to_json(env.action_space), info=info)
+    return Episode(np.stack(frames), np.stack(actions), stored_rewards(np.array(rewards, np.float32), reward),
+                   terminated=last & terminated, truncated=last & truncated, text=text, space=space, info=info)
+
+
+def _time_limit(env: gymnasium.Env) -> int:
+    """Steps that an episode may have: the env's own limit, else MOST_STEPS."""
+    inner = env.unwrapped
+    own = inner.max_episode_steps if isinstance(inner, WorldEnv) else getattr(env.spec, "max_episode_steps", None)
+    return own or MOST_STEPS
 
 
 def _carrying(env: gymnasium.Env) -> str | None:
-    """Colour and type of what the agent of a MiniGrid carries: no frame shows it."""
-    carried = getattr(env.unwrapped, "carrying", None)
+    """Colour and type of the object that the agent of a MiniGrid carries: no frame shows it."""
+    inner: Any = env.unwrapped
+    carried = inner.carrying if is_minigrid(env) else None
     return None if carried is None else f"{carried.color} {carried.type}"
 
 
-def _claim(out: Path, recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
-    record = {"recipe": recipe, "episodes": episodes, "packages": _versions(packages)}
-    claim(out / "collection.json", record, key="recipe")
+def _recorded(out: Path) -> dict[str, Any]:
+    """The record of a collection that is in `out` already, else {}; what is damaged is left for `claim` to refuse."""
+    try:
+        record = json.loads((out / COLLECTION).read_text(encoding="utf-8"))
+        return record if isinstance(record["recipe"], dict) and isinstance(record["episodes"], int) else {}
+    except DAMAGE:
+        return {}
+
+
+def _claim(out: Path, before: dict[str, Any], recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
+    """Write the record of a collection, or refuse a folder that has another's; it never says fewer episodes."""
+    recipe["policy"] = policy_record(recipe["policy"], before.get("recipe", {}).get("policy"))
+    record = {"recipe": recipe, "episodes": max(episodes, before.get("episodes", 0)), "packages": _versions(packages)}
+    claim(out / COLLECTION, record, key="recipe")
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of the packages that episodes depend on."""
-    found = {}
+    """Versions of the installed packages among those that episodes depend on."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -2,14 +2,17 @@
 
 import difflib
 import json
-from contextlib import suppress
+import sys
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, fields
+from io import StringIO
 from typing import Any
 
 import gymnasium
 
-from starflow_world.envs.observation import is_minigrid
-from starflow_world.errors import ConfigError
+from starflow_world.envs.observation import is_minigrid, shown
+from starflow_world.errors import ActionError, ConfigError
+from starflow_world.model.actions import space_to_json
 from starflow_world.world import World
 
 WRAPPERS = (  # of gymnasium.wrappers: those that JSON arguments can make and that keep no statistics across episodes
@@ -39,10 +42,8 @@ class Environment:
     reward: str = "event"
 
     def __post_init__(self) -> None:
-        sides = self.frame_size if isinstance(self.frame_size, list | tuple) else (self.frame_size,) * 2
-        if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
-            raise ConfigError(f"frame_size: expected pixels >= 1, or a height and a width, found {self.frame_size!r}")
-        object.__setattr__(self, "frame_size", sides[0] if sides[0] == sides[1] else tuple(sides))
+        height, width = height_width(self.frame_size)
+        object.__setattr__(self, "frame_size", height if height == width else (height, width))
         object.__setattr__(self, "wrappers", tuple(self.wrappers))
         if not isinstance(self.env, str) or not self.env:
             raise ConfigError(f"env: expected the id of a Gymnasium environment, found {self.env!r:.80}")
@@ -61,11 +62,12 @@ class Environment:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the frames."""
-        return self.frame_size if isinstance(self.frame_size, tuple) else (self.frame_size, self.frame_size)
+        return height_width(self.frame_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
-        return dict(json.loads(json.dumps(asdict(self))))
+        """Return the fields as JSON has them; wrappers only if there are any, as in records of older versions."""
+        values = dict(json.loads(json.dumps(asdict(self))))
+        return values if self.wrappers else {key: value for key, value in values.items() if key != "wrappers"}
 
     def make(self) -> gymnasium.Env:
         """Make the environment, rendering RGB frames. ConfigError with one line where that fails.
@@ -93,6 +95,32 @@ class Environment:
             world.tile_size = kwargs.get("tile_size", max(1, min(rows // world.height, columns // world.width)))
             world.highlight = kwargs.get("highlight", False)
         return env
+
+
+def height_width(frame_size: Any) -> tuple[int, int]:
+    """Return (height, width) of frames given the side of a square or both; ConfigError for anything else."""
+    sides = tuple(frame_size) if isinstance(frame_size, list | tuple) else (frame_size, frame_size)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ConfigError(f"frame_size: expected pixels >= 1, or a height and a width, found {frame_size!r}")
+    return sides
+
+
+def check_env(env: Any, size: tuple[int, int]) -> None:
+    """Raise one clear error unless episodes of this env can be recorded; resets it and looks at one frame."""
+    check_single(env)
+    with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
+        env.reset(seed=0)
+    shown(env.render(), size)
+
+
+def check_single(env: Any) -> str:
+    """Return the JSON of an env's action space; raise an error if it is no single env or has no actions."""
+    if not isinstance(env, gymnasium.Env):
+        raise ConfigError(f"env: expected a single gymnasium.Env, found {type(env).__name__}; take one env of it")
+    space = space_to_json(env.action_space)
+    if gymnasium.spaces.flatdim(env.action_space) == 0:
+        raise ActionError(f"action space: expected at least one number to choose, found {env.action_space}")
+    return space
 
 
 def make_env(env_id: str, *, env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None,
@@ -134,8 +162,9 @@ def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
 
 def _hint(env_id: str) -> str:
     """Name the registered environment whose id is nearest, or say how to name one's own."""
-    near = difflib.get_close_matches(env_id.split(":")[-1], gymnasium.registry, 1)
-    if near and near[0] not in (env_id, env_id.split(":")[-1]):
+    module, name = env_id.rpartition(":")[::2]
+    near = difflib.get_close_matches(name, gymnasium.registry, 1)
+    if near and near[0] != name and (not module or module in sys.modules):
         return f"did you mean {near[0]!r}?"
     return "name your own as module:Id, with the module's folder on PYTHONPATH"
 

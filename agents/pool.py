@@ -38,12 +38,14 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was written for a spec: file name, SHA-256 of the episode's content, frames."""
+    """What was written for a spec: file name, SHA-256 of the episode's content, frames; the lowest and the highest
+    reward, if the episode's form cannot hold them."""
 
     index: int
     file: str
     digest: str
     length: int
+    lost: tuple[float, float] | None = None
 
 
 class Work(Protocol):

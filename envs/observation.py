@@ -10,15 +10,47 @@ from starflow_world.errors import DataError
 
 
 def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """What an env rendered or observed, checked and scaled to (height, width): (H, W, 3) u8."""
+    """Return a frame that an env rendered or observed as an array of its own (H, W, 3) u8, scaled to (height, width).
+
+    Taken are grey (H, W) or (H, W, 1), RGB, and RGBA, whose alpha is dropped; channels may come first. Integers count
+    from 0 to 255, floats and bools from 0 to 1. Raises DataError.
+    """
     import cv2
 
-    if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    pixels = _eight_bit(_channels_last(frame))
+    if pixels is None:
         found = f"{getattr(frame, 'dtype', '')} {getattr(frame, 'shape', type(frame).__name__)}".strip()
-        raise DataError(f"frame: expected (H, W, 3) uint8, found {found}; choose an env with render_mode='rgb_array'")
-    if frame.shape[:2] == size:
-        return frame
-    return np.asarray(cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA))
+        if getattr(frame, "size", 0) and np.issubdtype(getattr(frame, "dtype", object), np.number):
+            found += f" from {np.min(frame):g} to {np.max(frame):g}"
+        raise DataError("frame: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), integers from 0 to 255 or floats "
+                        f"from 0 to 1, found {found}; choose an env with render_mode='rgb_array'")
+    if pixels.shape[:2] == size:
+        return pixels.copy()  # environments may draw all frames into one buffer
+    return np.asarray(cv2.resize(np.ascontiguousarray(pixels), size[::-1], interpolation=cv2.INTER_AREA))
+
+
+def _channels_last(frame: Any) -> np.ndarray | None:
+    """(H, W, 3) of any number of colours; None if it is no frame."""
+    if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or 0 in frame.shape:
+        return None
+    planes = frame[..., None] if frame.ndim == 2 else frame
+    if planes.shape[2] not in (1, 3, 4) and planes.shape[0] in (1, 3, 4):
+        planes = planes.transpose(1, 2, 0)
+    if planes.shape[2] not in (1, 3, 4):
+        return None
+    return np.repeat(planes, 3, axis=2) if planes.shape[2] == 1 else planes[..., :3]
+
+
+def _eight_bit(planes: np.ndarray | None) -> np.ndarray | None:
+    """The same picture as uint8; None if its numbers are out of range."""
+    if planes is None or planes.dtype == np.uint8:
+        return planes
+    if planes.dtype.kind not in "biuf":
+        return None
+    most = 255 if planes.dtype.kind in "iu" else 1
+    if not (planes.min() >= 0 and planes.max() <= most):  # NaN neither
+        return None
+    return (planes.astype(np.float64) * (255 // most)).round().astype(np.uint8)
 
 
 def is_minigrid(env: Any) -> bool:

@@ -31,21 +31,23 @@ def demo(out: Path = Path("out/demo"), /, *, steps: int = 64, seed: int = 100_00
 
 
 def collect(
-    *, env: str, out: Path, episodes: int = 1000, policy: str = "mixed", seed: int = 0, max_steps: int = 0,
-    frame_size: int = 64, reward: str = "event", no_end: bool = False, hold: int = 1, actors: int = 0,
+    *, env: str, out: Path, episodes: int = 1000, policy: str = "auto", seed: int = 0, max_steps: int = 0,
+    frame_size: int = 64, reward: str = "auto", no_end: bool = False, hold: int = 1, actors: int = 0,
     time_limit: float = 300.0, address: str = "",
 ) -> None:
     """Play a real Gymnasium environment into a folder of episodes; an interrupted run goes on where it stopped.
 
     Args:
-        env: Gymnasium id of an environment that renders RGB.
+        env: Gymnasium id of an environment that renders RGB; module:Id for one that importing a module registers.
         out: folder for the episodes.
         episodes: how many.
-        policy: random, bot, tinker or mixed (bot, tinker and mixed are for BabyAI), or balance (for CartPole).
+        policy: random; bot or mixed (for BabyAI), tinker (for MiniGrid), balance (for CartPolePixels-v0); auto: the
+            one made for the environment, else random.
         seed: every episode follows from it and its index.
         max_steps: time limit; 0: the environment's own.
         frame_size: pixels of the square frames.
-        reward: event (1 where the reward is positive) or raw.
+        reward: event (1 where the reward is positive), raw, or auto: event for MiniGrid and where there is one positive
+            value, else raw.
         no_end: draw actions that would end an episode again (for open-loop evaluation).
         hold: take every action so many times in a row (4 for video models, which see four frames at a time).
         actors: Ray actors that play; 0: this process.
@@ -53,10 +55,10 @@ def collect(
         address: of a Ray cluster; empty: one started for the purpose.
     """
     from starflow_world.agents.collect import collect as run
-    from starflow_world.agents.policy import make_policy
+    from starflow_world.agents.registry import make_policy
 
-    run(env, out, episodes=episodes, policy=make_policy(policy), seed=seed, max_steps=max_steps or None,
-        frame_size=frame_size, reward=reward, ends=not no_end, hold=hold, actors=actors,
+    run(env, out, episodes=episodes, policy=None if policy == "auto" else make_policy(policy), seed=seed,
+        max_steps=max_steps or None, frame_size=frame_size, reward=reward, ends=not no_end, hold=hold, actors=actors,
         time_limit=time_limit, address=address or None)
     print(out)
 

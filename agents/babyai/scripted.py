@@ -6,12 +6,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from starflow_world.agents.babyai.tiles import KINDS, named_object, read, tiles
-from starflow_world.agents.policy import FORWARD, LEFT, RIGHT, towards
+from starflow_world.agents.babyai.bot import FORWARD, LEFT, RIGHT, towards
+from starflow_world.agents.babyai.tiles import KINDS, named_object, read_tiles, tiles
+from starflow_world.agents.policy import Policy
 
 
 @dataclass
-class ScriptedPolicy:
+class ScriptedPolicy(Policy):
     """Walks to the object that `text` names by the shortest way it sees in (H, W, 3) u8; at random with probability
     `noise`, and where the picture shows no agent, no such object or no way."""
 
@@ -24,7 +25,7 @@ class ScriptedPolicy:
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, observation: Any) -> int:
-        action = None if self._rng.random() < self.noise else self._way(read(observation, self.known))
+        action = None if self._rng.random() < self.noise else self._way(read_tiles(observation, self.known))
         return int(self._rng.choice((LEFT, RIGHT, FORWARD))) if action is None else action
 
     def _way(self, names: np.ndarray) -> int | None:
@@ -36,9 +37,6 @@ class ScriptedPolicy:
         seen = _Seen(names, (x, y), int(str(names[y, x]).split()[1]))
         nearest = goals[np.abs(goals - agents[0]).sum(1).argmin()]
         return towards(seen, (int(nearest[1]), int(nearest[0])))
-
-    def played(self, action: Any) -> None:
-        pass
 
 
 @dataclass(frozen=True)

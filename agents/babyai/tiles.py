@@ -37,7 +37,7 @@ def tiles(size: int = 8) -> dict[str, np.ndarray]:
     return found
 
 
-def read(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
+def read_tiles(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
     """Names of the tiles (rows, columns) in a frame (H, W, 3) u8; "?" where none of `known` (by default all) fits."""
     known = tiles() if known is None else known
     names = np.array([*known, "?"])
@@ -67,7 +67,7 @@ def text_starts(
     """First frames imagined from missions alone: share with the named object, share that is valid; and the frames."""
     _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))])
     frames = first.frames[:, 0].cpu().numpy()
-    seen = [read(frame) for frame in frames]
+    seen = [read_tiles(frame) for frame in frames]
     named = sum(named_object(text) in names for text, names in zip(missions, seen, strict=True))
     valid = sum(is_valid(names) for names in seen)
     return {"text_named_object": Share(named, len(seen)), "text_valid_frames": Share(valid, len(seen))}, frames

@@ -8,8 +8,9 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
+from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy
 from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import BotPolicy, MixedPolicy, NoEnd
+from starflow_world.agents.policy import NoEnd
 from starflow_world.config.world import DecodeConfig
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.evaluation.fidelity import cells_right

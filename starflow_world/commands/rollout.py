@@ -14,7 +14,7 @@ def rollout(
         out: folder for the episodes.
         world: folder or name of a shipped world.
         episodes: how many.
-        policy: random, or another of collect's; those that look into a room are random in a dream.
+        policy: random; those of collect that read a simulator cannot play in a dream.
         seed: every episode follows from it and its index.
         text: begin with starts of this text; empty: with any.
         max_steps: time limit; 0: the world's own.
@@ -25,7 +25,7 @@ def rollout(
         address: of a Ray cluster; empty: one started for the purpose.
     """
     from starflow_world.agents.collect import rollout as run
-    from starflow_world.agents.policy import make_policy
+    from starflow_world.agents.registry import make_policy
 
     run(world, out, episodes=episodes, policy=make_policy(policy), seed=seed, text=text or None,
         max_steps=max_steps or None, actors=actors, gpus_per_actor=gpus_per_actor, threads=threads,

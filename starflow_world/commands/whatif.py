@@ -14,7 +14,8 @@ from tqdm import tqdm
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import make_env
 from starflow_world.agents.planner import Planner
-from starflow_world.agents.policy import Policy, RandomPolicy, make_policy
+from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.agents.registry import make_policy
 from starflow_world.agents.search import METHODS, Search
 from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.envs.world_env import WorldEnv

@@ -14,9 +14,10 @@ import gymnasium
 import numpy as np
 import pytest
 
+from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy, towards
 from starflow_world.agents.collect import collect, play, seeds
 from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import BotPolicy, MixedPolicy, NoEnd, Policy, RandomPolicy, TinkerPolicy, towards
+from starflow_world.agents.policy import NoEnd, Policy, RandomPolicy
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import Episode, episode_path, read_episode
 from starflow_world.errors import ActionError, ConfigError, DataError
@@ -118,7 +119,7 @@ def test_seeds_of_many_episodes_all_differ() -> None:
 
 COLLECTOR = f"""
 import sys
-from starflow_world.agents.policy import MixedPolicy
+from starflow_world.agents.babyai.bot import MixedPolicy
 from starflow_world.agents.collect import collect
 collect("{ENV}", sys.argv[1], episodes=40, policy=MixedPolicy(), seed=5, max_steps=40, progress=False)
 """
@@ -187,7 +188,8 @@ def test_an_action_is_held_for_as_many_steps_as_asked(tmp_path: Path) -> None:
     blocks = [episode.actions[1:][: (len(episode) - 1) // 4 * 4].reshape(-1, 4, 7) for episode in dataset]
     assert all((block == block[:, :1]).all() for block in blocks)
     assert any((before != after).any() for block in blocks for before, after in pairwise(block[:, 0]))
-    assert "Held(policy=RandomPolicy" in (tmp_path / "collection.json").read_text()
+    recipe = json.loads((tmp_path / "collection.json").read_text())["recipe"]["policy"]
+    assert recipe == {"type": "Held", "policy": {"type": "RandomPolicy", "weights": None, "name": "random"}, "steps": 4}
 
 
 def test_asking_whether_an_action_would_end_does_not_change_the_course(room: gymnasium.Env) -> None:
@@ -222,6 +224,11 @@ def test_an_expert_that_does_not_understand_its_world_plays_at_random(room: gymn
     room.unwrapped.instrs = None
     assert {bot(observation) in range(7) for _ in range(20)} == {True}
     assert bot.lost
+    assert bot.name == "bot, then random"
+    assert bot.recipe() == BotPolicy().recipe() == {"type": "BotPolicy", "name": "bot"}
+    room.reset(seed=2)
+    bot.reset(2, room)
+    assert bot.name == "bot"
 
 
 def test_a_tinker_finds_things_to_hold(room: gymnasium.Env) -> None:
@@ -254,7 +261,7 @@ def test_weights_decide_how_often_an_action_is_drawn(room: gymnasium.Env) -> Non
 
 @pytest.mark.parametrize(("name", "size"), [("CartPole-v1", 2), ("Pendulum-v1", 1)])
 def test_any_gymnasium_env_that_renders_can_be_collected(tmp_path: Path, name: str, size: int) -> None:
-    for policy, out in ((RandomPolicy(), tmp_path / "a"), (MixedPolicy(random=0, tinker=0), tmp_path / "b")):
+    for policy, out in ((RandomPolicy(), tmp_path / "a"), (None, tmp_path / "b")):
         collect(name, out, episodes=2, policy=policy, seed=0, max_steps=15, reward="raw", frame_size=48, progress=False)
         for episode in EpisodeDataset(out):
             assert episode.frames.shape[1:] == (48, 48, 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from starflow_world.agents.babyai.tiles import read
+from starflow_world.agents.babyai.tiles import read_tiles
 from starflow_world.commands.anomaly.babyai import FAULTS, BabyAI, BabyAICourse, picture, with_tile
 from starflow_world.commands.anomaly.cartpole import CORRELATED, DISTURBANCES, MINOR, SEVERE, CartPole
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Twin, gather, record
@@ -40,7 +40,7 @@ def expected(names: np.ndarray, action: int) -> np.ndarray | None:
 def test_labels_agree_with_a_second_simulator_that_reads_the_pictures(rooms: dict[str, list[Twin]], kind: str) -> None:
     judged = 0
     for twin in rooms[kind]:
-        names = [read(frame) for frame in twin.episode.frames]
+        names = [read_tiles(frame) for frame in twin.episode.frames]
         for t in range(1, len(names)):
             after = expected(names[t - 1], int(twin.episode.actions[t].argmax()))
             if after is not None and "?" not in names[t]:
@@ -107,7 +107,7 @@ def test_wrong_actions_are_recorded_as_they_were_asked_for(rooms: dict[str, list
     seen = 0
     for twin in rooms["wrong action"]:
         for t in np.flatnonzero(twin.positive):
-            names, after = (read(twin.episode.frames[i]) for i in (t - 1, t))
+            names, after = (read_tiles(twin.episode.frames[i]) for i in (t - 1, t))
             others = [expected(names, action) for action in (0, 1, AHEAD)]
             seen += any(other is not None and (other == after).all() for other in others)
     assert seen

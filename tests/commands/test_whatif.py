@@ -46,9 +46,10 @@ def made_up(world, steps=14, seed=0):
 def real():
     """An episode of the real BabyAI, played by a mixed policy."""
     pytest.importorskip("minigrid")
+    from starflow_world.agents.babyai.bot import MixedPolicy
     from starflow_world.agents.collect import play
     from starflow_world.agents.environment import make_env
-    from starflow_world.agents.policy import MixedPolicy, NoEnd
+    from starflow_world.agents.policy import NoEnd
 
     env = make_env("BabyAI-GoToLocalS8N4-v0", max_steps=40)
     return play(env, NoEnd(MixedPolicy()), seed=5, index=0)

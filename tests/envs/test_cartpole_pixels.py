@@ -7,7 +7,7 @@ import pytest
 import starflow_world  # noqa: F401  (registers the env)
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import make_policy
+from starflow_world.agents.registry import make_policy
 from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from starflow_world import World
+from starflow_world.agents.babyai.bot import MixedPolicy
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import MixedPolicy, NoEnd
+from starflow_world.agents.policy import NoEnd
 from starflow_world.data.episodes import Episode
 from starflow_world.envs.monitor import SurpriseMonitor
 from starflow_world.score import Scorer, Scores

@@ -66,9 +66,10 @@ def test_frames_take_few_sweeps_and_are_close_to_those_decoded_token_by_token(
 
 def test_real_frames_are_nearer_and_more_likely_when_they_are_denoised(world: World, at_most: AtMost) -> None:
     pytest.importorskip("minigrid")
+    from starflow_world.agents.babyai.bot import MixedPolicy
     from starflow_world.agents.collect import play
     from starflow_world.agents.environment import make_env
-    from starflow_world.agents.policy import MixedPolicy, NoEnd
+    from starflow_world.agents.policy import NoEnd
 
     env = make_env("BabyAI-GoToLocalS8N4-v0", max_steps=40)
     episodes = [play(env, NoEnd(MixedPolicy()), seed=11, index=index) for index in range(4)]

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from starflow_world.agents.babyai.bot import FORWARD, STEPS, BotPolicy, MixedPolicy
 from starflow_world.agents.babyai.tiles import ENV, KINDS, tiles
 from starflow_world.agents.collect import seeds
 from starflow_world.agents.environment import make_env
-from starflow_world.agents.policy import FORWARD, STEPS, BotPolicy, MixedPolicy, Policy, RandomPolicy
+from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.commands.anomaly.twins import SHIFT, Course, Shown
 
 OFTEN = 0.2

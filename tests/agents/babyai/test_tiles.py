@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from starflow_world.agents.babyai.tiles import ENV, is_valid, named_object, read, text_starts, tiles
+from starflow_world.agents.babyai.tiles import ENV, is_valid, named_object, read_tiles, text_starts, tiles
 from starflow_world.agents.environment import make_env
 from starflow_world.evaluation.fidelity import RIGHT
 from starflow_world.world import World
@@ -13,7 +13,7 @@ from starflow_world.world import World
 def test_tiles_are_read_as_the_environment_placed_them(seed: int) -> None:
     env = make_env(ENV, max_steps=64)
     observation, _ = env.reset(seed=seed)
-    names = read(np.asarray(env.render()))
+    names = read_tiles(np.asarray(env.render()))
     room = env.unwrapped
     for x in range(8):
         for y in range(8):
@@ -38,16 +38,16 @@ def test_a_blurred_tile_a_second_agent_or_a_missing_object_is_not_valid() -> Non
     env = make_env(ENV, max_steps=64)
     env.reset(seed=3)
     frame = np.asarray(env.render()).copy()
-    floors = np.argwhere(read(frame) == "floor")
+    floors = np.argwhere(read_tiles(frame) == "floor")
 
     def with_tile(picture: np.ndarray, name: str = "floor") -> np.ndarray:
-        row, column = np.argwhere(read(frame) == name)[0] * 8
+        row, column = np.argwhere(read_tiles(frame) == name)[0] * 8
         changed = frame.copy()
         changed[row : row + 8, column : column + 8] = picture
-        return read(changed)
+        return read_tiles(changed)
 
     assert len(floors) > 20
-    assert is_valid(read(frame))
+    assert is_valid(read_tiles(frame))
     assert not is_valid(with_tile((known["floor"] * 0.5 + known["red ball"] * 0.5).astype(np.uint8)))
     assert not is_valid(with_tile(known["agent 2"]))
     assert not is_valid(with_tile(known["blue box"]))

@@ -1,0 +1,31 @@
+"""Policies by name, and the default one of an environment."""
+
+import gymnasium
+
+from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
+from starflow_world.agents.cartpole import BalancePolicy
+from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.errors import ConfigError
+
+POLICIES: dict[str, type[Policy]] = {
+    "random": RandomPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy, "balance": BalancePolicy,
+}
+PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy)
+
+
+def make_policy(name: str) -> Policy:
+    """Make a policy with its default settings, by name."""
+    if name not in POLICIES:
+        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
+    return POLICIES[name]()
+
+
+def default_policy(env: gymnasium.Env) -> Policy:
+    """Return the policy that shows most of an environment: one made for it, if there is one, else a random one."""
+    for kind in PREFERRED:
+        try:
+            kind().check(env)
+        except ConfigError:
+            continue
+        return kind()
+    return RandomPolicy()
