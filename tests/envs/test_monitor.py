@@ -181,6 +181,6 @@ def test_envs_that_do_not_fit_are_refused(scorer: Scorer) -> None:
     with pytest.raises(ConfigError, match="one for each of 2 rows"):
         SurpriseVectorMonitor(SyncVectorEnv([Noise, Noise]), scorer, text=["a"])
     broken = SurpriseMonitor(Noise(shown=False), scorer)
-    broken.unwrapped.render = lambda: np.zeros((8, 8))  # type: ignore[method-assign]
-    with pytest.raises(DataError, match=r"expected \(H, W, 3\) uint8"):
+    broken.unwrapped.render = lambda: np.zeros((8, 8, 2))  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"expected \(H, W\), .*found float64 \(8, 8, 2\)"):
         broken.reset(seed=0)
