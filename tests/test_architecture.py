@@ -59,8 +59,8 @@ PARTS_THAT_MAY_BE_MISSING = {"motion", "carry", "video", "published"}
 MOST_BRANCHES_ON_A_MISSING_PART = 43
 COMPILERS = {"cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "nvcc", "ninja"}
 PAGES = sorted(path.name for path in ROOT.glob("*.md")) + sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
-MADE = {"build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers"}
-"""Folders that commands make: pages may name paths below them."""
+MADE = {"build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers", "StarflowWorld"}
+"""Folders that commands make, and the namespace of environment ids: pages may name what is below them."""
 SHARED_NAMES = {  # public names that two modules define; the list may only become shorter
     "Ahead", "Course", "Figure", "Outcome", "Plan", "Predictor", "Steps", "Stream", "Task", "Window", "anomaly_bench",
     "bench", "calibrate", "collect", "convert", "demo", "evidence", "fitted", "gather", "generate", "joined",
