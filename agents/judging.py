@@ -15,7 +15,7 @@ SUCCESS = 0.5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EpisodeResult:
     """One episode: its rewards added up, the same discounted by 0.95 a step, its steps, and whether a step of it was
     rewarded with more than 0.5."""
 
@@ -26,7 +26,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Score:
+class PolicyScore:
     """Means over episodes: success (a share), reward, discounted (finer than success: sooner is better), steps."""
 
     episodes: int
@@ -48,7 +48,7 @@ class Start:
     options: dict[str, Any] | None = None
 
 
-def episode(
+def episode_steps(
     policy: Policy, env: gymnasium.Env, start: Start, seed: int
 ) -> Iterator[tuple[Any, float, bool]]:
     """Yield observation, reward and whether the episode is over: first of the start, then after every step."""
@@ -64,21 +64,21 @@ def episode(
         yield observation, float(reward), over
 
 
-def outcome(policy: Policy, env: gymnasium.Env, start: Start, seed: int) -> Outcome:
+def episode_result(policy: Policy, env: gymnasium.Env, start: Start, seed: int) -> EpisodeResult:
     """Play one episode to its end; all the policy draws follows from `seed`."""
-    rewards = np.array([reward for _, reward, _ in episode(policy, env, start, seed)][1:])
+    rewards = np.array([reward for _, reward, _ in episode_steps(policy, env, start, seed)][1:])
     discounted = float((rewards * DISCOUNT ** np.arange(len(rewards))).sum())
-    return Outcome(float(rewards.sum()), discounted, len(rewards), bool((rewards > SUCCESS).any()))
+    return EpisodeResult(float(rewards.sum()), discounted, len(rewards), bool((rewards > SUCCESS).any()))
 
 
-def score(
+def score_policy(
     policy: Policy, env: gymnasium.Env, starts: Sequence[Start], *, seed: int = 0, progress: str | None = None
-) -> Score:
+) -> PolicyScore:
     """Play an episode from each start; `progress` names a bar."""
     bar = tqdm(starts, desc=progress, unit="episode", disable=progress is None, leave=False)
-    found = [outcome(policy, env, start, seed + index) for index, start in enumerate(bar)]
+    found = [episode_result(policy, env, start, seed + index) for index, start in enumerate(bar)]
     mean = {name: float(np.mean([getattr(one, name) for one in found])) for name in ("success", "reward", "discounted")}
-    return Score(len(found), **mean, length=float(np.mean([one.steps for one in found])))
+    return PolicyScore(len(found), **mean, length=float(np.mean([one.steps for one in found])))
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from starflow_world.agents.search import Gallery, Plan, Search, plan
+from starflow_world.agents.search import ActionPlan, Gallery, Search, find_plan
 from starflow_world.envs.episode import RewardFunction
 from starflow_world.envs.observation import mission, shown
 from starflow_world.envs.world_env import WorldEnv
@@ -23,7 +23,7 @@ from starflow_world.world.state import WorldState
 class Thought:
     """Why an action was taken: it is the one at `place` of `plan`; `fresh` when the plan was made for it."""
 
-    plan: Plan
+    plan: ActionPlan
     place: int
     fresh: bool
 
@@ -91,9 +91,9 @@ class Planner:
         goes_on = place < len(last.plan) and place != self.commit and expected.knows(frame[None])[0]
         return Thought(last.plan, place, False) if goes_on else None
 
-    def _planned(self, state: WorldState) -> Plan:
+    def _planned(self, state: WorldState) -> ActionPlan:
         inner, judge = self._env.unwrapped, self.reward_fn
         if judge is None and isinstance(inner, WorldEnv):
             judge = inner.reward_fn
         seed = np.random.SeedSequence(self._seed, spawn_key=(len(self.thoughts),)).generate_state(1)[0]
-        return plan(self.world, state, self.search, seed=int(seed), seen=self._seen, reward_fn=judge)
+        return find_plan(self.world, state, self.search, seed=int(seed), seen=self._seen, reward_fn=judge)

@@ -61,7 +61,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ActionPlan:
     """The best course of actions that was found.
 
     actions (T); frames (T, H, W, 3) u8: what should be seen after each; rewards, ends (T,): predicted rewards, and
@@ -121,10 +121,10 @@ def _marks(frames: np.ndarray) -> np.ndarray:
     return cells.mean((2, 4), dtype=np.float32).reshape(count, -1)
 
 
-def plan(
+def find_plan(
     world: World, state: WorldState, search: Search, *, seed: int, seen: Gallery | None = None,
     reward_fn: RewardFunction | None = None,
-) -> Plan:
+) -> ActionPlan:
     """The best course of actions from `state` (one row), which follows from these arguments alone.
 
     seen: frames at which the episode is known to have gone on: the rewards and ends that the world predicts there do
@@ -135,7 +135,7 @@ def plan(
         raise StateError(f"state: expected one row to plan from, found {len(state)}")
     if not world.config.outcome.width and reward_fn is None:
         raise ConfigError(f"world {world.config.name} predicts no rewards: pass reward_fn=...")
-    ahead = Ahead(world, np.random.default_rng(seed), Gallery(search.same) if seen is None else seen, reward_fn)
+    ahead = Lookahead(world, np.random.default_rng(seed), Gallery(search.same) if seen is None else seen, reward_fn)
     find = best_first if search.method == "best-first" else shoot
     return find(ahead, state, search)
 
@@ -150,7 +150,7 @@ class Outlook(NamedTuple):
 
 
 @dataclass
-class Ahead:
+class Lookahead:
     """Imagines steps of branches, judges them, and counts them."""
 
     world: World
@@ -182,11 +182,11 @@ class Ahead:
 # ---- sequences -------------------------------------------------------------------------------------------------------
 
 
-def shoot(ahead: Ahead, state: WorldState, search: Search) -> Plan:
+def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
     """Draw sequences of `horizon` actions, once (random) or around the best of each round (cem)."""
     count = max(1, search.branches // search.draws)
     found = proposal(ahead.world.action_space, search.actions, search.horizon, search.branches, ahead.rng)
-    best: Plan | None = None
+    best: ActionPlan | None = None
     for _ in range(search.rounds if search.method == "cem" else 1):
         plans = _futures(ahead, state, found.draw(count), search)
         values = np.array([plan.value for plan in plans])
@@ -200,7 +200,9 @@ def shoot(ahead: Ahead, state: WorldState, search: Search) -> Plan:
     return replace(best, imagined=ahead.imagined)
 
 
-def _futures(ahead: Ahead, state: WorldState, sequences: Sequence[Sequence[Any]], search: Search) -> list[Plan]:
+def _futures(
+    ahead: Lookahead, state: WorldState, sequences: Sequence[Sequence[Any]], search: Search
+) -> list[ActionPlan]:
     """What sequences of actions (N, T) lead to on an average of `draws`, each up to where the episode is more likely
     over than not; with the frames of its first draw."""
     rows = [row for row in range(len(sequences)) for _ in range(search.draws)]
@@ -218,7 +220,7 @@ def _futures(ahead: Ahead, state: WorldState, sequences: Sequence[Sequence[Any]]
     values = (gains * search.discount ** np.arange(gains.shape[1])).sum(1)
     lengths = np.where(alive[:, 1:].min(1) < 0.5, (alive[:, 1:] < 0.5).argmax(1) + 1, gains.shape[1])
     return [
-        Plan(list(sequence)[:end], frames[row, :end], rewards[row, :end], ends[row, :end], np.ones(end),
+        ActionPlan(list(sequence)[:end], frames[row, :end], rewards[row, :end], ends[row, :end], np.ones(end),
              float(values[row]), 0)
         for row, (sequence, end) in enumerate(zip(sequences, lengths.tolist(), strict=True))
     ]
@@ -249,7 +251,7 @@ class Node:
         return [] if self.parent is None else [*self.parent.way(), self]
 
 
-def best_first(ahead: Ahead, state: WorldState, search: Search) -> Plan:
+def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
     """Expand the most hopeful leaves, `branches` at a time, until none can promise more than the best way found.
 
     A leaf's hope is what its way has earned and, discounted, the world's largest single reward, weighted by the chance
@@ -278,11 +280,11 @@ def best_first(ahead: Ahead, state: WorldState, search: Search) -> Plan:
     way = best.way()
     rewards, ends, chances = np.array([(node.reward, node.end, node.chance) for node in way]).T
     frames = np.stack([node.frame for node in way])
-    return Plan([node.action for node in way], frames, rewards, ends, chances, best.earned, ahead.imagined)
+    return ActionPlan([node.action for node in way], frames, rewards, ends, chances, best.earned, ahead.imagined)
 
 
 def _expand(
-    ahead: Ahead, leaves: Sequence[Node], moves: Sequence[Any], search: Search, reached: Gallery
+    ahead: Lookahead, leaves: Sequence[Node], moves: Sequence[Any], search: Search, reached: Gallery
 ) -> list[tuple[Node, bool]]:
     """Every move from every leaf, drawn several times in one forward: a child for each frame that came of it, with
     whether that frame was not reached before."""

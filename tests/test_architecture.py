@@ -62,7 +62,7 @@ PAGES = sorted(path.name for path in ROOT.glob("*.md")) + sorted(f"docs/{path.na
 MADE = {"build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers", "StarflowWorld"}
 """Folders that commands make, and the namespace of environment ids: pages may name what is below them."""
 SHARED_NAMES = {  # public names that two modules define; the list may only become shorter
-    "Ahead", "Course", "Figure", "Outcome", "Plan", "Predictor", "Steps", "Stream", "Task", "Window", "anomaly_bench",
+    "Course", "Figure", "Plan", "Predictor", "Steps", "Stream", "Task", "Window", "anomaly_bench",
     "bench", "calibrate", "collect", "convert", "demo", "evidence", "fitted", "gather", "generate", "joined",
     "markdown", "measure", "other_policy", "parts", "picture", "plain", "plan", "rank", "read", "report", "resampled",
     "rollout", "run", "score", "summary", "table", "train", "train_agent", "write", "write_curves", "write_video",

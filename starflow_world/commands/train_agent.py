@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from starflow_world.agents.babyai.rooms import LIMIT, Room, Rooms, rooms_with
-from starflow_world.agents.judging import Score, Start, episode, score
+from starflow_world.agents.judging import PolicyScore, Start, episode_steps, score_policy
 from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.commands.agent_report import write_report
 from starflow_world.envs.trust import Trust
@@ -81,10 +81,10 @@ class Task:
             render_mode="rgb_array",
         )
 
-    def judge(self, where: str, policy: Policy, *, progress: bool = False) -> Score:
+    def judge(self, where: str, policy: Policy, *, progress: bool = False) -> PolicyScore:
         """The policy's score in the rooms to judge in, or in dreams of them."""
         bar = f"{policy.name}, {where}" if progress else None
-        return score(policy, self.env(where), self.starts(where), progress=bar)
+        return score_policy(policy, self.env(where), self.starts(where), progress=bar)
 
     def env(self, where: str) -> Room | WorldEnv:
         """A single env."""
@@ -167,7 +167,7 @@ def write_video(task: Task, agent: Path, path: Path, episodes: int = 6) -> None:
 
     with VideoWriter(path, fps=6) as video:
         for index in range(min(episodes, len(task.judged))):
-            shown = {where: list(episode(load_policy(agent), task.env(where), task.starts(where)[index], index))
+            shown = {where: list(episode_steps(load_policy(agent), task.env(where), task.starts(where)[index], index))
                      for where in ("dream", "real")}
             for step in range(max(len(one) for one in shown.values()) + 4):
                 now = {where: one[min(step, len(one) - 1)] for where, one in shown.items()}

@@ -8,7 +8,7 @@ pytest.importorskip("minigrid")
 
 from starflow_world.agents.babyai.rooms import Room, rooms_with
 from starflow_world.agents.babyai.scripted import ScriptedPolicy
-from starflow_world.agents.judging import DISCOUNT, Start, outcome, score, spearman
+from starflow_world.agents.judging import DISCOUNT, Start, episode_result, score_policy, spearman
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.envs.world_env import WorldEnv
 from tests.envs.counting import CountingWorld
@@ -18,7 +18,7 @@ TEXT = "go to the red ball"
 
 def test_an_outcome_adds_up_an_episode() -> None:
     env = WorldEnv(CountingWorld([3]))  # the reward is the age
-    found = outcome(RandomPolicy(), env, Start(0), seed=0)
+    found = episode_result(RandomPolicy(), env, Start(0), seed=0)
     assert (found.reward, found.steps, found.success) == (6.0, 3, True)
     assert found.discounted == pytest.approx(1 + 2 * DISCOUNT + 3 * DISCOUNT**2)
 
@@ -26,8 +26,8 @@ def test_an_outcome_adds_up_an_episode() -> None:
 def test_a_score_is_the_mean_over_its_starts() -> None:
     rooms = rooms_with(TEXT, 30)
     starts = [Start(seed) for seed in rooms]
-    whole = score(RandomPolicy(), Room(), starts, seed=4)
-    each = [outcome(RandomPolicy(), Room(), start, 4 + index) for index, start in enumerate(starts)]
+    whole = score_policy(RandomPolicy(), Room(), starts, seed=4)
+    each = [episode_result(RandomPolicy(), Room(), start, 4 + index) for index, start in enumerate(starts)]
     assert whole.episodes == 30
     assert whole.success == np.mean([one.success for one in each])
     assert whole.length == np.mean([one.steps for one in each])
@@ -43,7 +43,7 @@ def test_the_scripted_agent_finds_its_way_by_the_picture_alone() -> None:
         unwrapped = None
 
     sure, noisy = (ScriptedPolicy(TEXT, noise) for noise in (0.0, 0.9))
-    best, worse = score(sure, Blind(Room()), starts), score(noisy, Blind(Room()), starts)
+    best, worse = score_policy(sure, Blind(Room()), starts), score_policy(noisy, Blind(Room()), starts)
     assert best.success == 1.0
     assert best.length < 12
     assert worse.discounted < best.discounted / 2

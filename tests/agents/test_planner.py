@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from starflow_world.agents.planner import Planner
-from starflow_world.agents.search import Search, plan
+from starflow_world.agents.search import Search, find_plan
 from starflow_world.commands import planner as planning
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, ConfigError, DataError
@@ -40,7 +40,7 @@ def test_a_plan_can_be_tried_in_a_world_env_and_taken_back():
     env = WorldEnv(world)
     env.reset(seed=3)
     state = env.get_state()
-    found = plan(world, state, Search("random", branches=4, horizon=3), seed=0)
+    found = find_plan(world, state, Search("random", branches=4, horizon=3), seed=0)
     kept = env.snapshot()
     first = [env.step(action)[0] for action in found.actions]
     env.set_state(kept)
@@ -59,8 +59,8 @@ def test_a_worlds_rewards_may_be_replaced():
     blind = env_world(outcome=type(world.config.outcome)(0))
     state, _ = blind.start(blind.starts.frames[:1, None], text="a", seed=0)
     with pytest.raises(ConfigError, match="predicts no rewards: pass reward_fn"):
-        plan(blind, state, Search(), seed=0)
-    found = plan(blind, state, Search(branches=8, draws=1, budget=8), seed=0, reward_fn=lambda *_: 1.0)
+        find_plan(blind, state, Search(), seed=0)
+    found = find_plan(blind, state, Search(branches=8, draws=1, budget=8), seed=0, reward_fn=lambda *_: 1.0)
     assert found.rewards[0] == 1
 
 
