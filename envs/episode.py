@@ -61,18 +61,17 @@ class EnvState:
         As `WorldState.replace_rows` without copying the other rows, whose cache may be hundreds of megabytes.
         """
         index, old, new = torch.from_numpy(rows), self.world, other.world
-        texts, streams = list(old.texts), list(old.streams or ())
+        texts, streams = list(old.texts), list(old.streams)
         for place, row in enumerate(rows.tolist()):
             texts[row] = new.texts[place]
-            if new.streams is not None:
-                streams[row] = new.streams[place]
+            streams[row] = new.streams[place]
         for name in (*TENSORS, "text"):
             if getattr(old, name) is not None:
                 getattr(old, name)[index] = getattr(new, name)
         for name in ("frames", "begun", "ended"):
             getattr(self, name)[rows] = getattr(other, name)
         cache = None if old.cache is None or new.cache is None else old.cache.insert(index, new.cache)
-        known = replace(old, texts=tuple(texts), cache=cache, streams=tuple(streams) or None)
+        known = replace(old, texts=tuple(texts), cache=cache, streams=tuple(streams))
         return replace(self, world=known)
 
 

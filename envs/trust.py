@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from starflow_world.codec import frame_codec
 from starflow_world.envs.episode import as_numpy, facts
 from starflow_world.errors import ConfigError
 from starflow_world.world import World
@@ -71,6 +72,6 @@ def imagine(
 
 
 def _round_trip(world: World, transition: Transition) -> np.ndarray:
-    again = world.networks.codec.encode(transition.frames[:, -1:])[:, 0]
-    error = (transition.latents - again.to(transition.latents)).double().square().mean(-1).amax(-1).sqrt()
+    again, _ = frame_codec(world.networks.codec).encode(transition.frames[:, -1:])
+    error = (transition.latents - again[:, 0].to(transition.latents)).double().square().mean(-1).amax(-1).sqrt()
     return as_numpy(error / world.config.noise_level)

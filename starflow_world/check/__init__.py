@@ -12,7 +12,7 @@ from starflow_world.check.memory import CACHES, ROWS, TOGETHER
 from starflow_world.check.result import FAILED, NOT_APPLICABLE, PASSED, Check, Figure, Report, Result
 from starflow_world.check.subject import Subject
 from starflow_world.check.value import CONDITIONS, VALUE
-from starflow_world.errors import ConfigError
+from starflow_world.codec import frame_codec
 from starflow_world.world import World
 
 __all__ = ["CHECKS", "Report", "Result", "check_world", "examine"]
@@ -37,9 +37,7 @@ def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object]
 
 def examine(world: World, seed: int = 0) -> Iterator[Result]:
     """The results of `check_world`, one by one: who wants the first broken promise only can stop there."""
-    if world.networks.video is not None:
-        expected = "a world whose codec reads frames one by one"
-        raise ConfigError(f"check: expected {expected}, found {world.config.name}, whose codec reads a stream")
+    frame_codec(world.networks.codec)
     subject = Subject(world, seed)
     for check in CHECKS:
         yield from _results(check, subject)

@@ -16,7 +16,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from starflow_world.codec import make_codec
+from starflow_world.codec import PatchCodec
 from starflow_world.noise import make_key, normals
 from starflow_world.world import World
 from starflow_world.world.state import Transition, WorldState
@@ -131,9 +131,8 @@ def _shrunk(world: World) -> World:
     fits = ((h, w) for h, w in ((2, 2), (1, 2), (2, 1)) if h <= height and w <= width)
     h, w = next((grid for grid in fits if grid[0] * grid[1] * config.channels <= LARGEST_JACOBIAN), (1, 1))
     networks.config = replace(config, height=h * scale, width=w * scale, window=2, context=1)
-    codec = make_codec(networks.config)
-    codec.load_state_dict(networks.codec.state_dict())
-    networks.codec = codec.to(world.dynamics.device, world.dynamics.dtype)
+    assert isinstance(networks.codec, PatchCodec)
+    networks.codec.size = networks.config.height, networks.config.width
     return type(world)(networks, world.world_id)
 
 

@@ -6,9 +6,13 @@ Distinct patches, so that a rare object weighs as much as a wall; the largest la
 the flow's means. The basis is part of the checkpoint: signs of singular vectors depend on the machine.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from starflow_world.codec.stream import Streams
 from starflow_world.config.world import CodecConfig
 from starflow_world.errors import DataError
 
@@ -34,6 +38,8 @@ class PatchCodec(nn.Module):
             self.register_buffer("analysis", torch.zeros(pixels, count))
             self.register_buffer("synthesis", torch.zeros(count, pixels))
 
+    stateful, frames_per_latent = False, 1
+
     @property
     def invertible(self) -> bool:
         """Whether every pixel survives, up to rounding, by construction."""
@@ -45,8 +51,12 @@ class PatchCodec(nn.Module):
         scale = self.config.patch * self.config.merge
         return self.size[0] // scale, self.size[1] // scale
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """frames (B, T, H, W, 3) u8 -> latents (B, T, n, c) float."""
+    def begin(self, rows: int) -> Streams:
+        """None for each batch element."""
+        return (None,) * rows
+
+    def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
+        """Encode frames (B, T, H, W, 3) u8 as latents (B, T, n, c) float; the streams stay as they are."""
         patches = self._patches(frames)
         if self.config.kind == "patch":
             sites = patches.float() / 127.5 - 1
@@ -55,10 +65,10 @@ class PatchCodec(nn.Module):
                 sites = (patches.to(self.mean.dtype) - self.mean) @ self.analysis
         (h, w), m = self.grid, self.config.merge
         sites = sites.unflatten(2, (h, m, w, m)).transpose(3, 4)
-        return sites.reshape(*frames.shape[:2], h * w, -1)
+        return sites.reshape(*frames.shape[:2], h * w, -1), streams
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """latents (B, T, n, c) -> frames (B, T, H, W, 3) u8."""
+    def decode(self, latents: Tensor, streams: Streams = ()) -> tuple[Tensor, Streams]:
+        """Decode latents (B, T, n, c) as frames (B, T, H, W, 3) u8; the streams stay as they are."""
         (h, w), m = self.grid, self.config.merge
         sites = latents.unflatten(3, (m, m, -1)).unflatten(2, (h, w)).transpose(3, 4).flatten(2, 5)
         if self.config.kind == "patch":
@@ -69,7 +79,13 @@ class PatchCodec(nn.Module):
         patches = patches.round().clamp(0, 255).to(torch.uint8)
         p = self.config.patch
         pixels = patches.unflatten(3, (p, p, 3)).unflatten(2, (h * m, w * m)).transpose(3, 4)
-        return pixels.reshape(*latents.shape[:2], *self.size, 3)
+        return pixels.reshape(*latents.shape[:2], *self.size, 3), streams
+
+    def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
+        """None for each batch element; ValueError if anything was remembered."""
+        if tensors or seen is not None:
+            raise ValueError(f"the memory of a codec, {seen!r:.80}, in a world whose codec has none")
+        return self.begin(len(steps))
 
     def _patches(self, frames: Tensor) -> Tensor:
         p, (height, width) = self.config.patch, self.size

@@ -5,18 +5,20 @@
 with the m and s of the VAE's config, per channel. The posterior's noise is scaled by its own std, not by std / s: the
 order of operations of the published program, kept because the model was trained on it.
 
-Causal in time: the first frame is a latent frame on its own, every later one stands for 4 frames. A `WanMemory` is
-what the convolutions keep of a stream, so clips can be encoded and decoded piece by piece, several at once. diffusers
-keeps it in private attributes; this module alone touches what is private there.
+Causal in time: the first frame is a latent frame on its own, every later one stands for 4 frames. A stream holds what
+the convolutions keep of a video, so videos can be encoded and decoded piece by piece. diffusers keeps it in private
+attributes; this module alone touches them.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from starflow_world.codec.stream import CodecMemory, StreamReader, Streams, VideoStream
 from starflow_world.errors import CheckpointError, DataError
 from starflow_world.noise import normals
 
@@ -25,21 +27,17 @@ VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
 """What is fetched of a hub's model."""
 
 
-@dataclass(frozen=True)
-class WanMemory:
-    """Features of the convolutions of an encoder or decoder after `frames` latent frames; never written to."""
-
-    features: tuple[Any, ...]
-    frames: int
-
-
 class WanCodec:
-    """frames (B, T, H, W, 3) u8 <-> latents (B, t, n, c), n = h * w in raster order."""
+    """frames (B, F, H, W, 3) u8 <-> latents (B, T, n, c), n = h * w in raster order; h and w are `grid`.
 
-    invertible = False
+    Videos are encoded and decoded one by one: the first frame of a video is treated unlike later ones, and the bits of
+    a batch element must not depend on the others.
+    """
 
-    def __init__(self, vae: Any, *, later: float = 0.6) -> None:
-        self.vae, self.later = vae, later
+    stateful, invertible, frames_per_latent = True, False, STRIDE
+
+    def __init__(self, vae: Any, *, later: float = 0.6, grid: tuple[int, int] = (1, 1)) -> None:
+        self.vae, self.later, self.grid = vae, later, grid
         self.device, self.dtype = vae.device, vae.dtype
         self.mean = torch.tensor(vae.config.latents_mean, device=self.device)
         self.std = torch.tensor(vae.config.latents_std, device=self.device)
@@ -50,9 +48,9 @@ class WanCodec:
     @staticmethod
     def load(
         folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-        later: float = 0.6,
+        later: float = 0.6, grid: tuple[int, int] = (1, 1),
     ) -> "WanCodec":
-        """The VAE in a local folder, or in its subfolder vae. Raises CheckpointError."""
+        """Load the VAE in a local folder, or in its subfolder vae. Raises CheckpointError."""
         from diffusers import AutoencoderKLWan
 
         folder = Path(folder)
@@ -64,7 +62,11 @@ class WanCodec:
         except Exception as error:  # of many kinds: what a foreign folder lacks
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
-        return WanCodec(vae.to(device).eval().requires_grad_(False), later=later)
+        return WanCodec(vae.to(device).eval().requires_grad_(False), later=later, grid=grid)
+
+    def on_grid(self, grid: tuple[int, int]) -> "WanCodec":
+        """Return the same codec for pictures of h x w tokens."""
+        return WanCodec(self.vae, later=self.later, grid=grid)
 
     def check(self, channels: int, pixels: int) -> None:
         """CheckpointError for a VAE of other sizes than a model expects."""
@@ -82,15 +84,35 @@ class WanCodec:
         """Pixels per column and per row of a token."""
         return 2 ** (len(self.vae.config.dim_mult) - 1) * (self.vae.config.patch_size or 1)
 
-    @torch.no_grad()
-    def encode(
-        self, frames: Tensor, memory: WanMemory | None = None, *, keys: Tensor | None = None
-    ) -> tuple[Tensor, WanMemory]:
-        """Frames (B, T, H, W, 3) u8 -> latents (B, t, n, c), and what the stream goes on with.
+    def fit(self, frames: Tensor) -> None:
+        """Nothing: the weights are given."""
 
-        T is 1 + 4k at the start of a stream and 4k later. With noise keys (B,) the posterior is sampled, as published
-        (several keys for one row: as many draws of it); without, its mean is taken. Raises DataError.
+    def begin(self, rows: int) -> Streams:
+        """Return the streams of videos of which nothing was seen."""
+        return (VideoStream(),) * rows
+
+    def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
+        """Encode the next frames (B, F, H, W, 3) u8 of each stream as latents (B, T, n, c).
+
+        F is 1 + 4k at the start of a stream and 4k later. With noise keys (B,) the posterior is sampled, as published
+        (B k keys: k draws of each, (B k, T, n, c)); without, its mean is taken. Raises DataError.
         """
+        latents, after = [], []
+        drawn = [None] * len(frames) if keys is None else keys.unflatten(0, (len(frames), -1))
+        for video, stream, some in zip(frames.split(1), streams or self.begin(len(frames)), drawn, strict=True):
+            assert stream is not None
+            if stream.shown is not None and stream.encoder is None:
+                raise DataError("frames: expected them after given frames, found imagined ones before; pass latents=")
+            x, memory = self._encode(video, stream.encoder, some)
+            latents.append(x)
+            shown = video[0, -STRIDE if memory.frames > 1 else -1 :].clone()
+            after.append(replace(stream, encoder=memory, shown=shown))
+        return torch.cat(latents), tuple(after)
+
+    @torch.no_grad()
+    def _encode(
+        self, frames: Tensor, memory: CodecMemory | None, keys: Tensor | None = None
+    ) -> tuple[Tensor, CodecMemory]:
         self._check(frames, memory)
         pixels = (frames.to(self.device, self.dtype) / 127.5 - 1).permute(0, 4, 1, 2, 3)
         if self.vae.config.patch_size is not None:
@@ -110,15 +132,31 @@ class WanCodec:
             noise = torch.stack([normals(keys, t.expand_as(keys), "posterior", shape) for t in steps], dim=1)
             deviation = (0.5 * log_variance.clamp(-30, 20)).exp().movedim(1, -1)
             latents = latents + deviation * noise.to(self.device)
-        return self._scale(latents, done).flatten(2, 3), WanMemory(tuple(features), done + len(parts))
+        return self._scale(latents, done).flatten(2, 3), CodecMemory(tuple(features), done + len(parts))
+
+    def decode(self, latents: Tensor, streams: Streams = ()) -> tuple[Tensor, Streams]:
+        """Decode the next latents (B, T, n, c) of each stream as frames (B, F, H, W, 3) u8.
+
+        Where a video has fewer frames than another, as at its start, its first of them is repeated. A stream whose
+        encoder has not read these frames takes them for imagined.
+        """
+        videos, after = [], []
+        for x, stream in zip(latents.split(1), streams or self.begin(len(latents)), strict=True):
+            assert stream is not None
+            frames, memory = self._decode(x, stream.decoder)
+            videos.append(frames)
+            stream = replace(stream, decoder=memory)
+            if stream.encoder is None or stream.encoder.frames < memory.frames:
+                stream = replace(stream, encoder=None, shown=frames[0, -STRIDE if memory.frames > 1 else -1 :])
+            after.append(stream)
+        most = max(video.shape[1] for video in videos)
+        padded = [torch.cat((video[:, :1].expand(-1, most - video.shape[1], -1, -1, -1), video), 1) for video in videos]
+        return torch.cat(padded), tuple(after)
 
     @torch.no_grad()
-    def decode(
-        self, latents: Tensor, grid: tuple[int, int], memory: WanMemory | None = None
-    ) -> tuple[Tensor, WanMemory]:
-        """Latents (B, t, n, c) of h x w tokens -> frames (B, T, H, W, 3) u8, and what the stream goes on with."""
+    def _decode(self, latents: Tensor, memory: CodecMemory | None) -> tuple[Tensor, CodecMemory]:
         done = 0 if memory is None else memory.frames
-        latents = self._scale(latents.to(self.device).unflatten(2, grid), done, back=True) * self.std + self.mean
+        latents = self._scale(latents.to(self.device).unflatten(2, self.grid), done, back=True) * self.std + self.mean
         z = self.vae.post_quant_conv(latents.movedim(-1, 1).to(self.dtype))
         features = self._features("decoder") if memory is None else list(memory.features)
         parts = []
@@ -129,17 +167,29 @@ class WanCodec:
                 out = _unpatchify(out, self.vae.config.patch_size)
             pixels = (out.float().clamp(-1, 1) + 1) * 127.5
             parts.append(pixels.round().to(torch.uint8).permute(0, 2, 3, 4, 1))
-        return torch.cat(parts, dim=1), WanMemory(tuple(features), done + len(parts))
+        return torch.cat(parts, dim=1), CodecMemory(tuple(features), done + len(parts))
 
-    def blank(self, part: str, frames: int, grid: tuple[int, int]) -> WanMemory:
-        """The memory of the `part` (encoder, decoder) after so many empty latent frames: what one holds and its shapes
-        follow from their number, and no more from some on."""
-        (h, w), count = grid, min(frames, SETTLED)
+    def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
+        """Rebuild the streams that `pack_streams` described, after `steps` latent frames. Raises ValueError."""
+        reader, streams = StreamReader(tensors, seen, steps), []
+        height, width = (side * self.pixels for side in self.grid)
+        for row, (parts, step) in enumerate(zip(seen, steps, strict=True)):
+            memories = {part: reader.memory(f"streams.{row}.{part}", self._blank(part, step)) for part in parts}
+            size = STRIDE if step > 1 else 1, height, width, 3
+            like = torch.empty(size, dtype=torch.uint8, device=self.device)
+            streams.append(VideoStream(**memories, shown=reader.take(f"streams.{row}.shown", like) if step else None))
+        reader.end()
+        return tuple(streams)
+
+    def _blank(self, part: str, frames: int) -> CodecMemory:
+        """The memory of the `part` (encoder, decoder) after so many empty latent frames: its form follows from their
+        number, and stays the same from some number on."""
+        (h, w), count = self.grid, min(frames, SETTLED)
         if part == "decoder":
-            _, memory = self.decode(torch.zeros(1, count, h * w, self.channels), grid)
+            _, memory = self._decode(torch.zeros(1, count, h * w, self.channels), None)
         else:
             size = 1 + STRIDE * (count - 1), h * self.pixels, w * self.pixels, 3
-            _, memory = self.encode(torch.zeros(1, *size, dtype=torch.uint8))
+            _, memory = self._encode(torch.zeros(1, *size, dtype=torch.uint8), None)
         return replace(memory, frames=frames)
 
     def _scale(self, latents: Tensor, done: int, *, back: bool = False) -> Tensor:
@@ -153,7 +203,7 @@ class WanCodec:
         """An empty memory, one entry per causal convolution."""
         return [None] * int(self.vae._cached_conv_counts[part])
 
-    def _check(self, frames: Tensor, memory: WanMemory | None) -> None:
+    def _check(self, frames: Tensor, memory: CodecMemory | None) -> None:
         first, scale = int(memory is None), self.pixels
         whole = frames.ndim == 5 and frames.shape[1] >= 1 and (frames.shape[1] - first) % STRIDE == 0
         if not whole or frames.dtype != torch.uint8 or frames.shape[2] % scale or frames.shape[3] % scale:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from starflow_world.codec import make_codec
+from starflow_world.codec import Codec, make_codec
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.world import WorldConfig
 from starflow_world.flow import Flow
@@ -33,17 +33,16 @@ class PublishedText:
 class Networks(nn.Module):
     """codec, flow, action encoder, and text encoder, start diffusion and outcome head where the config has them.
 
-    A published video model's text encoder and codec (`video`) are no parts of a checkpoint; `attach` loads them.
+    The text encoder and codec of a published video model are no parts of a checkpoint; `attach` loads them.
     """
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__()
         self.config = config
-        self.codec = make_codec(config)
+        self.codec: Codec = make_codec(config)
         self.flow = Flow(config.flow)
         self.action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width)
         self.text: TextEncoder | PublishedText | None = TextEncoder(config.text) if config.text.kind == "t5" else None
-        self.video: WanCodec | None = None
         self.start = Diffusion(config.start, config.flow) if config.start.width else None
         self.outcome = None
         if config.outcome.width:
@@ -56,8 +55,9 @@ class Networks(nn.Module):
         encoder = T5Text(parts.text, self.config.text.length, cache=prompts, device=device, dtype=dtype)
         self.text = PublishedText(encoder, parts.template)
         folder = local_folder(parts.codec, VAE_FILES)
-        self.video = WanCodec.load(folder, device=device, dtype=dtype, later=parts.later)
-        self.video.check(self.config.channels, self.config.codec.patch)
+        codec = WanCodec.load(folder, device=device, dtype=dtype, later=parts.later, grid=self.config.grid)
+        codec.check(self.config.channels, self.config.codec.patch)
+        self.codec = codec
 
     def encode_text(self, texts: list[str]) -> Tensor | None:
         """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""

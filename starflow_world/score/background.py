@@ -56,7 +56,7 @@ def novelty(latents: Tensor, known: Tensor, side: int, sigma: float) -> Tensor:
 
 def residual(codec: Codec, frames: Tensor, latents: Tensor, grid: tuple[int, int]) -> Tensor:
     """(T, n): root mean square error in grey levels of frames (T, H, W, 3) u8 that the codec made latents of."""
-    back = codec.decode(latents[None])[0].to(frames.device)
+    back = codec.decode(latents[None])[0][0].to(frames.device)
     wrong = (back.float() - frames.float()).square().mean(-1)
     (h, w), (height, width) = grid, wrong.shape[1:]
     return wrong.unflatten(2, (w, width // w)).unflatten(1, (h, height // h)).mean((2, 4)).sqrt().flatten(1)

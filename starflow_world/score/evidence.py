@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starflow_world.codec import frame_codec
 from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.flow import Affine, Flow, Tables
 from starflow_world.flow.layers import Attention, Layer, attend, rotate
@@ -85,7 +86,8 @@ def gather(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], b
     moves, flow, sigma = world.dynamics, world.networks.flow, world.config.noise_level
     lengths = [len(episode) for episode in episodes]
     longest = max(lengths)
-    clean = [moves.networks.codec.encode(torch.from_numpy(e.frames)[None].to(moves.device))[0] for e in episodes]
+    codec = frame_codec(world.networks.codec)
+    clean = [codec.encode(torch.from_numpy(e.frames)[None].to(moves.device))[0][0] for e in episodes]
     bare = _stacked([latents.to(moves.dtype) for latents in clean], longest)
     action = world.networks.action(_stacked([flat_actions(e).to(bare) for e in episodes], longest))
     text = moves.encode_text([episode.text for episode in episodes])

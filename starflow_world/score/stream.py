@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from starflow_world.codec import frame_codec
 from starflow_world.errors import DataError, StateError
 from starflow_world.score.calibration import Memory
 from starflow_world.score.evidence import Evidence, first, peek
@@ -92,7 +93,8 @@ class Stream:
 
     def _clean(self, frames: Tensor) -> Tensor:
         moves = self.scorer.world.dynamics
-        return moves.networks.codec.encode(frames.to(moves.device))[:, 0].to(moves.dtype)
+        latents, _ = frame_codec(moves.networks.codec).encode(frames.to(moves.device))
+        return latents[:, 0].to(moves.dtype)
 
     def _verdicts(
         self, rows: list[int], shown: Tensor, found: Tensor, clean: Tensor, group: np.ndarray

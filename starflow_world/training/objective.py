@@ -41,7 +41,7 @@ def losses(
     """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step. The mean
     of the losses over processes, each of which has part of a batch, is that of the whole batch."""
     flow, sigma = networks.flow, networks.config.noise_level
-    clean = networks.codec.encode(batch.frames)
+    clean, _ = networks.codec.encode(batch.frames)
     x = clean + sigma * noise
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
     x.requires_grad_(score)
@@ -78,11 +78,11 @@ def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Pro
     zero = noise.new_zeros(())
     found, start = zero, networks.start
     if start is not None:
-        clean, text = networks.codec.encode(batch.frames)[:, 0], networks.encode_text(batch.texts)
+        clean, text = networks.codec.encode(batch.frames)[0][:, 0], networks.encode_text(batch.texts)
         rows, offset = len(clean) * processes.count, _uniform(processes.first(noise[0]))
         level = (torch.arange(rows, device=clean.device) + offset)[processes.part(rows)] / rows
         text = None if text is None else text.detach()
-        found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.codec.grid)
+        found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.config.grid)
     return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
 
 
@@ -100,7 +100,7 @@ def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Table
     to expect.
     """
     flow, sigma = networks.flow, networks.config.noise_level
-    clean, action = networks.codec.encode(batch.frames), networks.action(batch.actions)
+    clean, action = networks.codec.encode(batch.frames)[0], networks.action(batch.actions)
     motion, _ = flow.condition(clean + sigma * noise, None, action, tables.grid)
     assert motion is not None
     scale, zero = motion.scale, noise.new_zeros(())
@@ -114,10 +114,10 @@ def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Table
 def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: TrainConfig) -> Losses:
     """The loss of an outcome head that needs no history, on every frame of the batch; noise (B, T, n, c)."""
     assert networks.outcome is not None
-    x = networks.codec.encode(batch.frames) + networks.config.noise_level * noise
+    x = networks.codec.encode(batch.frames)[0] + networks.config.noise_level * noise
     text, count, zero = networks.encode_text(batch.texts), x.shape[1], noise.new_zeros(())
     each = None if text is None else text.detach().repeat_interleave(count, dim=0)
-    outcome = networks.outcome(None, x.flatten(0, 1), each, networks.codec.grid)
+    outcome = networks.outcome(None, x.flatten(0, 1), each, networks.config.grid)
     reward, end = networks.outcome.loss(outcome, batch.rewards.flatten(), batch.ends.flatten())
     found = config.outcome_weight * (reward.mean() + end.mean())
     return Losses(zero, zero.expand(x.shape[:2]), zero, zero, found, zero)
@@ -141,6 +141,6 @@ def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | 
         return hidden.new_zeros(())
     each = None if text is None else text.repeat_interleave(count, dim=0)
     seen, known = x[:, 1:].detach().flatten(0, 1), hidden[:, 1:].detach().flatten(0, 1)
-    outcome = networks.outcome(known, seen, each, networks.codec.grid)
+    outcome = networks.outcome(known, seen, each, networks.config.grid)
     reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:].flatten(), batch.ends[:, 1:].flatten())
     return reward.mean() + end.mean()

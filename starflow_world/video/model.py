@@ -133,13 +133,13 @@ class VideoModel:
     def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
         """Noisy latents (K, t, n, c) of a clip, piece by piece as its frames (H, W, 3) u8 come: K draws of the
         posterior and of the noise, by keys (K,). What is left of a clip behind 1 + 4k frames is not looked at."""
-        stream, memory, done, count = iter(frames), None, 0, 1
+        stream, place, done, count = iter(frames), self.codec.begin(1), 0, 1
         while piece := list(islice(stream, count)):
             whole = len(piece) // FRAMES * FRAMES if done else 1
             if not whole:
                 break
             clip = torch.from_numpy(np.stack([fitted(frame, size) for frame in piece[:whole]]))[None]
-            x, memory = self.codec.encode(clip, memory, keys=keys)
+            x, place = self.codec.encode(clip, place, keys=keys)
             steps = torch.arange(done, done + x.shape[1])
             noise = [normals(keys, t.expand_as(keys), "observation", x.shape[2:]) for t in steps]
             yield x.to(self.device) + self.config.noise_level * torch.stack(noise, dim=1).to(self.device)
@@ -152,13 +152,14 @@ class VideoModel:
         """`show` gets the frames (H, W, 3) u8 of the result one by one, as they are made; `said`, `apart` as for
         `synthesize`."""
         task, hidden = self.task(request)
-        done, memory = 0, None
+        codec = self.codec.on_grid(task.grid)
+        done, place = 0, codec.begin(1)
 
         def emit(latents: Tensor) -> None:
-            nonlocal done, memory
+            nonlocal done, place
             done, latents = done + latents.shape[1], latents[:, max(hidden - done, 0) :]
             if latents.shape[1]:
-                frames, memory = self.codec.decode(latents, task.grid, memory)
+                frames, place = codec.decode(latents, place)
                 for frame in frames[0].cpu().numpy():
                     show(frame)
 

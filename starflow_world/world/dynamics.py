@@ -14,7 +14,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from starflow_world.codec.stream import Stream
 from starflow_world.errors import DataError, StateError
 from starflow_world.flow import Affine, Inverse, KVCache
 from starflow_world.flow.sample import sample_deep, solve_guided
@@ -82,7 +81,7 @@ class Dynamics(Pictures):
         text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
             tokens, latents, carried, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
-            self._start_cache(text, rows), self.world_id, None if self.networks.video is None else (Stream(),) * rows,
+            self._start_cache(text, rows), self.world_id, self.networks.codec.begin(rows),
         )
 
     def _start_cache(self, text: Tensor | None, rows: int) -> KVCache:
@@ -270,10 +269,7 @@ class Dynamics(Pictures):
         z, _ = affine.to_noise(u.flatten(1, 2))
         reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], x[:, -1])
         zeros = torch.zeros(rows, device=self.device)
-        if state.streams is not None:
-            grown, shown = self.film(grown, seen, count, frames)
-        else:
-            shown = frames[:, -1:] if frames is not None else self.newest(grown, seen)
+        grown, shown = self.shown(grown, seen, count, frames)
         return grown, Transition(
             frames=shown,
             latents=x[:, -1], noise=z[:, -self.tokens :], reward=reward, end_probability=probability, end=end,

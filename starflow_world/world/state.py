@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from starflow_world.codec.stream import Stream, pack, unpack
+from starflow_world.codec.stream import Streams, pack_streams
 from starflow_world.errors import StarflowError, StateError
 from starflow_world.flow import KVCache
 from starflow_world.io.files import read_tensors, write_tensors
@@ -49,7 +49,7 @@ class WorldState:
     denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window
     (K = 0 for a flow without); actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid
     frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the
-    window, or None; streams (B): what a codec that reads a stream remembers, None for other codecs.
+    window, or None; streams (B): what a stateful codec remembers of each row, None for other codecs.
     """
 
     tokens: Tensor
@@ -63,7 +63,7 @@ class WorldState:
     key: Tensor
     cache: KVCache | None
     world_id: str
-    streams: tuple[Stream, ...] | None = None
+    streams: Streams = ()
 
     def __len__(self) -> int:
         return len(self.length)
@@ -85,7 +85,7 @@ class WorldState:
             self, **fields, texts=tuple(self.texts[i] for i in index.tolist()),
             text=None if self.text is None else self.text[index.to(self.text.device)],
             cache=None if self.cache is None else self.cache.select(index),
-            streams=None if self.streams is None else tuple(self.streams[i] for i in index.tolist()),
+            streams=tuple(self.streams[i] for i in index.tolist()),
         )
 
     @staticmethod
@@ -101,7 +101,7 @@ class WorldState:
             first, **fields, texts=tuple(text for s in states for text in s.texts),
             text=torch.cat(texts) if texts else None,
             cache=KVCache.stack(caches) if len(caches) == len(states) else None,
-            streams=None if first.streams is None else tuple(one for s in states for one in s.streams or ()),
+            streams=tuple(stream for s in states for stream in s.streams),
         )
 
     def clone(self) -> "WorldState":
@@ -137,8 +137,8 @@ class WorldState:
         """SHA-256 over all fields, valid cache positions included."""
         found = hashlib.sha256(repr((self.texts, self.world_id)).encode())
         parts = [getattr(self, name) for name in (*TENSORS, "text")]
-        if self.streams is not None:
-            remembered, seen = pack(self.streams)
+        remembered, seen = pack_streams(self.streams)
+        if seen is not None:
             parts += [*remembered.values()]
             found.update(repr(seen).encode())
         if self.cache is not None:
@@ -159,8 +159,8 @@ class WorldState:
         found = _tensors(self)
         kept = {name: tensor for name, tensor in found.items() if exact or name in TENSORS}
         metadata = {"format": FORMAT, "world_id": self.world_id, "texts": json.dumps(self.texts)}
-        if self.streams is not None:
-            remembered, seen = pack(self.streams)
+        remembered, seen = pack_streams(self.streams)
+        if seen is not None:
             kept, metadata = kept | remembered, metadata | {"streams": json.dumps(seen)}
         write_tensors(path, kept, metadata, sealed=True, error=StateError)
 
@@ -176,7 +176,7 @@ class WorldState:
         except StarflowError as error:
             raise StateError(f"{path}: {error}") from None
         like = _tensors(empty)
-        streams = _unpacked(path, tensors, metadata, world)
+        streams = _streams(path, tensors, metadata, world)
         _check_tensors(path, tensors, like)
         fitting: dict[str, Any] = {name: t.to(like[name].device, like[name].dtype) for name, t in tensors.items()}
         cache = {name: fitting.pop(f"cache.{name}") for name in CACHE if f"cache.{name}" in fitting}
@@ -230,16 +230,12 @@ def _check_metadata(path: Path | str, metadata: dict[str, str], world_id: str) -
     return tuple(texts)
 
 
-def _unpacked(
-    path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str], world: Home
-) -> tuple[Stream, ...] | None:
-    """What the codec of a video world remembers, taken out of the tensors."""
-    codec, config = world.networks.video, world.networks.config
-    if codec is None:
-        return None
-    found = {name: tensors.pop(name) for name in list(tensors) if name.startswith("streams.")}
+def _streams(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str], world: Home) -> Streams:
+    """What the world's codec remembers of each row, taken out of the tensors."""
+    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith("streams.")}
     try:
-        return unpack(codec, found, json.loads(metadata["streams"]), tensors["step"].tolist(), config.grid)
+        seen = json.loads(metadata.get("streams", "null"))
+        return world.networks.codec.unpack(kept, seen, tensors["step"].tolist())
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StateError(f"{path}: expected what the world's codec remembers, found {error!s:.200}: damaged") from None
 

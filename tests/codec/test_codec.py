@@ -35,23 +35,23 @@ def drawn_from(patches: Tensor, *shape: int, seed: int = 0) -> Tensor:
 def test_patches_are_exact_and_lie_where_the_picture_has_them(patch, merge):
     codec = PatchCodec(CodecConfig("patch", patch=patch, merge=merge), (8, 16))
     frames = pictures(2, 3, 8, 16)
-    latents, scale = codec.encode(frames), patch * merge
+    (latents, _), scale = codec.encode(frames), patch * merge
     assert latents.shape == (2, 3, 8 // scale * (16 // scale), 3 * scale**2)
     assert codec.invertible
     assert -1 <= latents.min()
     assert latents.max() <= 1
-    assert torch.equal(codec.decode(latents), frames)
-    assert torch.equal(codec.decode(latents.double() + 0.4 * 2 / 255), frames)  # rounds to the nearest grey level
+    assert torch.equal(codec.decode(latents)[0], frames)
+    assert torch.equal(codec.decode(latents.double() + 0.4 * 2 / 255)[0], frames)  # rounds to the nearest grey level
     changed = frames.clone()
     changed[1, 2, scale - 1, scale] ^= 1  # the second token of the first row
-    moved = (codec.encode(changed) != latents).any(-1)
+    moved = (codec.encode(changed)[0] != latents).any(-1)
     assert moved.nonzero().tolist() == [[1, 2, 1]]
 
 
 def test_latents_beyond_the_pixels_are_clipped():
     codec = PatchCodec(CodecConfig("patch", patch=2), (4, 4))
-    assert codec.decode(torch.full((1, 1, 4, 12), 9.0)).min() == 255
-    assert codec.decode(torch.full((1, 1, 4, 12), -9.0)).max() == 0
+    assert codec.decode(torch.full((1, 1, 4, 12), 9.0))[0].min() == 255
+    assert codec.decode(torch.full((1, 1, 4, 12), -9.0))[0].max() == 0
 
 
 def test_bits_per_dimension_of_noise_under_the_identity_are_the_closed_form(at_most):
@@ -61,12 +61,12 @@ def test_bits_per_dimension_of_noise_under_the_identity_are_the_closed_form(at_m
     flow, codec = Flow(config).double(), PatchCodec(CodecConfig("patch", patch=2), (16, 16))
     frames = pictures(2, 1, 16, 16)
     dither = torch.rand(2, 1, 64, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
-    x = codec.encode(frames).double() + dither * 2 / 255
+    x = codec.encode(frames)[0].double() + dither * 2 / 255
     with torch.no_grad():
         nats, _ = flow.nats(x, None, None, flow.tables((8, 8), 1))
     bits = -(nats.sum() / x.numel() + math.log(2 / 255)) / math.log(2)
     grey = (frames.double() / 127.5 - 1).flatten()
-    values = codec.encode(frames).double().flatten()
+    values = codec.encode(frames)[0].double().flatten()
     torch.testing.assert_close(values.sort().values, grey.sort().values, rtol=0, atol=1e-7)
     closed = (0.5 * math.log(2 * math.pi) + 0.5 * (x**2).mean()) / math.log(2) + math.log2(255 / 2)
     at_most("error", abs(float(bits - closed)), 1e-6)
@@ -77,11 +77,11 @@ def test_few_distinct_patches_are_kept_exactly():
     frames = drawn_from(pictures(7, 4, 4), 20, 16, 16)
     codec = PatchCodec(CodecConfig("pca", patch=4, components=6), (16, 16))
     codec.fit(frames)
-    latents = codec.encode(frames[None])
-    assert torch.equal(codec.decode(latents), frames[None])
+    latents, _ = codec.encode(frames[None])
+    assert torch.equal(codec.decode(latents)[0], frames[None])
     assert not codec.invertible
     assert latents.abs().max() == pytest.approx(2.0, abs=1e-3)
-    spread = codec.encode(drawn_from_all(frames)).flatten(0, 2)
+    spread = codec.encode(drawn_from_all(frames))[0].flatten(0, 2)
     torch.testing.assert_close(spread.std(0, correction=0), spread.std(0, correction=0).mean().expand(6))
 
 
@@ -107,7 +107,7 @@ def test_more_components_keep_more():
     for count in (2, 8, 24, 48):
         codec = PatchCodec(CodecConfig("pca", patch=4, components=count), (8, 8))
         codec.fit(frames)
-        errors.append(float((codec.decode(codec.encode(frames[None])).float() - frames[None]).square().mean()))
+        errors.append(float((codec.decode(codec.encode(frames[None])[0])[0].float() - frames[None]).square().mean()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1.0
 
@@ -125,8 +125,8 @@ def test_the_basis_is_saved_with_the_weights(tmp_path):
     networks.codec.fit(frames)
     save_checkpoint(tmp_path, networks, {})
     loaded, _ = load_networks(tmp_path)
-    assert torch.equal(loaded.codec.encode(frames[None]), networks.codec.encode(frames[None]))
-    assert torch.equal(loaded.codec.decode(loaded.codec.encode(frames[None])), frames[None])
+    assert torch.equal(loaded.codec.encode(frames[None])[0], networks.codec.encode(frames[None])[0])
+    assert torch.equal(loaded.codec.decode(loaded.codec.encode(frames[None])[0])[0], frames[None])
 
 
 def test_frames_that_do_not_fit_are_refused():

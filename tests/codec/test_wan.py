@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starflow_world.codec.wan import WanCodec, WanMemory
+from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import CheckpointError, DataError
 from tests.tiny_video import tiny_wan
 
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def codec(folder) -> WanCodec:
-    return WanCodec.load(folder)
+    return WanCodec.load(folder, grid=GRID)
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def test_shapes_are_those_of_the_published_codec(codec, clip, latents):
     assert codec.pixels == 16
     assert clip.shape == (2, 13, 32, 48, 3)
     assert latents.shape == (2, 4, 6, codec.channels)
-    frames, memory = codec.decode(latents, GRID)
+    frames, memory = codec.decode(latents)
     assert frames.shape == clip.shape
     assert frames.dtype == torch.uint8
-    assert memory.frames == 4
+    assert [stream.decoder.frames for stream in memory] == [4, 4]
 
 
 def test_latents_are_the_classes_own_standardised_and_all_but_the_first_shrunk(codec, clip, latents):
     pixels = clip.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     with torch.no_grad():
-        mean = codec.vae.encode(pixels).latent_dist.mode()
+        mean = torch.cat([codec.vae.encode(video).latent_dist.mode() for video in pixels.split(1)])
     shape, config = (1, 6, 1, 1, 1), codec.vae.config
     expected = (mean - torch.tensor(config.latents_mean).view(shape)) / torch.tensor(config.latents_std).view(shape)
     expected[:, :, 1:] *= 0.6
@@ -66,23 +66,22 @@ def test_frames_are_the_classes_own_after_the_scaling_is_undone(codec, latents):
     with torch.no_grad():
         pixels = codec.vae.decode(z.permute(0, 4, 1, 2, 3)).sample
     expected = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
-    found = codec.decode(latents, GRID)[0]
+    found = codec.decode(latents)[0]
     assert (found.int() - expected.int()).abs().max() <= 1  # a rounding of 1 / 0.6
     assert (found == expected).float().mean() > 0.999
     assert found.float().std() > 3
 
 
 def test_a_stream_is_encoded_and_decoded_piece_by_piece_to_the_same_numbers(codec, clip, latents):
-    whole, _ = codec.decode(latents, GRID)
-    memory: WanMemory | None = None
-    parts = []
+    whole, _ = codec.decode(latents)
+    memory, parts = codec.begin(2), []
     for piece in clip.split([5, 4, 4], dim=1):
         part, memory = codec.encode(piece, memory)
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, dim=1), latents, rtol=0, atol=1e-5)
-    memory, frames = None, []
+    memory, frames = codec.begin(2), []
     for piece in latents.split([1, 2, 1], dim=1):
-        part, memory = codec.decode(piece, GRID, memory)
+        part, memory = codec.decode(piece, memory)
         frames.append(part)
     assert [part.shape[1] for part in frames] == [1, 8, 4]
     assert (torch.cat(frames, dim=1).int() - whole.int()).abs().max() <= 1
@@ -90,7 +89,7 @@ def test_a_stream_is_encoded_and_decoded_piece_by_piece_to_the_same_numbers(code
 
 def test_the_past_does_not_depend_on_the_future(codec, clip, latents):
     assert torch.equal(codec.encode(clip[:, :9])[0], latents[:, :3])
-    assert torch.equal(codec.decode(latents[:, :3], GRID)[0], codec.decode(latents, GRID)[0][:, :9])
+    assert torch.equal(codec.decode(latents[:, :3])[0], codec.decode(latents)[0][:, :9])
     changed = clip.clone()
     changed[:, 9:] = 0
     found = codec.encode(changed)[0]
@@ -99,11 +98,11 @@ def test_the_past_does_not_depend_on_the_future(codec, clip, latents):
 
 
 def test_a_memory_is_a_value_so_streams_do_not_disturb_each_other(codec, latents):
-    first, memory = codec.decode(latents[:1, :2], GRID)
-    expected, _ = codec.decode(latents[:1, 2:], GRID, memory)
-    other, other_memory = codec.decode(latents[1:, :2], GRID)
-    codec.decode(latents[1:, 2:], GRID, other_memory)
-    assert torch.equal(codec.decode(latents[:1, 2:], GRID, memory)[0], expected)
+    first, memory = codec.decode(latents[:1, :2])
+    expected, _ = codec.decode(latents[:1, 2:], memory)
+    other, other_memory = codec.decode(latents[1:, :2])
+    codec.decode(latents[1:, 2:], other_memory)
+    assert torch.equal(codec.decode(latents[:1, 2:], memory)[0], expected)
     assert not torch.equal(first, other)
 
 

@@ -95,5 +95,5 @@ def test_rows_that_begin_with_a_picture_and_with_a_clip_have_as_many_frames(vide
 def test_what_needs_a_codec_of_single_frames_is_refused_in_one_sentence(video_world):
     env = WorldEnv(video_world, text=TEXT, trust=Trust(round_trip=1.0))
     env.reset(seed=SEED)
-    with pytest.raises(ConfigError, match="found one that reads a stream"):
+    with pytest.raises(ConfigError, match="found one with memory"):
         env.step(0)

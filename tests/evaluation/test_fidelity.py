@@ -50,7 +50,7 @@ def test_excess_nats_of_the_exact_density_are_zero_frame_by_frame() -> None:
     """A fresh flow is the identity with unit scale: on a grey picture with sigma 1 it *is* the noise distribution."""
     world = tiny_world(gain=0.0, noise_level=1.0, flow=replace(TINY.flow, codes=0))
     grey = replace(episode(still=True), frames=np.full((9, 16, 16, 3), 0, np.uint8))
-    world.networks.codec.encode = lambda frames: torch.zeros(*frames.shape[:2], 64, 12)  # type: ignore[method-assign]
+    world.networks.codec.encode = lambda frames, *_, **__: (torch.zeros(*frames.shape[:2], 64, 12), ())  # type: ignore[method-assign]
     found = excess_nats(world, [grey, grey])
     assert abs(found["excess_nats"]) < 1e-2
     assert found["frames"] == 16
@@ -61,7 +61,7 @@ def test_excess_nats_are_the_divergence_of_a_wrong_mean() -> None:
     """A unit Gaussian around 0 that should be around 0.1 costs 0.1**2 / 2 nats per dim, on average over the noise."""
     world = tiny_world(gain=0.0, noise_level=1.0, flow=replace(TINY.flow, codes=0))
     latents = torch.full((8, 9, 64, 12), 0.1)
-    world.networks.codec.encode = lambda frames: latents[: len(frames)]  # type: ignore[method-assign]
+    world.networks.codec.encode = lambda frames, *_, **__: (latents[: len(frames)], ())  # type: ignore[method-assign]
     found = excess_nats(world, [episode(seed=s) for s in range(8)])
     assert found["excess_nats"] == pytest.approx(768 * 0.005, abs=4 * found["excess_nats_error"] + 1e-2)
 

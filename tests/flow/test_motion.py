@@ -31,7 +31,7 @@ def test_sites_lie_where_the_codec_puts_them():
     codec = make_codec(config)
     frames = torch.zeros(2, 1, 16, 16, 3, dtype=torch.uint8)
     frames[1, 0, 5, 14] = 255
-    sites = to_sites(codec.encode(frames)[:, 0], codec.grid, 2)
+    sites = to_sites(codec.encode(frames)[0][:, 0], codec.grid, 2)
     changed = (sites[0] != sites[1]).any(0)
     assert changed.nonzero().tolist() == [[2, 7]]
 

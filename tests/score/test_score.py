@@ -171,7 +171,7 @@ def test_what_the_codec_cannot_say_is_a_score_of_its_own() -> None:
     world = env_world(ACTIONS, **no_text() | {"codec": codec, "flow": flow})
     one = episode(6, text="")
     known = gather(world, [one], seeds=[0], batch=2)[0]
-    back = world.networks.codec.decode(torch.from_numpy(known.latents)[None])[0].numpy()
+    back = world.networks.codec.decode(torch.from_numpy(known.latents)[None])[0][0].numpy()
     judge = Scorer.fit(world, [episode(8, s, text="") for s in range(8)], false_alarms=0.2, run_length=20)
     assert judge(replace(one, frames=back)).parts["residual"].max() < 3
     assert judge(one).parts["residual"].min() > 10

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import starflow_world.training.world
+from starflow_world.codec import Streams
 from starflow_world.config.world import StartConfig
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.errors import CheckpointError, ConfigError
@@ -213,8 +214,9 @@ def test_a_batch_that_is_not_finite_on_one_process_is_skipped_by_all(data, tmp_p
         made = Trainer(world_config(), FAST, EpisodeDataset(data).memory_map(), processes=processes)
         encode = made.networks.codec.encode
 
-        def spoil(frames: Tensor) -> Tensor:
-            return encode(frames) * (float("nan") if made.step == 1 and processes.rank == 1 else 1.0)
+        def spoil(frames: Tensor) -> tuple[Tensor, Streams]:
+            latents, streams = encode(frames)
+            return latents * (float("nan") if made.step == 1 and processes.rank == 1 else 1.0), streams
 
         made.networks.codec.encode = spoil  # type: ignore[method-assign]
         for step, skipped in enumerate((0, 1, 1)):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import starflow_world.training.world
+from starflow_world.codec import Streams
 from starflow_world.config.train import TrainConfig
 from starflow_world.config.world import WorldConfig
 from starflow_world.data.dataset import EpisodeDataset
@@ -145,7 +146,7 @@ def test_the_denoiser_s_target_is_sigma_times_the_gradient(monkeypatch):
             action = networks.action(windows.actions)
             return float(networks.flow.nats(x, networks.encode_text(windows.texts), action, tables)[0].sum())
 
-    x = networks.codec.encode(windows.frames) + sigma * noise
+    x = networks.codec.encode(windows.frames)[0] + sigma * noise
     slope, delta = torch.zeros_like(x).flatten(), 1e-5
     for index in range(x.numel()):
         change = torch.zeros_like(slope)
@@ -216,8 +217,9 @@ def spoiled(made: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> 
     """Make the latents of some steps NaN."""
     encode = made.networks.codec.encode
 
-    def spoil(frames: Tensor) -> Tensor:
-        return encode(frames) * (float("nan") if made.step in steps else 1.0)
+    def spoil(frames: Tensor) -> tuple[Tensor, Streams]:
+        latents, streams = encode(frames)
+        return latents * (float("nan") if made.step in steps else 1.0), streams
 
     monkeypatch.setattr(made.networks.codec, "encode", spoil)
 

@@ -82,7 +82,7 @@ def test_real_frames_are_nearer_and_more_likely_when_they_are_denoised(world: Wo
         after, noisy = world.observe(state, moves, frames[:, t])
         with torch.no_grad():
             clean = flow.denoise(noisy.latents[:, None], state.text, world.dynamics.tables)[:, 0]
-        truth = world.networks.codec.encode(frames[:, t : t + 1])[:, 0]
+        truth = world.networks.codec.encode(frames[:, t : t + 1])[0][:, 0]
         before, left = ((found - truth).square().mean((1, 2)).sqrt() for found in (noisy.latents, clean))
         farther.append(left > 0.1 * before)
         rarer.append(world.observe(state, moves, latents=clean)[1].nats <= noisy.nats)

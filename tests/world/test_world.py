@@ -125,7 +125,7 @@ def test_outcomes_are_those_that_training_sees(world):
         _, hidden = networks.flow.nats(x, text, networks.action(flat), world.dynamics.tables)
         assert networks.outcome is not None
         every = text.repeat_interleave(WINDOW, dim=0)
-        outcome = networks.outcome(hidden.flatten(0, 1), x.flatten(0, 1), every, networks.codec.grid)
+        outcome = networks.outcome(hidden.flatten(0, 1), x.flatten(0, 1), every, networks.config.grid)
     assert far(networks.outcome.reward(outcome), torch.stack([what.reward for what in said], 1).flatten()) < 1e-9
     probability = torch.stack([what.end_probability for what in said], 1).flatten()
     assert far(outcome.end_logit.sigmoid(), probability) < 1e-9
@@ -176,7 +176,7 @@ def test_a_picture_is_the_denoised_clip_s_last_and_the_denoised_is_not_fed_back(
     with torch.no_grad():
         clean = flow.denoise(torch.stack(noisy, 1), state.text, tables)
     assert far(clean, torch.stack(noisy, 1)) > 1e-3
-    assert torch.equal(world.networks.codec.decode(clean), torch.cat(shown, 1))
+    assert torch.equal(world.networks.codec.decode(clean)[0], torch.cat(shown, 1))
 
 
 # ---- actions ---------------------------------------------------------------------------------------------------------

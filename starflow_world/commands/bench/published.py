@@ -161,7 +161,7 @@ class Published:
         if networks.flow.denoiser is not None:
             back = torch.arange(latents.shape[1] - 1, -1, -1)
             latents = networks.flow.denoise(latents, self.text, self.tables, back < self.age[:, None])
-        return networks.codec.decode(latents[:, -1:])
+        return networks.codec.decode(latents[:, -1:])[0]
 
     def _slide(self) -> None:
         keep = self.world.config.context
