@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from starflow_world.commands import agent_report, rank
-from starflow_world.commands.anomaly import report
+from starflow_world.commands.anomaly import scenarios
+from starflow_world.commands.anomaly.report import anomaly_markdown
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,5 +73,6 @@ def figures(path: str) -> dict:
 def test_the_reports_are_what_is_made_of_their_figures() -> None:
     assert PAGES["docs/agents/README.md"] == agent_report.markdown(figures("agents/agents.json"))
     assert PAGES["docs/agents/rank.md"] == rank.markdown(figures("agents/rank.json"))
-    parts = {part: figures(f"anomaly/{part}.json") for part in report.PARTS if (DOCS / f"anomaly/{part}.json").exists()}
-    assert PAGES["docs/anomaly/README.md"] == report.markdown(parts) + "\n"
+    parts = list(scenarios())
+    stored = {part: figures(f"anomaly/{part}.json") for part in parts if (DOCS / f"anomaly/{part}.json").exists()}
+    assert PAGES["docs/anomaly/README.md"] == anomaly_markdown(stored, parts) + "\n"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from starflow_world.cli import main
-from starflow_world.commands.anomaly import AnomalyBench, find_stage
+from starflow_world.commands.anomaly import AnomalyBench, find_scenario
 from starflow_world.commands.anomaly import run as run_module
 from starflow_world.commands.anomaly.baselines import (
     FrameDifference,
@@ -25,9 +26,10 @@ from starflow_world.commands.anomaly.figures import BASELINES
 from starflow_world.commands.anomaly.goals import better
 from starflow_world.commands.anomaly.predictor import fit_predictor, width_for
 from starflow_world.commands.anomaly.run import OWN
-from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Course, Shown, gather
+from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Scenario, TwinRun, TwinStep, play_twins
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import ConfigError
+from starflow_world.io.reports import Goal
 from starflow_world.world import World
 from tests.worlds import env_world, no_text
 
@@ -36,24 +38,27 @@ SIDE = 8
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Scenario):
     """A bright square that four actions push about, and two of the anomalies of BabyAI."""
 
     frames: int = 24
     name: str = "babyai"
     world: str = "toy"
-    about: str = "A toy."
     lasting: bool = True
+    about = "A toy."
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         return {"all kinds": KINDS}
 
-    def course(self, kind: str, seed: int, index: int) -> Course:
-        return ToyCourse(kind, np.random.default_rng((seed, index)))
+    def start(self, kind: str, seed: int, index: int) -> TwinRun:
+        return ToyRun(kind, np.random.default_rng((seed, index)))
+
+    def goals(self, figures: dict[str, Any]) -> list[Goal]:
+        return [Goal("a goal of the toy", len(figures["kinds"]), least=2)]
 
 
-class ToyCourse:
+class ToyRun:
     """Where the square is, and how it is seen."""
 
     over = False
@@ -65,14 +70,14 @@ class ToyCourse:
     def first(self) -> np.ndarray:
         return draw(self.place)
 
-    def step(self, spoiled: bool) -> Shown:
+    def step(self, spoiled: bool) -> TwinStep:
         action = int(self.rng.integers(4))
         nominal = np.clip(self.place + ((0, 1), (1, 0), (0, -1), (-1, 0))[action], 0, SIDE - 2)
         twin = draw(nominal)
         self.place = self.place if spoiled and self.kind == "frozen frames" else nominal
         frame = np.zeros_like(twin) if spoiled and self.kind == "blank frames" else draw(self.place)
         differs = float((frame != twin).any())
-        return Shown(frame, twin, action, differs, differs)
+        return TwinStep(frame, twin, action, differs, differs)
 
 
 def draw(place: np.ndarray) -> np.ndarray:
@@ -117,6 +122,7 @@ def test_figures_are_json_with_every_detector_and_goal(report: Path) -> None:
     found = json.loads((report / "docs" / "babyai.json").read_text())
     assert found["seeds"] == 1
     assert {goal["name"] for goal in found["goals"] if not goal["met"]}
+    assert {goal["name"]: goal["met"] for goal in found["goals"]}["a goal of the toy"]
     for kind in KINDS:
         assert set(found["kinds"][kind]) >= {OWN, *BASELINES, "oracle", "oracle, blind"}
         assert found["kinds"][kind]["oracle"]["auroc"] == 1
@@ -135,9 +141,9 @@ def test_a_seed_that_is_done_is_not_done_again(report: Path, world: World, monke
 
     def counted(stage: Toy, kind: str, count: int, seed: int) -> list:
         played.append(kind)
-        return gather(stage, kind, count, seed, progress=False)
+        return play_twins(stage, kind, count, seed, progress=False)
 
-    monkeypatch.setattr(run_module, "gather", counted)
+    monkeypatch.setattr(run_module, "play_twins", counted)
     before = (report / "docs" / "babyai.json").read_bytes()
     measure(world, report / "again", report / "work")
     assert played == []
@@ -152,9 +158,9 @@ def test_another_seed_is_added_to_those_that_are_done(
 
     def counted(stage: Toy, kind: str, count: int, seed: int) -> list:
         played.append((kind, seed))
-        return gather(stage, kind, count, seed, progress=False)
+        return play_twins(stage, kind, count, seed, progress=False)
 
-    monkeypatch.setattr(run_module, "gather", counted)
+    monkeypatch.setattr(run_module, "play_twins", counted)
     measure(world, report / "two", report / "work", replace(SETTINGS, seeds=2))
     assert len(set(played)) == 6  # four splits and two kinds of the second seed
     (report / "work" / "babyai-seed-1.safetensors").unlink()
@@ -169,7 +175,7 @@ def test_what_another_world_or_plan_left_is_not_used(
     def refused(*_: object) -> None:
         raise ConfigError("played again")
 
-    monkeypatch.setattr(run_module, "gather", refused)
+    monkeypatch.setattr(run_module, "play_twins", refused)
     stranger = env_world(spaces.Discrete(4), size=SIDE, noise_level=0.2, **no_text())
     for settings, other in ((replace(SETTINGS, episodes=10), world), (SETTINGS, stranger)):
         with pytest.raises(ConfigError, match="played again"):
@@ -190,7 +196,7 @@ def test_unknown_parts_and_empty_plans_are_errors(capsys: pytest.CaptureFixture[
         main(["anomaly-bench", "reacher"])
     assert "expected a part of babyai, cartpole, found 'reacher'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="expected a part of babyai, cartpole, found 'reacher'"):
-        find_stage("reacher")
+        find_scenario("reacher")
     with pytest.raises(ConfigError, match="expected episodes, seeds and predictor steps >= 1"):
         AnomalyBench(episodes=0)
 
@@ -207,7 +213,7 @@ def test_a_baseline_that_wins_a_kind_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def normal() -> list[Episode]:
-    return [twin.episode for twin in gather(Toy(), NOMINAL, 12, 3, progress=False)]
+    return [twin.episode for twin in play_twins(Toy(), NOMINAL, 12, 3, progress=False)]
 
 
 def test_baselines_are_deterministic_and_score_every_frame(normal: list[Episode]) -> None:

@@ -70,7 +70,7 @@ def test_the_bootstrap_repeats_whole_episodes() -> None:
     scores = [rng.integers(0, 9, length).astype(float) for length in (3, 8, 5, 11)]
     labels = [rng.random(len(episode)) < 0.5 for episode in scores]
     draws = np.random.default_rng(7).multinomial(4, np.full(4, 1 / 4), size=40)
-    found = metrics.resampled(scores, labels, seed=7, resamples=40)
+    found = metrics.bootstrap_auroc(scores, labels, seed=7, resamples=40)
     for times, area in zip(draws, found, strict=True):
         repeated = [(s, y) for s, y, n in zip(scores, labels, times, strict=True) for _ in range(n)]
         s, y = (np.concatenate(part) for part in zip(*repeated, strict=True))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from starflow_world.agents.babyai.tiles import read_tiles
-from starflow_world.commands.anomaly.babyai import FAULTS, BabyAI, BabyAICourse, picture, with_tile
+from starflow_world.commands.anomaly.babyai import FAULTS, BabyAI, BabyAIRun, render_room, replace_tile
 from starflow_world.commands.anomaly.cartpole import CORRELATED, DISTURBANCES, MINOR, SEVERE, CartPole
-from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Twin, gather, record
+from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Twin, play_twin, play_twins
 from starflow_world.envs.cartpole_pixels import Disturbance
 from starflow_world.errors import DataError
 
@@ -18,7 +18,7 @@ STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # of rows and columns, by direction
 
 @pytest.fixture(scope="module")
 def rooms() -> dict[str, list[Twin]]:
-    return {kind: gather(ROOM, kind, 3, 11, progress=False) for kind in (NOMINAL, SHIFT, *FAULTS)}
+    return {kind: play_twins(ROOM, kind, 3, 11, progress=False) for kind in (NOMINAL, SHIFT, *FAULTS)}
 
 
 def expected(names: np.ndarray, action: int) -> np.ndarray | None:
@@ -115,27 +115,27 @@ def test_wrong_actions_are_recorded_as_they_were_asked_for(rooms: dict[str, list
 
 def test_the_same_seed_and_index_give_the_same_run() -> None:
     for kind in ("teleport", "time reversed"):
-        one, two, other = (record(ROOM, kind, 11, index) for index in (1, 1, 2))
+        one, two, other = (play_twin(ROOM, kind, 11, index) for index in (1, 1, 2))
         assert one.episode.digest() == two.episode.digest() != other.episode.digest()
         assert (one.positive == two.positive).all()
 
 
 def test_a_fork_shares_nothing_that_changes() -> None:
-    course = BabyAICourse(NOMINAL, 11, 0, 200)
+    run = BabyAIRun(NOMINAL, 11, 0, 200)
     for _ in range(12):
-        before, fork = picture(course.world).copy(), course.fork(course.world)
-        assert (picture(fork) == before).all()
-        assert (np.asarray(course.world.render()) == before).all()
+        before, fork = render_room(run.world).copy(), run.fork(run.world)
+        assert (render_room(fork) == before).all()
+        assert (np.asarray(run.world.render()) == before).all()
         for action in (3, 2, 4, 5, 1, 2, 3, 1, 4):
             fork.step(action)
-        assert (picture(course.world) == before).all()
-        course.step(False)
+        assert (render_room(run.world) == before).all()
+        run.step(False)
 
 
 def test_only_whole_tiles_are_drawn_otherwise() -> None:
     frame = np.zeros((16, 16, 3), np.uint8)
     frame[0, 0] = 1
-    swapped = with_tile(frame, np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 9, np.uint8))
+    swapped = replace_tile(frame, np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 9, np.uint8))
     assert (swapped[:8, :8] == frame[:8, :8]).all()
     assert (swapped[8:] == 9).all()
     assert (swapped[:, 8:] == 9).all()
@@ -143,9 +143,9 @@ def test_only_whole_tiles_are_drawn_otherwise() -> None:
 
 def test_an_anomaly_that_never_acts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("starflow_world.commands.anomaly.twins.TRIES", 1)
-    monkeypatch.setitem(FAULTS, "teleport", lambda course, action: course.play(action))
+    monkeypatch.setitem(FAULTS, "teleport", lambda run, action: run.play(action))
     with pytest.raises(DataError, match="expected 1 episodes in which 'teleport' acts, found 0"):
-        gather(BabyAI(frames=8), "teleport", 1, 0, progress=False)
+        play_twins(BabyAI(frames=8), "teleport", 1, 0, progress=False)
 
 
 # ---- CartPole --------------------------------------------------------------------------------------------------------
@@ -153,29 +153,29 @@ def test_an_anomaly_that_never_acts_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("kind", [*SEVERE, "action noise 0.01", *CORRELATED])
 def test_disturbed_frames_of_cartpole_are_positive_from_the_switch_on(kind: str) -> None:
-    twin = gather(POLE, kind, 1, 12, progress=False)[0]
+    twin = play_twins(POLE, kind, 1, 12, progress=False)[0]
     assert not twin.positive[: twin.begin].any()
     assert twin.positive[twin.begin :].mean() > 0.9
 
 
 def test_minor_disturbances_change_pixels_too() -> None:
-    twins = [gather(POLE, kind, 1, 12, progress=False)[0] for kind in MINOR]
+    twins = [play_twins(POLE, kind, 1, 12, progress=False)[0] for kind in MINOR]
     assert np.mean([twin.positive[twin.begin :].mean() for twin in twins]) > 0.9
 
 
 @pytest.mark.parametrize("kind", [NOMINAL, SHIFT])
 def test_normal_episodes_of_cartpole_have_no_positive_frame(kind: str) -> None:
-    twin = gather(POLE, kind, 1, 12, progress=False)[0]
+    twin = play_twins(POLE, kind, 1, 12, progress=False)[0]
     assert not twin.positive.any()
     assert np.isnan(twin.oracle[1:]).all()
 
 
 def test_a_disturbance_that_changes_nothing_is_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DISTURBANCES, "none", Disturbance())
-    assert not record(POLE, "none", 12, 0).positive.any()
+    assert not play_twin(POLE, "none", 12, 0).positive.any()
 
 
 @pytest.mark.parametrize("kind", ["mass x 1.5", "action x 1.5", "force -10 N", *CORRELATED])
 def test_the_oracle_that_knows_the_fault_decides_by_the_likelihood_ratio(kind: str) -> None:
-    twin = gather(POLE, kind, 1, 12, progress=False)[0]
+    twin = play_twins(POLE, kind, 1, 12, progress=False)[0]
     assert twin.oracle[twin.begin + 2 :].min() > 0 > twin.oracle[3 : twin.begin].max()

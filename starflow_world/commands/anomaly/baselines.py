@@ -1,7 +1,7 @@
-"""Simple detectors that every figure stands beside, fitted on the same normal episodes; higher is more anomalous.
+"""Simple detectors, fitted on the same normal episodes as the scorer; higher is more anomalous.
 
-All but the difference of frames look at transitions (s, a, s') in a space of principal components. The learned one,
-a deterministic next-frame predictor, is in predictor.py.
+All but the frame difference score transitions (s, a, s') in a space of principal components. The learned baseline, a
+deterministic next-frame predictor, is in predictor.py.
 """
 
 from collections.abc import Sequence
@@ -18,44 +18,39 @@ MOST = 6000
 
 
 class Baseline(Protocol):
-    """An episode of T frames -> scores (T,)."""
+    """A detector that scores the frames of an episode."""
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        """Higher is more anomalous; the first frame is not evaluated."""
+        """Return scores (T,); the first frame is not evaluated."""
 
 
 class FrameDifference:
-    """Mean absolute difference of a frame to the one before it."""
+    """Mean absolute difference of a frame to its predecessor."""
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        """In grey levels."""
+        """Return differences in grey levels."""
         frames = episode.frames.astype(np.float32)
         return with_start(np.abs(frames[1:] - frames[:-1]).mean((1, 2, 3)))
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """Mean distance to the `nearest` nearest normal transitions: KNN on (s, a, s'), as in PEDM's comparison."""
+    """Mean distance to the `nearest` closest normal transitions: KNN on (s, a, s'), as in PEDM's comparison."""
 
     pixels: Pixels
     known: torch.Tensor
     nearest: int = 5
 
-    @staticmethod
-    def fit(pixels: Pixels, normal: np.ndarray) -> "Neighbours":
-        """`normal` (N, d): transitions."""
-        return Neighbours(pixels, torch.from_numpy(normal).float())
-
     def __call__(self, episode: Episode) -> np.ndarray:
-        """Distances in units of the first principal component."""
+        """Return distances in units of the first principal component."""
         distance = torch.cdist(torch.from_numpy(self.pixels.transitions(episode)).float(), self.known)
         return with_start(distance.topk(min(self.nearest, len(self.known)), largest=False).values.mean(1).numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class MeanRBF:
-    """DEEDEE (2025): statistics of an episode, here the mean over its last `last` transitions, and their similarity to
-    those of normal ones under a radial basis function whose width is their median distance."""
+    """DEEDEE (2025): the mean of the last `last` transitions, compared with the means in normal episodes by a radial
+    basis function whose width is their median distance."""
 
     pixels: Pixels
     known: torch.Tensor
@@ -64,20 +59,20 @@ class MeanRBF:
 
     @staticmethod
     def fit(pixels: Pixels, normal: Sequence[np.ndarray], seed: int, last: int = 16) -> "MeanRBF":
-        """`normal`: the transitions (T - 1, d) of each episode."""
+        """Fit to the transitions (T - 1, d) of each normal episode."""
         means = np.concatenate([running_mean(transitions, last) for transitions in normal])
         known = torch.from_numpy(means[np.random.default_rng(seed).permutation(len(means))[:MOST]]).float()
         return MeanRBF(pixels, known, float(torch.cdist(known[:500], known[:500]).median().clamp_min(1e-6)), last)
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        """-log of the mean similarity."""
+        """Return -log of the mean similarity."""
         means = torch.from_numpy(running_mean(self.pixels.transitions(episode), self.last)).float()
         exponent = -torch.cdist(means, self.known).square() / (2 * self.width**2)
         return with_start((np.log(len(self.known)) - torch.logsumexp(exponent, 1)).numpy())
 
 
 def running_mean(values: np.ndarray, last: int) -> np.ndarray:
-    """Mean over the last `last` rows, or as many as there are, (T, d) -> (T, d)."""
+    """Return the mean over the last `last` rows, or fewer at the start, (T, d) -> (T, d)."""
     sums = np.cumsum(np.concatenate((np.zeros((1, values.shape[1])), values)), axis=0)
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(0, ends - last)
@@ -86,10 +81,7 @@ def running_mean(values: np.ndarray, last: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture of Gaussians with diagonal covariances over transitions, by expectation maximisation.
-
-    shares (m,), means and variances (m, d).
-    """
+    """A mixture of Gaussians with diagonal covariances over transitions: shares (m,), means and variances (m, d)."""
 
     pixels: Pixels
     shares: np.ndarray
@@ -98,43 +90,43 @@ class Mixture:
 
     @staticmethod
     def fit(pixels: Pixels, normal: np.ndarray, seed: int, *, parts: int = 12, rounds: int = 40) -> "Mixture":
-        """`normal` (N, d): transitions."""
+        """Fit to transitions (N, d) by expectation maximisation."""
         rng = np.random.default_rng(seed)
         x, floor = normal[rng.permutation(len(normal))[:MOST]], 1e-3 * normal.var(0).max() + 1e-9
         parts = min(parts, len(x))
-        found = Mixture(
+        mixture = Mixture(
             pixels, np.full(parts, 1 / parts), x[rng.choice(len(x), parts, replace=False)],
             np.tile(x.var(0) + floor, (parts, 1)),
         )
         for _ in range(rounds):
-            each = found.log_density(x)
+            each = mixture.log_density(x)
             held = np.exp(each - np.logaddexp.reduce(each, axis=1, keepdims=True))
             weight = held.sum(0) + 1e-9
             means = held.T @ x / weight[:, None]
             variances = np.maximum(held.T @ x**2 / weight[:, None] - means**2, 0) + floor
-            found = Mixture(pixels, weight / weight.sum(), means, variances)
-        return found
+            mixture = Mixture(pixels, weight / weight.sum(), means, variances)
+        return mixture
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
-        """Log of share times density of each part, (N, m)."""
+        """Return the log of share times density of each part, (N, m)."""
         quadratic = (x**2) @ (1 / self.variances).T - 2 * x @ (self.means / self.variances).T
         quadratic += (self.means**2 / self.variances).sum(1)
         return np.log(self.shares) - 0.5 * (quadratic + np.log(2 * np.pi * self.variances).sum(1))
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        """-log density of transitions."""
+        """Return -log density of each transition."""
         return with_start(-np.logaddexp.reduce(self.log_density(self.pixels.transitions(episode)), axis=1))
 
 
 def fit_baselines(normal: Sequence[Episode], seed: int) -> dict[str, Baseline]:
-    """All of them by the names of the report."""
+    """Fit all baselines but the predictor; return them by their names in the report."""
     pixels = Pixels.fit(normal, seed)
     transitions = [pixels.transitions(episode) for episode in normal]
     every = np.concatenate(transitions)
     some = every[np.random.default_rng(seed).permutation(len(every))[:MOST]]
     return {
         "frame difference": FrameDifference(),
-        "pixel KNN (s, a, s')": Neighbours.fit(pixels, some),
+        "pixel KNN (s, a, s')": Neighbours(pixels, torch.from_numpy(some).float()),
         "mean + RBF (DEEDEE)": MeanRBF.fit(pixels, transitions, seed),
         "GMM (s, a, s')": Mixture.fit(pixels, some, seed),
     }

@@ -1,4 +1,4 @@
-"""What the simple baselines look at: transitions (s, a, s') in a small space of principal components of the pixels."""
+"""Features of the simple baselines: transitions (s, a, s') in a small space of principal components of the pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Pixels:
 
     @staticmethod
     def fit(episodes: Sequence[Episode], seed: int, components: int = COMPONENTS) -> "Pixels":
-        """From frames drawn from all episodes."""
+        """Fit the components to frames drawn from all episodes."""
         frames = np.concatenate([episode.frames for episode in episodes])
         chosen = np.random.default_rng(seed).permutation(len(frames))[:FRAMES]
         pixels = torch.from_numpy(frames[np.sort(chosen)]).flatten(1).float()
@@ -35,11 +35,11 @@ class Pixels:
         return Pixels(mean, basis / (values[0] / len(chosen)).sqrt())
 
     def transitions(self, episode: Episode) -> np.ndarray:
-        """s, a, s' of every frame behind the first, (T - 1, 2 k + actions)."""
+        """Return (s, a, s') of each frame after the first, (T - 1, 2 k + actions)."""
         parts = ((torch.from_numpy(episode.frames).flatten(1).float() - self.mean) @ self.basis).numpy()
         return np.concatenate((parts[:-1], episode.actions[1:], parts[1:]), axis=1)
 
 
 def with_start(scores: np.ndarray) -> np.ndarray:
-    """(T - 1,) -> (T,): the first frame is as normal as the most normal one; it is never evaluated."""
+    """Prepend the lowest score for the first frame, which is never evaluated: (T - 1,) -> (T,)."""
     return np.append(scores.min(initial=np.inf) if len(scores) else 0.0, scores)

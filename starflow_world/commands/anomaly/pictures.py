@@ -1,4 +1,4 @@
-"""Pictures of the report: ROC curves, delays, and where the scorer sees what went wrong."""
+"""Pictures of the report: ROC curves, delays, and heat maps of surprise at the events."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from starflow_world.commands.anomaly.figures import BASELINES
-from starflow_world.commands.anomaly.run import BLIND, NATS, OWN, PREDICTOR, Evaluated
+from starflow_world.commands.anomaly.run import BLIND, NATS, OWN, PREDICTOR, SeedResult
 from starflow_world.io.plots import saved
 
 SHOWN = {OWN: "tab:red", NATS: "tab:orange", PREDICTOR: "tab:blue", BLIND: "black"}
 
 
 def _grid(count: int, width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
-    """A figure with that many axes; those that are left over are not drawn."""
+    """Return a figure with `count` axes in a grid."""
     from matplotlib.figure import Figure
 
     rows = -(-count // columns)
@@ -25,14 +25,14 @@ def _grid(count: int, width: float, height: float, columns: int) -> tuple[Any, l
     return figure, list(axes.flat)[:count]
 
 
-def draw_roc(found: dict[str, Any], path: Path) -> None:
-    """One small picture per kind; false positives on a scale that opens up the rates that matter."""
-    kinds = found["curves"]
+def _draw_roc(figures: dict[str, Any], path: Path) -> None:
+    """Plot a ROC curve per kind; the scale of the false positive rate widens small rates."""
+    kinds = figures["curves"]
     figure, axes = _grid(len(kinds), 2.6, 2.6, 5)
     for axis, (kind, curves) in zip(axes, kinds.items(), strict=True):
         for name, color in SHOWN.items():
             rates = np.linspace(0, 1, len(curves[name]))
-            label = f"{name} {found['kinds'][kind][name]['auroc']:.3f}"
+            label = f"{name} {figures['kinds'][kind][name]['auroc']:.3f}"
             axis.plot(rates, curves[name], color=color, label=label, linewidth=1.2)
         axis.set_title(kind, fontsize=9)
         axis.set_xscale("function", functions=(np.sqrt, np.square))
@@ -40,17 +40,17 @@ def draw_roc(found: dict[str, Any], path: Path) -> None:
         axis.tick_params(axis="y", labelsize=6)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=6, loc="lower right")
-    figure.suptitle(f"{found['part']}: true against false positive rates per frame", fontsize=10)
+    figure.suptitle(f"{figures['part']}: true against false positive rates per frame", fontsize=10)
     saved(figure, path)
 
 
-def draw_delays(found: dict[str, Any], path: Path) -> None:
-    """Share of episodes that Page's test never finds, and the median delay, by kind and detector."""
+def _draw_delays(figures: dict[str, Any], path: Path) -> None:
+    """Plot the share of episodes that Page's test never finds and the median delay, by kind and detector."""
     names = [OWN, *BASELINES]
-    figure, axes = _grid(2, 6.5, 0.34 * len(found["kinds"]) + 1.6, 2)
-    kinds, height = list(found["kinds"]), 0.8 / len(names)
+    figure, axes = _grid(2, 6.5, 0.34 * len(figures["kinds"]) + 1.6, 2)
+    kinds, height = list(figures["kinds"]), 0.8 / len(names)
     for number, name in enumerate(names):
-        cells = [found["kinds"][kind][name] for kind in kinds]
+        cells = [figures["kinds"][kind][name] for kind in kinds]
         places = np.arange(len(kinds)) + (number - len(names) / 2) * height
         missed = [100 * cell["missed"] for cell in cells]
         delays = [cell["delay"] if np.isfinite(cell["delay"]) else np.nan for cell in cells]
@@ -65,13 +65,13 @@ def draw_delays(found: dict[str, Any], path: Path) -> None:
     axes[1].set_xscale("symlog", linthresh=1)
     axes[1].set_xlim(left=-0.3)
     axes[1].legend(fontsize=7)
-    figure.suptitle(f"{found['part']}: Page's test, one false alarm per 1,000 normal frames", fontsize=10)
+    figure.suptitle(f"{figures['part']}: Page's test, one false alarm per 1,000 normal frames", fontsize=10)
     saved(figure, path)
 
 
-def draw_heat(found: dict[str, Any], seed: Evaluated, path: Path) -> None:
-    """For one event of each kind: the frame before, the event, and the surprise of its tokens over it."""
-    kinds = list(found["kinds"])
+def _draw_heat(figures: dict[str, Any], seed: SeedResult, path: Path) -> None:
+    """Show for one event of each kind the frame before, the event, and the surprise of its tokens."""
+    kinds = list(figures["kinds"])
     figure, axes = _grid(3 * len(kinds), 1.5, 1.7, 6)
     for number, kind in enumerate(kinds):
         group, (before, event, over) = seed.groups[kind], axes[3 * number : 3 * number + 3]
@@ -91,8 +91,8 @@ def draw_heat(found: dict[str, Any], seed: Evaluated, path: Path) -> None:
     saved(figure, path)
 
 
-def draw(found: dict[str, Any], seeds: Sequence[Evaluated], out: Path) -> None:
-    """All pictures of a part."""
-    draw_roc(found, out / f"{found['part']}-roc.png")
-    draw_delays(found, out / f"{found['part']}-delay.png")
-    draw_heat(found, seeds[0], out / f"{found['part']}-heat.png")
+def draw(figures: dict[str, Any], seeds: Sequence[SeedResult], out: Path) -> None:
+    """Write all pictures of a part."""
+    _draw_roc(figures, out / f"{figures['part']}-roc.png")
+    _draw_delays(figures, out / f"{figures['part']}-delay.png")
+    _draw_heat(figures, seeds[0], out / f"{figures['part']}-heat.png")

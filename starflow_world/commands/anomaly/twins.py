@@ -1,8 +1,8 @@
-"""Twin runs: episodes of a real environment in which something goes wrong, with a label for every frame.
+"""Twin runs: episodes of a real environment with an anomaly, and a label for every frame.
 
 A frame is positive iff it differs from the frame that the nominal simulator, set to the same state, gives for the same
 action. The anomaly is switched on at a random time. A one-off event is one positive frame: the frames after it follow
-the normal dynamics from the new state, so they are negative; what changes no pixel is negative too.
+the normal dynamics from the new state, so they are negative; an anomaly that changes no pixel is negative too.
 Everything follows from (seed, index).
 """
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import DataError
+from starflow_world.io.reports import Goal
 from starflow_world.model.actions import space_to_json
 
 NOMINAL, SHIFT = "nominal", "other policy"
@@ -23,11 +24,11 @@ TRIES = 40
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """An episode of T frames; `positive` (T,) bool: frames that the nominal simulator would not have given.
+    """A labelled episode of T frames; `positive` (T,) bool: frames that the nominal simulator would not have given.
 
-    `begin` is when the anomaly was switched on (T for normal episodes). The true simulator behind the same pixel noise
-    is the oracle: `blind` (T,) how much each frame surprises it, `oracle` (T,) how much more than if it knew what goes
-    wrong (NaN in normal episodes, where nothing does).
+    `begin`: frame at which the anomaly was switched on (T in normal episodes). The oracle is the true simulator behind
+    the same pixel noise: `blind` (T,) is its surprise at each frame, `oracle` (T,) that surprise minus the surprise of
+    an oracle that knows the anomaly (NaN in normal episodes).
     """
 
     kind: str
@@ -39,13 +40,13 @@ class Twin:
 
     @property
     def event(self) -> int:
-        """The first positive frame; T where there is none."""
+        """The first positive frame; T without one."""
         return int(self.positive.argmax()) if self.positive.any() else len(self.positive)
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What a course showed: the frame (H, W, 3) u8, its nominal twin, the action it is recorded with."""
+class TwinStep:
+    """One step of a twin run: the frame (H, W, 3) u8, its nominal twin, the recorded action, the oracles' scores."""
 
     frame: np.ndarray
     twin: np.ndarray
@@ -54,69 +55,69 @@ class Shown:
     blind: float
 
 
-class Course(Protocol):
-    """An episode under way, in a real environment that an anomaly may spoil."""
+class TwinRun(Protocol):
+    """An episode in progress in a real environment."""
 
     def first(self) -> np.ndarray:
-        """The first frame (H, W, 3) u8."""
+        """Return the first frame (H, W, 3) u8."""
 
-    def step(self, spoiled: bool) -> Shown:
-        """Play one action, spoiled or not."""
+    def step(self, spoiled: bool) -> TwinStep:
+        """Play one action, with the anomaly if `spoiled`."""
 
     @property
     def over(self) -> bool:
-        """Whether the episode has come to its end."""
+        """Whether the episode has ended."""
 
     @property
     def facts(self) -> tuple[str, str, spaces.Space]:
         """Text of the task, name of the policy, action space."""
 
 
-class Stage(Protocol):
-    """One part of the benchmark: a real environment and what can go wrong in it."""
+@dataclass(frozen=True)
+class Scenario:
+    """One part of the benchmark: a real environment, its anomalies and its goals.
 
-    @property
-    def name(self) -> str:
-        """What the part is called."""
+    `frames`: longest episode. `world`: the shipped world of the environment. `lasting`: whether anomalies last, so that
+    means over several frames are meaningful.
+    """
 
-    @property
-    def world(self) -> str:
-        """The shipped world of this environment."""
+    frames: int
+    name: str
+    world: str
+    lasting: bool
 
     @property
     def about(self) -> str:
-        """What is played and what goes wrong, for the report."""
-
-    @property
-    def frames(self) -> int:
-        """Frames of an episode, at the most."""
-
-    @property
-    def lasting(self) -> bool:
-        """Whether anomalies last, so that means over several frames tell more than single ones."""
+        """What is played and which anomalies occur, for the report."""
+        raise NotImplementedError
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """What can go wrong: kinds by the names of the groups that are averaged together."""
+        """The kinds of anomalies, by the names of the groups whose figures are averaged."""
+        raise NotImplementedError
 
-    def course(self, kind: str, seed: int, index: int) -> Course:
-        """Episode `index` of a kind, NOMINAL and SHIFT among them, before its first frame."""
+    def start(self, kind: str, seed: int, index: int) -> TwinRun:
+        """Start episode `index` of a kind; NOMINAL and SHIFT are kinds too."""
+        raise NotImplementedError
+
+    def goals(self, figures: dict[str, Any]) -> list[Goal]:
+        """Return the goals that only this part has."""
+        raise NotImplementedError
 
 
-def record(stage: Stage, kind: str, seed: int, index: int) -> Twin:
-    """Play one episode. An anomaly begins at a time drawn from the second quarter to the third of the longest episode,
-    or later, when it first can act."""
-    course, rng = stage.course(kind, seed, index), np.random.default_rng((seed, index, 77))
+def play_twin(scenario: Scenario, kind: str, seed: int, index: int) -> Twin:
+    """Play one episode. The anomaly is switched on in the second or third quarter of the longest episode."""
+    run, rng = scenario.start(kind, seed, index), np.random.default_rng((seed, index, 77))
     normal = kind in (NOMINAL, SHIFT)
-    begin = stage.frames if normal else int(rng.integers(stage.frames // 4, 3 * stage.frames // 4))
-    frames, actions, positive, oracle = [course.first()], [None], [False], [(0.0, 0.0)]
-    while len(frames) < stage.frames and not course.over:
-        shown = course.step(len(frames) >= begin)
-        frames.append(shown.frame)
-        actions.append(shown.action)
-        positive.append(bool((shown.frame != shown.twin).any()))
-        oracle.append((shown.oracle, shown.blind))
-    text, policy, space = course.facts
+    begin = scenario.frames if normal else int(rng.integers(scenario.frames // 4, 3 * scenario.frames // 4))
+    frames, actions, positive, oracle = [run.first()], [None], [False], [(0.0, 0.0)]
+    while len(frames) < scenario.frames and not run.over:
+        step = run.step(len(frames) >= begin)
+        frames.append(step.frame)
+        actions.append(step.action)
+        positive.append(bool((step.frame != step.twin).any()))
+        oracle.append((step.oracle, step.blind))
+    text, policy, space = run.facts
     zero = np.zeros(spaces.flatdim(space), np.float32)
     flat = np.stack([zero if a is None else np.asarray(spaces.flatten(space, a), np.float32) for a in actions])
     last = np.arange(1, len(frames) + 1) == len(frames)
@@ -127,17 +128,20 @@ def record(stage: Stage, kind: str, seed: int, index: int) -> Twin:
     return Twin(kind, episode, np.array(positive), min(begin, len(frames)), *np.array(oracle).T)
 
 
-def gather(stage: Stage, kind: str, count: int, seed: int, *, progress: bool = True) -> list[Twin]:
-    """`count` episodes of a kind; anomalous ones in which the anomaly never came to act are played again."""
-    found: list[Twin] = []
-    bar = tqdm(total=count, desc=f"{stage.name}: {kind}", unit="episode", leave=False, disable=not progress)
+def play_twins(scenario: Scenario, kind: str, count: int, seed: int, *, progress: bool = True) -> list[Twin]:
+    """Play `count` episodes of a kind; an episode whose anomaly changed no frame is replaced by another one.
+
+    Raises DataError if too few anomalies change a frame.
+    """
+    twins: list[Twin] = []
+    bar = tqdm(total=count, desc=f"{scenario.name}: {kind}", unit="episode", leave=False, disable=not progress)
     for index in range(count * TRIES):
-        twin = record(stage, kind, seed, index)
+        twin = play_twin(scenario, kind, seed, index)
         if kind in (NOMINAL, SHIFT) or twin.positive.any():
-            found.append(twin)
+            twins.append(twin)
             bar.update()
-        if len(found) == count:
+        if len(twins) == count:
             bar.close()
-            return found
-    raise DataError(f"{stage.name}: expected {count} episodes in which {kind!r} acts, found {len(found)} in "
+            return twins
+    raise DataError(f"{scenario.name}: expected {count} episodes in which {kind!r} acts, found {len(twins)} in "
                     f"{count * TRIES}; ask for fewer or longer ones")

@@ -7,7 +7,16 @@ class Bench(BenchSettings):
     """Measure how fast a world is, beside decoding as STARFlow-V was published, in minutes; keep the machine quiet."""
 
     def run(self) -> None:
-        """Measure, print the report and write it."""
-        from starflow_world.commands.bench.run import run_bench
+        """Measure; print the report and write it, or only print a profile."""
+        from starflow_world.commands.bench.figures import bench_figures
+        from starflow_world.commands.bench.report import bench_markdown, profile_markdown, write_bench_report
+        from starflow_world.commands.bench.run import measure_all, measure_profile
+        from starflow_world.world import World
 
-        run_bench(self)
+        world = World.load(self.world, device="cpu")
+        if self.profile:
+            print(profile_markdown(bench_figures(measure_profile(world, self))))
+            return
+        figures = bench_figures(measure_all(world, self))
+        write_bench_report(figures, self.out)
+        print(bench_markdown(figures))

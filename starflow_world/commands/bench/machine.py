@@ -1,6 +1,7 @@
-"""The machine: the rate of a matrix product, memory, and how quiet it was while something was measured."""
+"""The machine: its processor, the rate of a matrix product, memory, and whether other work disturbed a measurement."""
 
 import os
+import platform
 import resource
 import time
 from dataclasses import dataclass, field
@@ -13,8 +14,19 @@ GEMM = 1024
 BUSY_CORES, LOADED, UNSTEADY = 0.1, 0.5, 0.1
 
 
+def processor() -> str:
+    """Return the model name of the processor and the vector instructions that torch uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def gemm_rate(repeats: int = 15) -> float:
-    """Operations per second of a 1024 x 1024 x 1024 float32 matrix product, the median of `repeats`."""
+    """Measure a 1024 x 1024 x 1024 float32 matrix product; return the median of `repeats` in operations per second."""
     a, b = torch.randn(2, GEMM, GEMM, generator=torch.Generator().manual_seed(0)).unbind()
     seconds = []
     for _ in range(repeats + 2):
@@ -25,7 +37,7 @@ def gemm_rate(repeats: int = 15) -> float:
 
 
 def resident() -> float:
-    """Memory of this process in MB (2**20 bytes), NaN where the system does not tell."""
+    """Return the memory of this process in MB (2**20 bytes), NaN if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except (OSError, ValueError, IndexError):
@@ -33,7 +45,7 @@ def resident() -> float:
 
 
 def _busy() -> float:
-    """Core-seconds that all processes of the machine but this one have used so far, NaN where it does not tell."""
+    """Return the core-seconds that all other processes have used so far, NaN if the system does not report it."""
     try:
         fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:]]
     except (OSError, ValueError):
@@ -45,7 +57,7 @@ def _busy() -> float:
 
 @dataclass
 class Watch:
-    """How quiet the machine is between two moments: the load average, what others used, the rate of a product."""
+    """Records the load average, the work of other processes and the matrix product rate from its creation on."""
 
     begun: float = field(default_factory=time.perf_counter)
     busy: float = field(default_factory=_busy)
@@ -53,7 +65,7 @@ class Watch:
     gemm: float = field(default_factory=gemm_rate)
 
     def finish(self) -> dict[str, float]:
-        """The facts; rates in operations per second, `others` in cores, `seconds` of wall clock."""
+        """Return the facts: rates in operations per second, `others` in cores, wall clock in seconds."""
         seconds, rate = time.perf_counter() - self.begun, gemm_rate()
         return {
             "load_before": self.load, "load_after": os.getloadavg()[0], "others": (_busy() - self.busy) / seconds,
@@ -62,13 +74,12 @@ class Watch:
 
 
 def disturbances(facts: dict[str, float]) -> list[str]:
-    """Why the machine was not quiet, if it was not."""
-    found = []
-    if facts["others"] > BUSY_CORES:
-        found.append(f"other processes used {facts['others']:.2f} cores during the run")
-    if facts["load_before"] > LOADED:
-        found.append(f"the load average was {facts['load_before']:.2f} before the run")
-    if abs(facts["gemm_after"] / facts["gemm_before"] - 1) > UNSTEADY:
-        before, after = facts["gemm_before"] / 1e9, facts["gemm_after"] / 1e9
-        found.append(f"the matrix product ran at {before:.0f} Gflop/s before and {after:.0f} after")
-    return found
+    """Return the reasons why the machine was not quiet; empty if it was."""
+    before, after = facts["gemm_before"] / 1e9, facts["gemm_after"] / 1e9
+    reasons = {
+        f"other processes used {facts['others']:.2f} cores during the run": facts["others"] > BUSY_CORES,
+        f"the load average was {facts['load_before']:.2f} before the run": facts["load_before"] > LOADED,
+        f"the matrix product ran at {before:.0f} Gflop/s before and {after:.0f} after":
+            abs(after / before - 1) > UNSTEADY,
+    }
+    return [reason for reason, holds in reasons.items() if holds]

@@ -1,9 +1,7 @@
 """Operations of a world's parts, counted from its config: two per multiply-add of products and convolutions.
 
-Of attention, only the keys that a query may see count, so a share of the roofline has no masked work in it. `dense`
-counts every key that is there, as a counter of executed products does (that is what the tests compare with).
-
-All figures are for one row. Shapes: n tokens per frame, c channels, d width, S tokens in a sequence.
+Only the keys that a query may see count, so a share of the roofline contains no masked work. `dense` counts all keys,
+as a counter of executed products does; the tests compare with one. All counts are for one row.
 """
 
 from dataclasses import dataclass
@@ -28,74 +26,74 @@ class Operations:
 
     @property
     def sites(self) -> int:
-        """Sites per frame that site networks look at."""
+        """Sites per frame, the positions of site networks."""
         return self.tokens * self.config.flow.sites**2
 
     def keys(self, past: float, new: float) -> float:
-        """Keys that each of `new` queries sees on average, behind `past` older ones."""
+        """Return the mean number of keys that each of `new` queries sees after `past` older keys."""
         return past + (new if self.dense else (new + 1) / 2)
 
     # ---- parts ---------------------------------------------------------------------------------------------------
 
     def layers(self, count: int, width: int, tokens: float, keys: float) -> float:
-        """Transformer layers over `tokens` tokens that see `keys` keys each: projections 24 d^2, attention 4 d keys."""
+        """Count transformer layers over tokens with `keys` keys each: projections 24 d^2, attention 4 d keys."""
         return count * tokens * (24 * width**2 + 4 * width * keys)
 
     def deep(self, tokens: float, past: float) -> float:
-        """One pass of the deep block over `tokens` new tokens behind `past` keys."""
+        """Count one pass of the deep block over `tokens` new tokens after `past` keys."""
         flow = self.config.flow
-        ends = 2 * flow.channels * flow.deep_width * 3  # one projection in, a head twice as wide
+        ends = 2 * flow.channels * flow.deep_width * 3  # the input projection, and a head twice as wide
         return tokens * ends + self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
 
     def kept(self, tokens: float, past: float) -> float:
-        """As `deep`, where only keys and values are wanted: no head, and the last layer ends with them."""
+        """Count a pass that only fills the cache: no head, and the last layer ends with its keys and values."""
         flow, width = self.config.flow, self.config.flow.deep_width
         before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
         return tokens * (2 * flow.channels * width + 6 * width**2) + before
 
     def shallow(self) -> float:
-        """One pass of one shallow block over a frame."""
+        """Count one pass of one shallow block over a frame."""
         flow, n = self.config.flow, self.tokens
         ends = 2 * flow.channels * flow.shallow_width * 3
         return n * ends + self.layers(flow.shallow_layers, flow.shallow_width, n, self.keys(0, n))
 
     def action(self) -> float:
-        """The action encoder, for one frame."""
+        """Count the action encoder for one frame."""
         flat = 1 + spaces.flatdim(space_from_json(self.config.action_space))
         return 2.0 * flat * self.config.flow.deep_width
 
     def motion(self) -> float:
-        """The motion from one frame to the next; 0 for a flow without."""
+        """Count the motion from one frame to the next; 0 in a flow without motion."""
         flow, width = self.config.flow, self.config.flow.motion_width
         if not width:
             return 0.0
         per_site = flow.channels // flow.sites**2
-        told, slots = 2 * self.sites * width * flow.deep_width, flow.carry_slots
+        conditioned, slots = 2 * self.sites * width * flow.deep_width, flow.carry_slots
         shown = 2.0 * slots * (self.sites * (width + per_site) + per_site * flow.deep_width)
         head = self._head(width, 2 * per_site, per_site) + shown
-        return self._net(width, flow.motion_layers, flow.deep_width) + head + told
+        return self._net(width, flow.motion_layers, flow.deep_width) + head + conditioned
 
     def carry(self) -> float:
-        """What is carried on from one frame to the next; 0 for a flow that carries nothing."""
+        """Count the carry from one frame to the next; 0 in a flow without carry."""
         flow, width, slots = self.config.flow, self.config.flow.carry_width, self.config.flow.carry_slots
         if not (slots and flow.motion_width):
             return 0.0
         per_site = flow.channels // flow.sites**2
-        net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # of two frames at once
-        found = self.sites * (width + 1 + per_site) + 2 * width * per_site  # a site, and what it should have been
-        return net + 2.0 * slots * (found + width + slots * per_site)
+        net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # it sees two frames
+        written = self.sites * (width + 1 + per_site) + 2 * width * per_site  # a site and its expected content
+        return net + 2.0 * slots * (written + width + slots * per_site)
 
     def outcome(self) -> float:
-        """The reward and end head; 0 for a world without."""
+        """Count the head of rewards and ends; 0 in a world without it."""
         head, flow, width = self.config.outcome, self.config.flow, self.config.outcome.width
         if not width:
             return 0.0
-        told = 2 * self.sites * flow.deep_width * width if head.history else 0
+        conditioned = 2 * self.sites * flow.deep_width * width if head.history else 0
         read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1)
-        return told + self._net(width, head.layers, flow.text_width) + read
+        return conditioned + self._net(width, head.layers, flow.text_width) + read
 
     def denoiser(self) -> float:
-        """Cleaning one frame, with the frames that the denoiser looks back on."""
+        """Count the denoising of one frame together with the frames that the denoiser looks back on."""
         flow, width, layers = self.config.flow, self.config.flow.denoiser_width, self.config.flow.denoiser_layers
         if not layers:
             return 0.0
@@ -110,7 +108,7 @@ class Operations:
         return ends + self.layers(layers, width, video + text, video + text)
 
     def codec(self) -> float:
-        """Decoding a frame, or encoding it."""
+        """Count the decoding of a frame; its encoding takes as many."""
         codec = self.config.codec
         patches = self.config.height * self.config.width // codec.patch**2
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
@@ -131,8 +129,8 @@ class Operations:
     # ---- wholes --------------------------------------------------------------------------------------------------
 
     def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
-        """An env step of a row with `length` frames behind it: `deep` passes over a chunk each, `shallow` ones over a
-        frame each; all else once."""
+        """Count an env step of a row with `length` frames: `deep` passes over a chunk each, `shallow` passes over a
+        frame each, everything else once."""
         chunk = self.config.decode.chunk or self.tokens
         past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
         return {
@@ -143,18 +141,18 @@ class Operations:
         }
 
     def slide(self) -> float:
-        """Encoding the kept frames of a row anew."""
+        """Count the re-encoding of the kept frames of a row."""
         kept, flow = self.config.context, self.config.flow
         start = flow.shallow_blocks * self.shallow() if flow.motion_width else 0.0
-        known = kept * self.action() + (kept - 1) * self.motion()
-        return known + start + self.kept(kept * self.tokens, flow.text_length)
+        total = kept * self.action() + (kept - 1) * self.motion()
+        return total + start + self.kept(kept * self.tokens, flow.text_length)
 
     def score(self, frames: int) -> float:
-        """The log-probability of a clip of at most a window of noisy latents, behind text that is encoded already."""
-        flow, alone = self.config.flow, 1 if self.config.flow.motion_width else frames
+        """Count the log-probability of at most a window of noisy latents after text that is already encoded."""
+        flow, first = self.config.flow, 1 if self.config.flow.motion_width else frames
         video, text = frames * self.tokens, flow.text_length
-        known = frames * self.action() + (frames - alone) * (self.motion() + self.carry())
-        known += alone * (flow.shallow_blocks * self.shallow() + 2.0 * self._carried() * flow.deep_width)
+        total = frames * self.action() + (frames - first) * (self.motion() + self.carry())
+        total += first * (flow.shallow_blocks * self.shallow() + 2.0 * self._carried() * flow.deep_width)
         prefix = 2.0 * text * flow.text_width * flow.deep_width
         prefix += self.layers(flow.deep_layers, flow.deep_width, text, self.keys(video if self.dense else 0, text))
-        return known + prefix + self.deep(video, text)
+        return total + prefix + self.deep(video, text)

@@ -1,4 +1,4 @@
-"""Where a step's time goes: timers around the parts of one world, put on from outside and taken off again."""
+"""The time of a step by part: timers around the parts of a world, attached from outside and removed again."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ PARTS = ("deep sweeps", "shallow sweeps", "motion", "carry", "heads", "denoiser"
 
 
 class Timers:
-    """Seconds and calls of each part; what runs inside another part counts as that part."""
+    """Seconds and calls of each part; a part that runs inside another one counts as the outer part."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS[:-1], 0.0)
@@ -19,9 +19,9 @@ class Timers:
         self._inside = False
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, timed as `part`."""
+        """Return `function`, timed as `part`."""
 
-        def timed(*arguments: Any, **named: Any) -> Any:
+        def measured(*arguments: Any, **named: Any) -> Any:
             if self._inside:
                 return function(*arguments, **named)
             self._inside, begin = True, time.perf_counter()
@@ -32,17 +32,12 @@ class Timers:
                 self.seconds[part] += time.perf_counter() - begin
                 self.calls[part] += 1
 
-        return timed
-
-    def shares(self, seconds: float) -> dict[str, float]:
-        """Share of `seconds` that each part took, the rest included."""
-        parts = self.seconds | {"rest": seconds - sum(self.seconds.values())}
-        return {part: parts[part] / seconds for part in PARTS}
+        return measured
 
 
 @contextmanager
 def timed(world: World) -> Iterator[Timers]:
-    """Timers around the parts of `world` while the block runs."""
+    """Time the parts of `world` while the block runs."""
     timers, flow = Timers(), world.networks.flow
     places: list[tuple[object, str, str]] = [
         (flow.deep, "predict", "deep sweeps"), (world.networks.codec, "decode", "decode"),
@@ -50,7 +45,7 @@ def timed(world: World) -> Iterator[Timers]:
         *((block, "predict", "shallow sweeps") for block in flow.shallow),
     ]
     modules = {"motion": flow.motion, "carry": flow.carry, "denoiser": flow.denoiser, "heads": world.networks.outcome}
-    places += [(module, "forward", part) for part, module in modules.items() if module is not None]
+    places += [(module, "forward", part) for part, module in modules.items() if module]
     for place, name, part in places:
         setattr(place, name, timers.around(part, getattr(place, name)))
     try:

@@ -1,17 +1,14 @@
-"""The baseline: a world's own weights, decoded in the way the public STARFlow-V program decodes.
+"""The baseline: a world's own weights, decoded as the public STARFlow-V program decodes, on the same torch kernels.
 
-Written anew from a description of that program, to be compared with. What is as published: keys are cached as they are
-and the whole cache is rotated in every layer of every pass, cosines and sines computed each time; a dense mask is
-built in every layer of every pass; blocks of 32 tokens are iterated until the mean square change over the *batch*
-is below a thousandth of the mean square value, 32 rounds at most, the first change measured against the noise; what
-is returned is one round newer than the keys in the cache; a slide starts from nothing, text included. `block` 1 is
-token-by-token decoding.
+Written from a description of that program. As published: keys are cached unrotated, and the whole cache is rotated in
+every layer of every pass with newly computed cosines and sines; every layer of every pass builds a dense mask; blocks
+of 32 tokens are iterated until the mean square change over the *batch* is below a thousandth of the mean square value,
+for at most 32 rounds, the first change measured against the noise; the returned tokens are one round newer than the
+keys in the cache; a slide re-encodes everything, text included. `block` 1 decodes token by token.
 
-All of it runs on torch's kernels, as that program does, and as this baseline did before there were others.
-
-What is not: blocks end with their frame, since the next frame's action is not known yet, and motion, outcome head,
-denoiser and codec are the world's own. The first guess is the previous frame, as published, where the world has no
-motion; where it has one the noise, since motion leaves nothing that two frames have in common.
+Different: blocks end with their frame, since the next frame's action is not known yet; motion, outcome head, denoiser
+and codec are the world's own. The first guess is the previous frame, as published, in a world without motion; in a
+world with motion it is the noise, since motion removes what two frames have in common.
 
 Shapes: B rows of one age, n tokens per frame, c channels, S new tokens, d width.
 """
@@ -33,8 +30,8 @@ from starflow_world.world.state import WorldState
 THRESHOLD, ROUNDS, BLOCK = 1e-3, 32, 32
 
 
-class Cache:
-    """Keys as they are and values (layers, B, capacity, H, e), with the angles of their positions."""
+class PublishedCache:
+    """Unrotated keys and values (layers, B, capacity, H, e), and the angles of their positions."""
 
     def __init__(self, block: Block, rows: int, angles: Tensor) -> None:
         shape = (len(block.layers), rows, len(angles), block.heads, block.head_width)
@@ -42,7 +39,7 @@ class Cache:
         self.block, self.angles, self.length = block, angles, 0
 
     def attend(self, layer: Layer, index: int, hidden: Tensor) -> Tensor:
-        """One layer on hidden states (B, S, d) at the positions behind the valid ones."""
+        """Apply one layer to hidden states (B, S, d) at the positions after the valid ones."""
         attention, begin, end = layer.attention, self.length, self.length + hidden.shape[1]
         query, key, value = attention.qkv(attention.norm(hidden)).unflatten(-1, (3, attention.heads, -1)).unbind(2)
         self.keys[index, :, begin:end], self.values[index, :, begin:end] = key, value
@@ -55,35 +52,31 @@ class Cache:
         return hidden + layer.feed_forward(hidden)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """All layers on hidden states (B, S, d); nothing becomes valid."""
+        """Apply all layers to hidden states (B, S, d) without making their positions valid."""
         for index, layer in enumerate(self.block.layers):
             hidden = self.attend(cast(Layer, layer), index, hidden)
         return hidden
 
     def predict(self, inputs: Tensor, added: Tensor | None) -> Affine:
-        """Means and scales behind inputs (B, S, c)."""
+        """Return means and scales of the tokens after inputs (B, S, c)."""
         hidden = self.block.project_in(inputs)
         return self.block.affine(self.run(hidden if added is None else hidden + added))
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """Adjacent pairs of x (B, S, H, e) turned by angles (S, e / 2); a routine of its own, so that the baseline stays
-    what it is when the world's routine is made faster."""
+    """Rotate adjacent pairs of x (B, S, H, e) by angles (S, e / 2). A copy, so that the baseline stays the same when
+    the world's rotation gets faster."""
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-def _angles(rotary: Tensor) -> Tensor:
-    return rotary[0].angle()
-
-
 class Published:
-    """Rows of one age that go on from a world's state; `u` (B, n, c) is the frame decoded last."""
+    """Decodes rows of one age from a world's state on; `u` (B, n, c) is the last decoded frame."""
 
     def __init__(self, world: World, state: WorldState, *, block: int = BLOCK) -> None:
         if int(state.length.min()) != int(state.length.max()) or not int(state.length[0]):
-            raise ValueError("published: expected rows of one age with a frame each")
+            raise ValueError(f"published: expected rows of one age, at least 1, found ages {state.length.tolist()}")
         self.world, self.networks, self.block, count = world, world.networks, block, int(state.length[0])
         self.tables, self.dynamics = world.dynamics.tables, world.dynamics
         self.text, self.key, self.age = state.text, state.key, state.step.clone()
@@ -94,7 +87,7 @@ class Published:
 
     @torch.inference_mode()
     def step(self, flat: Tensor) -> Tensor:
-        """Decode the next frame under actions (B, 1 + flat); returns its pixels (B, 1, H, W, 3) u8."""
+        """Decode the next frame under actions (B, 1 + flat) and return its pixels (B, 1, H, W, 3) u8."""
         flow = self.networks.flow
         if self.frames.shape[1] == self.world.config.window:
             self._slide()
@@ -113,9 +106,9 @@ class Published:
         return self._finish(hidden, x)
 
     def _decode(
-        self, cache: Cache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, block: int
+        self, cache: PublishedCache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, block: int
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B, n, c) and the hidden states of the last pass, block after block."""
+        """Decode block after block; return tokens (B, n, c) and the hidden states of each last pass."""
         parts, hidden = [], []
         for begin in range(0, noise.shape[1], block):
             part = slice(begin, begin + block)
@@ -130,28 +123,28 @@ class Published:
     def _iterate(
         self, predict: Callable[[Tensor], Affine], before: Tensor, noise: Tensor, guess: Tensor
     ) -> tuple[Tensor, Affine]:
-        """One block: rounds until the batch as a whole hardly changes."""
+        """Iterate one block until the batch as a whole hardly changes."""
         old, inputs = noise, guess
         for _ in range(ROUNDS):
             affine = predict(torch.cat((before, inputs[:, :-1]), dim=1))
             new = affine.mean + affine.scale * noise
             self.rounds += 1
             if noise.shape[1] == 1 or float((new - old).square().mean() / new.square().mean()) < THRESHOLD:
-                break  # one token is exact after one round
+                break  # a single token is exact after one round
             old = inputs = new
         return new, affine
 
     def _shallow(self, u: Tensor) -> Tensor:
-        """Noisy latents (B, n, c) of a frame u, each shallow block decoded in the same way from its own input."""
+        """Return the noisy latents (B, n, c) of a frame u; each shallow block is decoded by the same iteration."""
         for block in reversed([cast(Block, block) for block in self.networks.flow.shallow]):
             z = block.in_order(u)
-            cache = Cache(block, len(u), _angles(self.tables.frame))
+            cache = PublishedCache(block, len(u), self.tables.frame[0].angle())
             start = block.start.expand(len(u), 1, -1)
             u = block.in_order(self._decode(cache, start, z, z, None, self.block)[0])
         return u
 
     def _finish(self, hidden: Tensor, x: Tensor) -> Tensor:
-        """The world's own outcome head, denoiser and codec."""
+        """Apply the world's own outcome head, denoiser and codec to noisy latents x; return pixels."""
         networks, moves = self.networks, self.dynamics
         seen = torch.cat((self.latents, x[:, None]), dim=1)
         self.latents = seen[:, seen.shape[1] - self.latents.shape[1] :]
@@ -173,12 +166,12 @@ class Published:
         self.u, self.cache = self.frames[:, -1], self._encode()
 
     @torch.inference_mode()
-    def _encode(self) -> Cache:
-        """A new cache of the text and the frames in the window."""
+    def _encode(self) -> PublishedCache:
+        """Return a new cache of the text and the frames in the window."""
         flow, count, tables = self.networks.flow, self.frames.shape[1], self.tables
-        video = _angles(tables.video)
-        angles = video if self.text is None else torch.cat((_angles(tables.text), video))
-        cache = Cache(flow.deep, len(self.frames), angles)
+        video = tables.video[0].angle()
+        angles = video if self.text is None else torch.cat((tables.text[0].angle(), video))
+        cache = PublishedCache(flow.deep, len(self.frames), angles)
         if self.text is not None:
             assert flow.deep.project_text is not None
             cache.run(flow.deep.project_text(self.text))

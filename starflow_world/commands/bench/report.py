@@ -1,170 +1,123 @@
-"""The report: a table on the terminal and in Markdown, the same numbers as JSON, and pictures."""
+"""The report of bench: Markdown that reads well on a terminal, the same figures as JSON, and a picture."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from starflow_world.commands.bench import figures
+from starflow_world.commands.bench.figures import count_envs
 from starflow_world.commands.bench.machine import GEMM
-from starflow_world.commands.bench.measured import Measured
 from starflow_world.io.files import write_text
 from starflow_world.io.plots import saved
-from starflow_world.io.reports import markdown_table as table
+from starflow_world.io.reports import goal_table, json_safe, markdown_table
 
 BASELINES = {
-    "own": "this package", "jacobi": "published-style Jacobi", "sequential": "published-style sequential",
+    "steps_per_second": "this package", "steps_per_second, jacobi": "published-style Jacobi",
+    "steps_per_second, sequential": "published-style sequential",
 }
+COLUMNS: dict[str, tuple[str, float]] = {  # title: key of the figures, factor
+    "envs": ("envs", 1), "steps/s": ("steps_per_second", 1), "p50 ms": ("p50_ms", 1), "p99 ms": ("p99_ms", 1),
+    "sweeps": ("sweeps", 1), "passes": ("passes", 1), "roofline %": ("roofline", 100),
+    "Gflop/step": ("gflop_per_step", 1), "one age steps/s": ("steps_per_second, own, one age", 1),
+    "loose steps/s": ("steps_per_second, own, loose", 1), "Jacobi steps/s": ("steps_per_second, jacobi", 1),
+    "Jacobi rounds": ("rounds, jacobi", 1), "sequential steps/s": ("steps_per_second, sequential", 1),
+    "process MB": ("resident_mb", 1),
+}
+ERRORS = {"error": "own", "loose error": "own, loose", "Jacobi error": "jacobi", "sequential error": "sequential"}
 
 
-def summary(measured: Measured) -> dict[str, Any]:
-    """All that is reported, as plain data; after `--profile` only what that measures."""
-    settings = measured.settings
-    found: dict[str, Any] = {
-        "world": measured.config.name, "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(), "repeats": settings.repeats, "machine": measured.machine,
-        "warnings": figures.warnings(measured), "profile": figures.profile(measured),
-        "sweeps": figures.histogram(measured), "envs": figures.widths(measured),
-    }
-    if measured.long_run:
-        found["figures"] = [figures.plain(figure) for figure in figures.figures(measured)]
-        found["state_mb_per_env"] = measured.state
-    return found
+def write_bench_report(figures: dict[str, Any], out: Path) -> None:
+    """Write bench.json, bench.md and bench.png into the folder `out`."""
+    write_text(out / "bench.json", json.dumps(json_safe(figures), indent=1) + "\n")
+    write_text(out / "bench.md", bench_markdown(figures) + "\n")
+    _draw(figures, out / "bench.png")
 
 
-def write(found: dict[str, Any], out: Path) -> None:
-    """bench.json, bench.md and bench.png in the folder `out`."""
-    write_text(out / "bench.json", json.dumps(found, indent=1) + "\n")
-    write_text(out / "bench.md", markdown(found) + "\n")
-    picture(found, out / "bench.png")
+def bench_markdown(figures: dict[str, Any]) -> str:
+    """Return the whole report."""
+    sweeps = [[f"{count}", f"{frames}"] for count, frames in figures["sweeps"].items()]
+    return "\n\n".join([
+        f"# Benchmark of {figures['world']}", *_conditions(figures), goal_table(figures["figures"]),
+        "## Numbers of envs", _envs_table(figures), "## Where a step's time goes", _profile_table(figures),
+        "## Deep sweeps per frame", markdown_table(["sweeps", "frames"], sweeps),
+    ])
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+def profile_markdown(figures: dict[str, Any]) -> str:
+    """Return what `--profile` prints."""
+    return "\n\n".join([*_conditions(figures), _profile_table(figures)])
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The whole report as Markdown, which reads well on a terminal too."""
-    goals = [
-        [f["name"], _number(f["value"], f["unit"]), f"{'<=' if f['at_most'] else '>='} {_number(f['goal'], f['unit'])}",
-         {True: "yes", False: "no", None: "not measured"}[f["met"]], f["note"]]
-        for f in found["figures"]
-    ]
-    sweeps = [[f"{count}", f"{frames}"] for count, frames in found["sweeps"].items()]
-    parts = [
-        f"# Benchmark of {found['world']}", _conditions(found), _warned(found),
-        table(["figure", "measured", "goal", "met", "how"], goals),
-        "## Numbers of envs", table(*_widths(found)), "## Where a step's time goes", _profile(found),
-        "## Deep sweeps per frame", table(["sweeps", "frames"], sweeps),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def profile_table(found: dict[str, Any]) -> str:
-    """What `--profile` prints of a summary."""
-    return "\n\n".join(part for part in (_conditions(found), _warned(found), _profile(found)) if part)
-
-
-def _conditions(found: dict[str, Any]) -> str:
-    machine = found["machine"]
-    return (
-        f"torch {found['torch']}, {found['threads']} threads on {found['cores']} cores, float32; medians of "
-        f"{found['repeats']} repeats in turns; {machine['seconds']:.0f} s. A {GEMM}³ matrix product ran at "
-        f"{machine['gemm_before'] / 1e9:.0f} Gflop/s before and {machine['gemm_after'] / 1e9:.0f} after; load average "
-        f"{machine['load_before']:.2f} before, {machine['load_after']:.2f} after; other processes used "
-        f"{machine['others']:.2f} cores."
-        + (f" A state holds {found['state_mb_per_env']:.2f} MB per env." if "state_mb_per_env" in found else "")
+def _conditions(figures: dict[str, Any]) -> list[str]:
+    machine = figures["machine"]
+    conditions = (
+        f"{figures['processor']}; torch {figures['torch']}, {figures['threads']} threads on {figures['cores']} cores, "
+        f"float32; medians of {figures['repeats']} repeats in turns; {machine['seconds']:.0f} s. A {GEMM}³ matrix "
+        f"product ran at {machine['gemm_before'] / 1e9:.0f} Gflop/s before and {machine['gemm_after'] / 1e9:.0f} "
+        f"after; load average {machine['load_before']:.2f} before, {machine['load_after']:.2f} after; other processes "
+        f"used {machine['others']:.2f} cores."
     )
+    if "state_mb_per_env" in figures:
+        conditions += f" A state holds {figures['state_mb_per_env']:.2f} MB per env."
+    warned = [f"**Warning: {warning}. Do not trust these figures.**" for warning in figures["warnings"]]
+    return [conditions, "\n".join(warned)] if warned else [conditions]
 
 
-def _warned(found: dict[str, Any]) -> str:
-    return "\n".join(f"**Warning: {warning}. Do not trust these figures.**" for warning in found["warnings"])
+def _envs_table(figures: dict[str, Any]) -> str:
+    rows = []
+    for line in figures["envs"]:
+        cells = [f"{line[key] * factor:.4g}" if key in line else "" for key, factor in COLUMNS.values()]
+        errors = [line.get(f"error, {name}") for name in ERRORS.values()]
+        rows.append(cells + [f"{e['rms']:.1e} (max {e['largest']:.1e})" if e else "" for e in errors])
+    return markdown_table([*COLUMNS, *ERRORS], rows)
 
 
-def _widths(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    columns: dict[str, tuple[str, float]] = {
-        "envs": ("envs", 1), "steps/s": ("steps_per_second", 1), "p50 ms": ("p50_ms", 1), "p99 ms": ("p99_ms", 1),
-        "sweeps": ("sweeps", 1), "passes": ("passes", 1), "roofline %": ("roofline", 100),
-        "Gflop/step": ("gflop_per_step", 1), "one age steps/s": ("steps_per_second, own, one age", 1),
-        "loose steps/s": ("steps_per_second, own, loose", 1),
-        "Jacobi steps/s": ("steps_per_second, jacobi", 1), "Jacobi rounds": ("rounds, jacobi", 1),
-        "sequential steps/s": ("steps_per_second, sequential", 1), "process MB": ("resident_mb", 1),
-    }
-    errors = {"error": "own", "loose error": "own, loose", "Jacobi error": "jacobi", "sequential error": "sequential"}
-    lines = []
-    for line in found["envs"]:
-        cells = [f"{line[key] * unit:.4g}" if key in line else "" for key, unit in columns.values()]
-        some = [line.get(f"error, {name}") for name in errors.values()]
-        lines.append(cells + ["" if e is None else f"{e['rms']:.1e} (max {e['largest']:.1e})" for e in some])
-    return [*columns, *errors], lines
+def _profile_table(figures: dict[str, Any]) -> str:
+    profile, lines = figures["profile"], {line["envs"]: line for line in figures["envs"]}
+    whole = {envs: {"ms": sum(part["ms"] for part in parts.values()), "share": 1, "roofline": lines[envs]["roofline"]}
+             for envs, parts in profile.items()}
+    names = [*next(iter(profile.values())), "whole step"]
+    columns = {envs: parts | {"whole step": whole[envs]} for envs, parts in profile.items()}
+    rows = [
+        [name, *(text for parts in columns.values() for text in (
+            f"{parts[name]['ms']:.2f}", f"{100 * parts[name]['share']:.1f}", f"{100 * parts[name]['roofline']:.0f}",
+        ))] for name in names
+    ]
+    head = ["part", *(f"{count_envs(envs)}: {title}" for envs in profile for title in ("ms", "%", "roofline %"))]
+    passes = ", ".join(f"{lines[envs]['passes']:.2f} with {count_envs(envs)}" for envs in profile)
+    return f"{markdown_table(head, rows)}\n\nDeep passes per step (those of the slowest row): {passes}."
 
 
-def _profile(found: dict[str, Any]) -> str:
-    widths, whole = found["profile"], {line["envs"]: line for line in found["envs"]}
-    head = ["part", *(f"{figures.envs(rows)}: {what}" for rows in widths for what in ("ms", "%", "roofline %"))]
-    lines = []
-    for part in next(iter(widths.values())):
-        cells = [widths[rows][part] for rows in widths]
-        lines.append([part, *(text for c in cells for text in _share(c["ms"], c["share"], c["roofline"]))])
-    steps = [(sum(part["ms"] for part in parts.values()), whole[rows]["roofline"]) for rows, parts in widths.items()]
-    lines.append(["whole step", *(text for ms, roofline in steps for text in _share(ms, 1.0, roofline))])
-    passes = ", ".join(f"{whole[rows]['passes']:.2f} with {figures.envs(rows)}" for rows in widths)
-    return f"{table(head, lines)}\n\nDeep passes per step (those of the slowest row): {passes}."
+# ---- picture ---------------------------------------------------------------------------------------------------------
 
 
-def _share(ms: float, share: float, roofline: float) -> tuple[str, str, str]:
-    return f"{ms:.2f}", f"{100 * share:.1f}", f"{100 * roofline:.0f}"
-
-
-def _number(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:.3g} {unit}".strip()
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def picture(found: dict[str, Any], out: Path) -> None:
-    """Four small pictures: speed and time of a step against the number of envs, sweeps, and where the time goes."""
+def _draw(figures: dict[str, Any], out: Path) -> None:
+    """Plot speed and time of a step against the number of envs, the sweeps, and the share of each part."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 8), layout="constrained")
-    axes = figure.subplots(2, 2)
-    _draw_speed(axes[0, 0], found["envs"])
-    _draw_times(axes[0, 1], found["envs"])
-    _draw_sweeps(axes[1, 0], {int(count): frames for count, frames in found["sweeps"].items()})
-    _draw_profile(axes[1, 1], found["profile"])
-    doubt = " - the machine was not quiet" if found["warnings"] else ""
-    figure.suptitle(f"{found['world']}, {found['threads']} threads{doubt}")
+    (speed, times), (sweeps, parts) = figure.subplots(2, 2)
+    _draw_against_envs(speed, figures["envs"], BASELINES)
+    speed.set(title="env steps per second, all envs together", ylabel="steps/s")
+    _draw_against_envs(times, figures["envs"], {"p50_ms": "p50", "p99_ms": "p99"})
+    times.set(title="time of a step, slides included", ylabel="ms")
+    counts = {int(count): frames for count, frames in figures["sweeps"].items()}
+    sweeps.bar(list(counts), list(counts.values()), color="tab:blue")
+    sweeps.set(title="deep sweeps per frame (verifying sweep counted)", xlabel="sweeps", ylabel="frames")
+    sweeps.set_xticks(range(1, max(counts) + 2))
+    _draw_profile(parts, figures["profile"])
+    doubt = " - the machine was not quiet" if figures["warnings"] else ""
+    figure.suptitle(f"{figures['world']}, {figures['threads']} threads{doubt}")
     saved(figure, out)
 
 
-def _draw_speed(axis: Any, envs: list[dict[str, Any]]) -> None:
-    for name, label in BASELINES.items():
-        key = "steps_per_second" if name == "own" else f"steps_per_second, {name}"
-        points = [(line["envs"], line[key]) for line in envs if key in line]
-        axis.plot(*zip(*points, strict=True), marker="o", label=label)
-    _logarithmic(axis, envs, "env steps per second, all envs together", "steps/s")
-
-
-def _draw_times(axis: Any, envs: list[dict[str, Any]]) -> None:
-    for key, label in (("p50_ms", "p50"), ("p99_ms", "p99")):
-        axis.plot([line["envs"] for line in envs], [line[key] for line in envs], marker="o", label=label)
-    _logarithmic(axis, envs, "time of a step, slides included", "ms")
-
-
-def _draw_sweeps(axis: Any, counts: dict[int, int]) -> None:
-    axis.bar(list(counts), list(counts.values()), color="tab:blue")
-    axis.set(title="deep sweeps per frame (verifying sweep counted)", xlabel="sweeps", ylabel="frames")
-    axis.set_xticks(range(1, max(counts) + 2))
-
-
-def _logarithmic(axis: Any, envs: list[dict[str, Any]], title: str, unit: str) -> None:
+def _draw_against_envs(axis: Any, lines: list[dict[str, Any]], labels: dict[str, str]) -> None:
     from matplotlib import ticker
 
-    widths = [line["envs"] for line in envs]
-    axis.set(title=title, xlabel="envs", ylabel=unit, xscale="log", yscale="log")
-    axis.set_xticks(widths, labels=[str(rows) for rows in widths])
+    for key, label in labels.items():
+        points = [(line["envs"], line[key]) for line in lines if key in line]
+        axis.plot(*zip(*points, strict=True), marker="o", label=label)
+    axis.set(xlabel="envs", xscale="log", yscale="log")
+    axis.set_xticks([line["envs"] for line in lines], labels=[str(line["envs"]) for line in lines])
     axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.minorticks_off()
@@ -173,9 +126,8 @@ def _logarithmic(axis: Any, envs: list[dict[str, Any]], title: str, unit: str) -
 
 
 def _draw_profile(axis: Any, profile: dict[int, dict[str, dict[str, float]]]) -> None:
-    """One bar for each number of envs, as long as the step, in the colours of the parts."""
-    names = [figures.envs(rows) for rows in profile]
-    left = [0.0] * len(names)
+    """Draw one bar for each number of envs, divided into the parts of a step."""
+    names, left = [count_envs(envs) for envs in profile], [0.0] * len(profile)
     for index, part in enumerate(next(iter(profile.values()))):
         shares = [100 * parts[part]["share"] for parts in profile.values()]
         axis.barh(names, shares, left=left, label=part, color=f"C{index}")

@@ -1,98 +1,111 @@
-"""`starflow-world bench`: everything is measured in one run, so that every ratio is one of equals.
+"""What bench measures: everything in one process, so that every ratio compares runs of the same conditions.
 
-At each number of envs the decoders take turns, and what disturbs the machine disturbs all of them.
+At each number of envs the decoders take turns, so that a disturbance of the machine affects all of them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from starflow_world.commands.bench import report
 from starflow_world.commands.bench.machine import Watch, resident
 from starflow_world.commands.bench.measure import (
-    Rolled,
-    errors,
+    TimedRun,
+    decoding_errors,
     long_run,
     of_one_age,
     random_actions,
-    roll,
-    roll_published,
-    scoring,
+    scoring_seconds,
     staggered,
+    timed_published_run,
+    timed_run,
 )
-from starflow_world.commands.bench.measured import LOOSE, Measured
-from starflow_world.commands.bench.published import BLOCK
+from starflow_world.commands.bench.published import BLOCK, THRESHOLD
 from starflow_world.commands.bench.settings import BenchSettings
+from starflow_world.config.world import DecodeConfig, WorldConfig
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, WorldState
 
+LOOSE = DecodeConfig(tolerance=THRESHOLD**0.5)
+"""The own decoder at the tolerance at which the published one stops."""
 
-def run_bench(settings: BenchSettings) -> None:
-    """Measure a world; print the report and write it as bench.json, bench.md and bench.png, or only print a profile."""
-    world = World.load(settings.world, device="cpu")
-    if settings.profile:
-        print(report.profile_table(report.summary(measure_profile(world, settings))))
-        return
-    figures = report.summary(measure(world, settings))
-    report.write(figures, settings.out)
-    print(report.markdown(figures))
+
+@dataclass
+class Measured:
+    """All measurements. Runs by number of envs and decoder: `own` has rows of all ages; `own, one age`, `own, loose`
+    and the published `jacobi` and `sequential` have rows of one age, one run for each repeat; `errors` as from
+    `decoding_errors`, by decoder; memory in MB."""
+
+    config: WorldConfig
+    settings: BenchSettings
+    runs: dict[int, dict[str, list[TimedRun]]] = field(default_factory=dict)
+    errors: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    resident: dict[int, float] = field(default_factory=dict)
+    state: float = 0.0
+    scoring: list[float] = field(default_factory=list)
+    growth: float = float("nan")
+    long_run: list[float] = field(default_factory=list)
+    machine: dict[str, float] = field(default_factory=dict)
+
+    def own(self, envs: int) -> TimedRun:
+        """Return all repeats of the world's own decoder with rows of all ages as one run."""
+        first, *others = self.runs[envs]["own"]
+        return sum(others, first)
 
 
 def measure_profile(world: World, settings: BenchSettings) -> Measured:
-    """Only the world's own decoder, with one env and with many."""
-    found, watch = Measured(world.config, settings), Watch()
-    for rows in sorted({settings.fewest, settings.many}):
-        state, flats = staggered(world, rows), _period(world, rows)
-        roll(world, state, flats[:2])
-        found.runs[rows] = {"own": [roll(world, state, flats)[1] for _ in range(settings.repeats)]}
-    found.machine = watch.finish()
-    return found
+    """Measure only the world's own decoder, with the fewest envs and with many."""
+    measured, watch = Measured(world.config, settings), Watch()
+    for envs in sorted({settings.fewest, settings.many}):
+        state, flats = staggered(world, envs), _period(world, envs)
+        timed_run(world, state, flats[:2])
+        measured.runs[envs] = {"own": [timed_run(world, state, flats) for _ in range(settings.repeats)]}
+    measured.machine = watch.finish()
+    return measured
 
 
-def measure(world: World, settings: BenchSettings) -> Measured:
-    """Everything."""
-    found, watch = Measured(world.config, settings), Watch()
+def measure_all(world: World, settings: BenchSettings) -> Measured:
+    """Measure all decoders, their errors, scoring and the long run."""
+    measured, watch = Measured(world.config, settings), Watch()
     progress = tqdm(sorted(set(settings.envs)), desc="bench", unit="width")
-    for rows in progress:
-        progress.set_postfix_str(f"{rows} envs")
-        runs = _decoders(world, rows, baselines=rows <= settings.many)
-        found.runs[rows] = {name: [] for name in runs}
-        for _ in range(settings.repeats):
-            for decoder, run in runs.items():
-                found.runs[rows][decoder].append(run())
-        found.resident[rows] = resident()
-        if rows in (settings.fewest, settings.many):
-            state, flats = of_one_age(world, rows), random_actions(world, rows, 12 if rows == 1 else 3)
-            found.errors[rows], found.state = errors(world, LOOSE, state, flats), _megabytes(state) / rows
-    found.scoring = scoring(world, settings.many, settings.repeats)
-    found.growth, found.long_run = long_run(world, settings.long_steps)
-    found.machine = watch.finish()
-    return found
+    for envs in progress:
+        progress.set_postfix_str(f"{envs} envs")
+        decoders = _decoders(world, envs, baselines=envs <= settings.many)
+        turns = [{name: run() for name, run in decoders.items()} for _ in range(settings.repeats)]
+        measured.runs[envs] = {name: [turn[name] for turn in turns] for name in decoders}
+        measured.resident[envs] = resident()
+        if envs in (settings.fewest, settings.many):
+            state, flats = of_one_age(world, envs), random_actions(world, envs, 12 if envs == 1 else 3)
+            measured.errors[envs] = decoding_errors(world, LOOSE, state, flats)
+            measured.state = _megabytes(state) / envs
+    measured.scoring = scoring_seconds(world, settings.many, settings.repeats)
+    measured.growth, measured.long_run = long_run(world, settings.long_steps)
+    measured.machine = watch.finish()
+    return measured
 
 
-def _decoders(world: World, rows: int, *, baselines: bool) -> dict[str, Callable[[], Rolled]]:
-    """What takes turns with `rows` envs. Each goes through one period of slides, so it pays for one slide per row."""
-    mixed, flats = staggered(world, rows), _period(world, rows)
-    found: dict[str, Callable[[], Rolled]] = {"own": lambda: roll(world, mixed, flats)[1]}
+def _decoders(world: World, envs: int, *, baselines: bool) -> dict[str, Callable[[], TimedRun]]:
+    """Return the runs that take turns. Each covers one period between slides, so it pays for one slide per row."""
+    mixed, flats = staggered(world, envs), _period(world, envs)
+    decoders: dict[str, Callable[[], TimedRun]] = {"own": partial(timed_run, world, mixed, flats)}
     if baselines:
-        equal = of_one_age(world, rows)
-        loose = world.decoded(LOOSE)
-        found["own, one age"] = lambda: roll(world, equal, flats)[1]
-        found["own, loose"] = lambda: roll(loose, equal, flats)[1]
-        found["jacobi"] = lambda: roll_published(world, equal, flats, block=BLOCK)
-        found["sequential"] = lambda: roll_published(world, equal, flats, block=1)
-    roll(world, mixed, flats[:1])
-    return found
+        state = of_one_age(world, envs)
+        decoders["own, one age"] = partial(timed_run, world, state, flats)
+        decoders["own, loose"] = partial(timed_run, world.decoded(LOOSE), state, flats)
+        decoders["jacobi"] = partial(timed_published_run, world, state, flats, block=BLOCK)
+        decoders["sequential"] = partial(timed_published_run, world, state, flats, block=1)
+    timed_run(world, mixed, flats[:1])
+    return decoders
 
 
-def _period(world: World, rows: int) -> torch.Tensor:
-    """Actions (T, rows, 1 + flat) for the steps between two slides of a row."""
-    return random_actions(world, rows, world.config.window - world.config.context)
+def _period(world: World, envs: int) -> torch.Tensor:
+    """Return actions (T, envs, 1 + flat) for the steps between two slides of a row."""
+    return random_actions(world, envs, world.config.window - world.config.context)
 
 
 def _megabytes(state: WorldState) -> float:
-    """Size of all that a state holds, in MB."""
     tensors = [getattr(state, name) for name in (*TENSORS, "text")]
     if state.cache is not None:
         tensors += [state.cache.keys, state.cache.values]
