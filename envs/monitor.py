@@ -20,7 +20,7 @@ from gymnasium.vector.utils import iterate
 from starflow_world.envs.observation import mission, shown
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.model.actions import space_to_json
-from starflow_world.score import Scorer, Stream, Verdict
+from starflow_world.score import Scorer, ScoreStream, Verdict
 
 KEY = "surprise"
 
@@ -37,7 +37,7 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         gymnasium.Wrapper.__init__(self, env)
         self.scorer, self.text = scorer, text
         _check(scorer, env.action_space, env.observation_space, env.render_mode)
-        self._stream = Stream(scorer)
+        self._stream = ScoreStream(scorer)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the env; its first frame begins a new episode."""
@@ -74,7 +74,7 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
             raise ConfigError(f"text: expected one, or one for each of {env.num_envs} rows, found {len(self._texts)}")
         _check(scorer, env.single_action_space, env.single_observation_space, env.render_mode)
         self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._stream = Stream(scorer, env.num_envs)
+        self._stream = ScoreStream(scorer, env.num_envs)
         self._ended = np.zeros(env.num_envs, bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

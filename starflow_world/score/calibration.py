@@ -1,8 +1,8 @@
-"""Thresholds with a meaning: p-values of frames and episodes, and a change detector with a known run length.
+"""Calibration: p-values of frames and episodes, and a change detector with a chosen run length.
 
 p-values are split-conformal (Vovk et al. 2005; Angelopoulos & Bates 2023): the rank of a score among those of held-out
-normal frames, right whatever the scores are. Frames are ranked among frames as old in their episode (beginnings are
-harder to predict than what follows them), in bins that double in length and hold enough frames for the chosen rate.
+normal frames, valid for any score. Frames are ranked among frames of the same age in their episode (the first frames
+are harder to predict), in bins that double in length and hold enough frames for the chosen rate.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from starflow_world.errors import ScorerError
 from starflow_world.score.tails import FEWEST, FLOOR
 
 FRAMES_PER_RATE = 5
-"""Frames, times the false-alarm rate, that a threshold needs: 500 for 1 %."""
+"""Product of frames and false-alarm rate that a threshold needs: 500 frames for 1 %."""
 CAP, SLACK = 6.0, 0.5
 
 
 def check_support(frames: int, false_alarms: float) -> None:
-    """ScorerError unless so many calibration frames can carry a threshold at this rate."""
+    """Raise ScorerError unless `frames` calibration frames support a threshold at this rate."""
     if not 0 < false_alarms < 1:
         raise ScorerError(f"false alarms: expected a rate between 0 and 1, found {false_alarms}")
     needed = int(np.ceil(FRAMES_PER_RATE / false_alarms - 1e-9))
@@ -33,7 +33,7 @@ def check_support(frames: int, false_alarms: float) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Sorted scores (N,) of normal frames, those of bin b at starts[b] : starts[b + 1], frames of age ages[b] on."""
+    """Sorted scores (N,) of normal frames by age; bin b is starts[b] : starts[b + 1] and begins at age ages[b]."""
 
     scores: np.ndarray
     starts: np.ndarray
@@ -41,7 +41,7 @@ class Ranks:
 
     @staticmethod
     def fit(episodes: Sequence[np.ndarray], fewest: int) -> "Ranks":
-        """Of the scores (T,) of normal episodes; a bin with fewer than `fewest` frames is joined with its neighbour."""
+        """Rank the scores (T,) of normal episodes; a bin with fewer than `fewest` frames joins its neighbour."""
         age = np.concatenate([np.arange(len(scores)) for scores in episodes])
         score = np.concatenate(episodes)
         edges = np.concatenate(([0, 1], 2 ** np.arange(1, 31)))
@@ -56,7 +56,7 @@ class Ranks:
         return Ranks(np.concatenate([np.sort(s) for _, s in bins]), starts, np.array([age for age, _ in bins]))
 
     def __call__(self, score: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """p (T,): the share of normal frames of this age, the judged one among them, that score as high or higher."""
+        """Return p (T,): the share of normal frames of this age, the judged one included, with as high a score."""
         place, p = np.searchsorted(self.ages, age, side="right") - 1, np.empty(len(score))
         for index in np.unique(place):
             normal, here = self.scores[self.starts[index] : self.starts[index + 1]], place == index
@@ -67,7 +67,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the online statistics of an episode remember: standardised surprises of the last frames, and the sum."""
+    """The state of the online statistics of an episode: standardised surprises of the last frames, cumulative sum."""
 
     recent: tuple[float, ...] = ()
     cusum: float = 0.0
@@ -75,8 +75,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Change:
-    """Weak and lasting changes: log surprise, standardised per group (mean, deviation (G,)), over `window` frames, and
-    the cumulative sum of Page (1954) with what an alarm needs for the chosen run length."""
+    """Detects weak, lasting changes: log surprise, standardised by group (mean, deviation (G,)), over `window` frames,
+    and the cumulative sum of Page (1954) with its threshold for the chosen run length."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -87,56 +87,57 @@ class Change:
 
     @staticmethod
     def fit(surprise: np.ndarray, group: np.ndarray, groups: int, window: int) -> "Change":
-        """Means and deviations of the surprises (N,) of normal frames in groups (N,); group 0, first frames, apart."""
-        logs, found = _log(surprise), []
+        """Fit to surprises (N,) of normal frames in groups (N,); group 0, the first frames, is always separate."""
+        logs, moments = _log(surprise), []
         for number in range(groups):
             own = logs[group == number]
             enough = len(own) >= FEWEST or (number == 0 and len(own) > 0)
             own = own if enough else logs[group > 0] if (group > 0).any() else logs
-            found.append((own.mean(), max(own.std(), 1e-3)))
-        mean, deviation = np.array(found).T
+            moments.append((own.mean(), max(own.std(), 1e-3)))
+        mean, deviation = np.array(moments).T
         return Change(mean, deviation, window)
 
     def standardised(self, surprise: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """(T,) log surprise in deviations from what is normal in its group."""
+        """Return the log surprise (T,) in deviations from the mean of its group."""
         return np.asarray((_log(surprise) - self.mean[group]) / self.deviation[group])
 
     def step(self, memory: Memory, drift: float, score: float) -> tuple[Memory, float]:
-        """Memory behind one more frame, and the mean of the window in deviations of such a mean."""
+        """Return the memory after one more frame, and the window's mean in deviations of such a mean."""
         recent = (*memory.recent, drift)[-self.window :]
-        gain = (float(evidence(np.array(drift), np.array(score))) - self.calm) / self.spread - SLACK
+        gain = (float(change_evidence(np.array(drift), np.array(score))) - self.calm) / self.spread - SLACK
         return Memory(recent, max(0.0, memory.cusum + gain)), sum(recent) / len(recent) ** 0.5
 
-    def runs(self, threshold: float, gains: Sequence[np.ndarray]) -> int:
-        """Alarms in normal episodes of these gains, the sum restarting behind each."""
-        alarms = 0
-        for episode in gains:
-            total = 0.0
-            for gain in episode.tolist():
-                total = max(0.0, total + gain)
-                if total > threshold:
-                    alarms, total = alarms + 1, 0.0
-        return alarms
-
     def fitted(self, drifts: Sequence[np.ndarray], scores: Sequence[np.ndarray], run_length: int) -> "Change":
-        """With the lowest threshold that normal episodes cross at most once per `run_length` frames."""
-        raw = [evidence(drift, score) for drift, score in zip(drifts, scores, strict=True)]
+        """Return the detector with the lowest threshold that normal episodes cross once per `run_length` frames."""
+        raw = [change_evidence(drift, score) for drift, score in zip(drifts, scores, strict=True)]
         pooled = np.concatenate(raw)
         calm, spread = float(pooled.mean()), max(float(pooled.std()), 1e-6)
         gains = [(one - calm) / spread - SLACK for one in raw]
         low, high, allowed = 0.0, 1.0, len(pooled) / run_length
-        while self.runs(high, gains) > allowed:
+        while _alarms(high, gains) > allowed:
             low, high = high, 2 * high
         for _ in range(24):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.runs(middle, gains) > allowed else (low, middle)
+            low, high = (middle, high) if _alarms(middle, gains) > allowed else (low, middle)
         return Change(self.mean, self.deviation, self.window, calm, spread, high)
+
+
+def _alarms(threshold: float, gains: Sequence[np.ndarray]) -> int:
+    """Count the alarms in episodes of these gains; the sum restarts after each alarm."""
+    alarms = 0
+    for episode in gains:
+        total = 0.0
+        for gain in episode.tolist():
+            total = max(0.0, total + gain)
+            if total > threshold:
+                alarms, total = alarms + 1, 0.0
+    return alarms
 
 
 def _log(surprise: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(surprise, 0) + FLOOR)
 
 
-def evidence(drift: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """What the cumulative sum adds up (T,): a frame's drift and half its score, neither without bound."""
+def change_evidence(drift: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Return the evidence for a change (T,): drift plus half the score of a frame, both bounded."""
     return np.clip(drift, -CAP / 2, CAP / 2) + np.clip(score, 0, CAP) / 2

@@ -1,4 +1,4 @@
-"""What a scorer knows of normal episodes, and how frames become the numbers it is about."""
+"""What a scorer knows about normal episodes, and the statistics of frames that it judges."""
 
 import json
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from starflow_world.world import World
 
 SHORTEST = 2
 WORST = 2
-"""Tokens that make the peak: a sum over all of them hides what happens in one behind the noise of the others, and what
-happens at a border of tokens is half in either."""
+"""Tokens that make the peak: a sum over all tokens would hide one surprising token in the noise of the others, and an
+event on the border of two tokens is half in either."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a scorer was asked for: `draws` noise draws of seeds `seed`, seed + 1, ...; `window` in frames."""
+    """Settings of a scorer; the noise has `draws` draws with the seeds `seed`, seed + 1, ...; `window` is in frames."""
 
     false_alarms: float = 0.01
     run_length: int = 1000
@@ -41,13 +41,13 @@ class Settings:
 
     @property
     def seeds(self) -> list[int]:
-        """Of the noise draws."""
+        """Seeds of the noise draws."""
         return [self.seed + draw for draw in range(self.draws)]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What is normal: patches `known` (K, k) of frames, scales, ranks of frames, sorted scores (E,) of episodes."""
+    """Fitted values: known patches (K, k) of frames, tails, ranks of frames, sorted scores (E,) of episodes."""
 
     known: Tensor
     tails: Tails
@@ -57,7 +57,7 @@ class Fitted:
 
 
 def check_episode(world: World, episode: Episode) -> None:
-    """DataError unless the world can score this episode."""
+    """Raise DataError unless the world can score this episode."""
     if not isinstance(episode, Episode):
         raise DataError(f"episode: expected an Episode, found {type(episode).__name__}; build or read one")
     episode.validate()
@@ -74,28 +74,30 @@ def check_episode(world: World, episode: Episode) -> None:
                         "episodes of the world's own environment")
 
 
-def kinds(world: World) -> int:
-    """Kinds of frames that are judged apart: first frames, then those behind each action of a Discrete space."""
+def group_count(world: World) -> int:
+    """Count the groups of frames with their own scales: first frames, and one group per action of a Discrete space."""
     space = json.loads(world.config.action_space)
     return 1 + (int(space["n"]) if space["type"] == "Discrete" else 1)
 
 
 def group_of(world: World, actions: np.ndarray) -> np.ndarray:
-    """The kind (T,) of frames that actions (T, flat) led to, the first of an episode."""
-    group = 1 + actions.argmax(1) if kinds(world) > 2 else np.ones(len(actions), np.int64)
+    """Return the groups (T,) of the frames of an episode that actions (T, flat) led to."""
+    group = 1 + actions.argmax(1) if group_count(world) > 2 else np.ones(len(actions), np.int64)
     group[0] = 0
     return group
 
 
-def parts(world: World, frames: np.ndarray, evidence: Evidence, known: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Statistics (T, K) of frames (T, H, W, 3) u8 in the order of scores.PARTS, and surprise per token (T, h, w)."""
+def frame_statistics(
+    world: World, frames: np.ndarray, evidence: Evidence, known: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return statistics (T, K) of frames (T, H, W, 3) u8 in the order of scores.PARTS, and surprise (T, h, w)."""
     codec, (h, w) = world.networks.codec, world.config.grid
     latents, shown = torch.from_numpy(evidence.latents), torch.from_numpy(frames)
     strange = novelty(latents, known, world.config.codec.merge, world.config.noise_level)
-    unsaid = residual(codec, shown, latents.to(world.dynamics.device), (h, w))
+    lost = residual(codec, shown, latents.to(world.dynamics.device), (h, w))
     surprise, peak = evidence.surprise.sum(1), np.sort(evidence.surprise, axis=1)[:, -WORST:].sum(1)
-    found = (
-        surprise, peak, evidence.against.sum(1), strange.amax(1).double().numpy(), unsaid.amax(1).double().numpy(),
+    statistics = (
+        surprise, peak, evidence.against.sum(1), strange.amax(1).double().numpy(), lost.amax(1).double().numpy(),
         surprise - complexity(frames),
     )
-    return np.stack(found, axis=1), evidence.surprise.reshape(-1, h, w)
+    return np.stack(statistics, axis=1), evidence.surprise.reshape(-1, h, w)

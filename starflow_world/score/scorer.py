@@ -1,9 +1,9 @@
-"""The scorer: a world, what is normal under it, and thresholds; episodes in, scores out.
+"""The scorer: maps episodes to anomaly scores under a world.
 
-Per frame: what the world says (evidence.py) and what the frame looks like (background.py) are the parts; each part is
-put on one scale, -log of how rare it is for its kind of action (tails.py); the largest, weighted, is the score; ranks
-and sums of scores give p-values and alarms (calibration.py). All is fitted on normal episodes, thresholds on episodes
-that the scales have not seen.
+The parts of a frame are the evidence of the world (evidence.py) and of the frame alone (background.py). Each part is
+mapped to one scale, -log of its rarity after the same action (tails.py); the largest weighted part is the score; ranks
+and sums of scores give p-values and alarms (calibration.py). Scales are fitted on normal episodes, thresholds on other
+normal episodes.
 """
 
 from collections.abc import Sequence
@@ -17,42 +17,42 @@ from tqdm import tqdm
 
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import ScorerError
-from starflow_world.score import store
 from starflow_world.score.background import distinct_patches, prototypes
 from starflow_world.score.calibration import FRAMES_PER_RATE, Change, Memory, Ranks, check_support
 from starflow_world.score.evidence import Evidence, gather
-from starflow_world.score.normal import Fitted, Settings, check_episode, group_of, kinds, parts
+from starflow_world.score.normal import Fitted, Settings, check_episode, frame_statistics, group_count, group_of
 from starflow_world.score.scores import PARTS, Scores, first_true
+from starflow_world.score.store import read_scorer, write_scorer
 from starflow_world.score.tails import Tails
 from starflow_world.world import World
 
 SHARES = {
     "surprise": 0.3, "peak": 0.5, "against_action": 0.05, "novelty": 0.05, "residual": 0.05, "background": 0.05,
 }
-"""Of the false alarms, how many each part may cause (a weighted Bonferroni rule; Genovese et al. 2006). What has a
-large share decides on weak anomalies; what has a small one is for frames so strange that they need none."""
+"""Share of the false alarms that each part may cause (a weighted Bonferroni rule; Genovese et al. 2006). Parts with a
+large share detect weak anomalies; parts with a small share only detect very strange frames."""
 COSTS = -np.log([SHARES[name] for name in PARTS])
 
 
 class Episodes(Protocol):
-    """A sequence of episodes; an EpisodeDataset is one."""
+    """A sequence of episodes, such as an EpisodeDataset."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of episodes."""
 
     def __getitem__(self, index: int, /) -> Episode:
-        """One of them."""
+        """Return one episode."""
 
 
 class Scorer:
-    """Scores episodes under a world; made by `fit` or `load`."""
+    """Scores episodes under a world. Create it with `fit` or `load`."""
 
     def __init__(self, world: World, settings: Settings, fitted: Fitted) -> None:
         self.world, self.settings, self.fitted = world, settings, fitted
 
     @property
     def false_alarms(self) -> float:
-        """The share of normal frames that may be flagged."""
+        """Share of normal frames that may be flagged."""
         return self.settings.false_alarms
 
     @property
@@ -70,9 +70,9 @@ class Scorer:
     ) -> "Scorer":
         """Fit scales on some normal episodes and thresholds on others.
 
-        Without `calibration_episodes` a half of the normal ones, drawn by `seed`, is kept for the thresholds. draws:
-        noise draws that are averaged, of seeds seed, seed + 1, ...; window: frames of the windowed statistics; batch:
-        windows per forward pass. ScorerError where the calibration frames cannot support the rate.
+        Without `calibration_episodes` half of the normal ones, drawn by `seed`, is kept for the thresholds. `draws`:
+        noise draws that are averaged, with seeds seed, seed + 1, ...; `window`: frames of the windowed statistics;
+        `batch`: windows per forward pass. Raises ScorerError if the calibration frames cannot support the rate.
         """
         settings = Settings(false_alarms, run_length, draws, seed, window)
         normal, kept = _split(normal_episodes, calibration_episodes, seed)
@@ -84,8 +84,8 @@ class Scorer:
         others = [_patches(world, seen[1 - k :: 2] or seen) for k in (0, 1)]
         halves = [_described(world, normal[k::2], seen[k::2], others[k]) for k in (0, 1)]
         values, group = (np.concatenate(part) for part in zip(*halves[0], *halves[1], strict=True))
-        tails = Tails.fit(values, group, kinds(world))
-        change = Change.fit(values[:, 0], group, kinds(world), window)
+        tails = Tails.fit(values, group, group_count(world))
+        change = Change.fit(values[:, 0], group, group_count(world), window)
         seen = _evidence(world, kept, settings, batch, "calibrate", progress)
         described = _described(world, kept, seen, known)
         scores = [_combined(tails, values, group) for values, group in described]
@@ -98,22 +98,22 @@ class Scorer:
     # ---- scoring -------------------------------------------------------------------------------------------------
 
     def __call__(self, episode: Episode) -> Scores:
-        """The scores of one episode."""
+        """Return the scores of one episode."""
         return self.score([episode])[0]
 
     def score(self, episodes: Episodes, *, batch: int = 8) -> list[Scores]:
-        """The scores of episodes, in their order, `batch` windows per forward pass."""
-        found = []
+        """Return the scores of episodes, in their order, `batch` windows per forward pass."""
+        scores = []
         for start in range(0, len(episodes), 4 * batch):
             some = [episodes[index] for index in range(start, min(start + 4 * batch, len(episodes)))]
             for episode in some:
                 check_episode(self.world, episode)
             seen = gather(self.world, some, seeds=self.settings.seeds, batch=batch)
-            found += [self._scores(episode, one) for episode, one in zip(some, seen, strict=True)]
-        return found
+            scores += [self._scores(episode, one) for episode, one in zip(some, seen, strict=True)]
+        return scores
 
     def _scores(self, episode: Episode, evidence: Evidence) -> Scores:
-        values, heat = parts(self.world, episode.frames, evidence, self.fitted.known)
+        values, heat = frame_statistics(self.world, episode.frames, evidence, self.fitted.known)
         judged = self.judge(values, group_of(self.world, episode.actions), np.arange(len(values)), Memory())
         nats = evidence.nats.sum(1) / (evidence.nats.shape[1] * self.world.config.channels)
         alarm, change = judged.p <= self.false_alarms, judged.cusum > self.fitted.change.threshold
@@ -130,7 +130,7 @@ class Scorer:
         )
 
     def judge(self, values: np.ndarray, group: np.ndarray, age: np.ndarray, memory: Memory) -> "Judged":
-        """Frames with parts (T, K), groups (T,) and ages (T,), behind those that `memory` remembers."""
+        """Judge frames with statistics (T, K), groups (T,) and ages (T,) after the frames in `memory`."""
         score, change = _combined(self.fitted.tails, values, group), self.fitted.change
         drift = change.standardised(values[:, 0], group)
         windowed, cusum = np.empty(len(values)), np.empty(len(values))
@@ -143,17 +143,17 @@ class Scorer:
 
     def save(self, folder: Path | str) -> None:
         """Write the scorer as scorer.json and scorer.safetensors."""
-        store.write(folder, self.world, self.settings, self.fitted)
+        write_scorer(folder, self.world, self.settings, self.fitted)
 
     @staticmethod
     def load(folder: Path | str, world: World) -> "Scorer":
-        """Read a scorer of `world`; ScorerError for another world, size, codec, noise level, version, or damage."""
-        return Scorer(world, *store.read(folder, world))
+        """Read a scorer of `world`. Raises ScorerError for damage, or for another world, size, codec or format."""
+        return Scorer(world, *read_scorer(folder, world))
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The judgement of frames in their order, (T,) each, and the memory behind them."""
+    """Scores, p-values and online statistics of frames, (T,) each, and the memory after them."""
 
     score: np.ndarray
     p: np.ndarray
@@ -163,47 +163,47 @@ class Judged:
 
 
 def _split(normal: Episodes, kept: Episodes | None, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Episodes for the scales, and others for the thresholds."""
-    first = [normal[index] for index in range(len(normal))]
-    if kept is not None:
-        first, second = first, [kept[index] for index in range(len(kept))]
+    """Return the episodes that fit the scales and those that set the thresholds."""
+    if kept is None:
+        order, kept = np.random.default_rng(seed).permutation(len(normal)).tolist(), normal
+        first, second = order[::2], order[1::2]
     else:
-        order = np.random.default_rng(seed).permutation(len(first)).tolist()
-        first, second = [first[index] for index in order[::2]], [first[index] for index in order[1::2]]
+        first, second = list(range(len(normal))), list(range(len(kept)))
     if not first or not second:
-        raise ScorerError("normal episodes: expected at least one to fit and one to calibrate, found fewer; give more")
-    return first, second
+        raise ScorerError("normal episodes: expected at least one to fit and one to calibrate, found "
+                          f"{len(first)} and {len(second)}; give more")
+    return [normal[index] for index in first], [kept[index] for index in second]
 
 
 def _patches(world: World, seen: Sequence[Evidence]) -> Tensor:
-    """What normal frames are made of. Frames are new beside the patches of others only: scales come from two halves."""
+    """Return the patches of normal frames; scales compare each half of the episodes with the other half's patches."""
     return prototypes(distinct_patches([one.latents for one in seen], world.config.codec.merge))
 
 
 def _described(
     world: World, episodes: Sequence[Episode], seen: Sequence[Evidence], known: Tensor
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Parts (T, K) and groups (T,) of each episode."""
+    """Return statistics (T, K) and groups (T,) of each episode."""
     pairs = zip(episodes, seen, strict=True)
-    return [(parts(world, e.frames, one, known)[0], group_of(world, e.actions)) for e, one in pairs]
+    return [(frame_statistics(world, e.frames, one, known)[0], group_of(world, e.actions)) for e, one in pairs]
 
 
 def _combined(tails: Tails, values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The score (T,) of parts (T, K) in groups (T,)."""
+    """Return the score (T,) of statistics (T, K) in groups (T,)."""
     return np.asarray((tails(values, group) - COSTS).max(1))
 
 
 def _evidence(
     world: World, episodes: Sequence[Episode], settings: Settings, batch: int, title: str, progress: bool
 ) -> list[Evidence]:
-    """What the world says of episodes, a few at a time."""
-    found: list[Evidence] = []
+    """Return the evidence on episodes, a few at a time."""
+    evidence: list[Evidence] = []
     for start in tqdm(range(0, len(episodes), 4 * batch), desc=title, unit="batch", disable=not progress):
-        found += gather(world, episodes[start : start + 4 * batch], seeds=settings.seeds, batch=batch)
-    return found
+        evidence += gather(world, episodes[start : start + 4 * batch], seeds=settings.seeds, batch=batch)
+    return evidence
 
 
 def _episode_score(score: np.ndarray) -> float:
-    """log of the mean of exp(score): one very strange frame counts, and so do many slightly strange ones."""
+    """Return log of the mean of exp(score): one very strange frame counts, and many slightly strange frames do too."""
     highest = float(score.max())
     return highest + float(np.log(np.exp(score - highest).mean()))

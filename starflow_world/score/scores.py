@@ -1,4 +1,4 @@
-"""What a scorer says of an episode."""
+"""The scores of an episode."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy as np
 from starflow_world.io.reports import csv_text
 
 PARTS = ("surprise", "peak", "against_action", "novelty", "residual", "background")
-"""The statistics of a frame, in nats but `residual` (grey levels); all are higher the stranger a frame is.
+"""The statistics of a frame, in nats, `residual` in grey levels; higher is stranger.
 
-surprise: nats by which the prediction of the frame falls short of a perfect one. peak: that of the two worst tokens.
-against_action: log p without the frame's action - log p with it: above 0, the world did not do what the action says.
-novelty: strangest patch against the patches of normal frames. residual: what the codec cannot say, of the worst token.
-background: surprise - compressed size of the frame (Serra et al. 2020): what is strange for being so simple.
+surprise: nats by which the prediction of the frame falls short of a perfect one. peak: the same of the two worst
+tokens. against_action: log p without the frame's action - log p with it; above 0, the frame contradicts the action.
+novelty: distance of the strangest patch to the patches of normal frames. residual: reconstruction error of the codec
+at the worst token. background: surprise - compressed size of the frame (Serra et al. 2020).
 """
 
 COLUMNS = ("score", "p", "alarm", "cusum", "change", "windowed", "typicality", "nats_per_dim", "action_ratio")
@@ -20,15 +20,15 @@ COLUMNS = ("score", "p", "alarm", "cusum", "change", "windowed", "typicality", "
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """T frames of one episode; row t belongs to frames[t], which actions[t] led to.
+    """The scores of T frames; index t belongs to frames[t], which actions[t] led to.
 
-    score (T,): all parts together, about -log of the share of normal frames that are stranger; higher is stranger.
+    score (T,): all parts combined, about -log of the share of normal frames that are stranger; higher is stranger.
     p (T,): its split-conformal p-value. alarm (T,) bool: p <= the scorer's false-alarm rate.
-    windowed (T,): mean log surprise of the last frames, in deviations of such a mean; typicality (T,): its size, so
-    that too likely counts too. cusum (T,): cumulative sum of evidence for a change; change (T,) bool: it is above its
-    threshold. nats_per_dim (T,): log-probability given history and action (higher: more likely). action_ratio (T,),
-    nats: log p(x|h,a) - log p(x|h,none), 0 for the first frame. values (T, len(PARTS)): `parts` side by side.
-    heat (T, h, w): surprise per token.
+    windowed (T,): mean log surprise of the last frames, in deviations of such a mean; typicality (T,): its magnitude,
+    since too likely frames are strange too. cusum (T,): cumulative sum of evidence for a change; change (T,) bool:
+    cusum above its threshold. nats_per_dim (T,): log-probability given history and action (higher: more likely).
+    action_ratio (T,), nats: log p(x|h,a) - log p(x|h,none), 0 for the first frame. values (T, len(PARTS)): `parts` as
+    columns. heat (T, h, w): surprise per token.
     episode: `score` (log of the mean of exp(score), the harmonic mean p-value of Wilson 2019 on the frames' scale), its
     `p`, `nats_per_dim` (mean), `alarms` (count), `change` (first frame of a change, -1: none).
     """
@@ -56,16 +56,16 @@ class Scores:
 
     @property
     def first_alarm(self) -> int:
-        """Index of the first flagged frame, -1 where there is none."""
+        """Index of the first flagged frame, -1 without one."""
         return first_true(self.alarm)
 
     def to_csv(self) -> str:
-        """One line per frame: every column and every part."""
+        """Return CSV with one line per frame: every column and every part."""
         columns = [getattr(self, name) for name in COLUMNS] + list(self.values.T)
         rows = ([str(t), *(f"{float(column[t]):.9g}" for column in columns)] for t in range(len(self)))
         return csv_text(("frame", *COLUMNS, *PARTS), rows)
 
 
 def first_true(flags: np.ndarray) -> int:
-    """Index of the first True, -1 where there is none."""
+    """Return the index of the first True, -1 without one."""
     return int(flags.argmax()) if flags.any() else -1

@@ -1,4 +1,4 @@
-"""A scorer on disk: scorer.safetensors holds the numbers and, sealed with them, the facts, which scorer.json shows."""
+"""A scorer on disk: scorer.safetensors holds the numbers and, sealed with them, the facts; scorer.json repeats them."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from torch import Tensor
 from starflow_world.errors import CheckpointError, ScorerError
 from starflow_world.io.files import read_tensors, write_tensors, write_text
 from starflow_world.score.calibration import Change, Ranks
-from starflow_world.score.normal import Fitted, Settings, kinds
+from starflow_world.score.normal import Fitted, Settings, group_count
 from starflow_world.score.scores import PARTS
 from starflow_world.score.tails import KNOTS, Tails
 from starflow_world.world import World
@@ -22,7 +22,7 @@ FACTS, NUMBERS = "scorer.json", "scorer.safetensors"
 
 
 def world_facts(world: World) -> dict[str, Any]:
-    """What a scorer is bound to, told apart so that an error can name what differs."""
+    """Return the properties that bind a scorer to a world, separately, so that an error can name the difference."""
     config = world.config
     codec = {name: getattr(config.codec, name) for name in ("kind", "patch", "components", "merge")}
     return {
@@ -31,8 +31,8 @@ def world_facts(world: World) -> dict[str, Any]:
     }
 
 
-def write(folder: Path | str, world: World, settings: Settings, fitted: Fitted) -> None:
-    """Write both files; raises ScorerError where that fails."""
+def write_scorer(folder: Path | str, world: World, settings: Settings, fitted: Fitted) -> None:
+    """Write both files. Raises ScorerError."""
     facts = {
         "format": FORMAT, **world_facts(world), "settings": asdict(settings), "parts": list(PARTS),
         "calibration_frames": len(fitted.ranks.scores), "calibration_episodes": len(fitted.episodes),
@@ -50,8 +50,8 @@ def write(folder: Path | str, world: World, settings: Settings, fitted: Fitted) 
     write_text(Path(folder) / FACTS, text)
 
 
-def read(folder: Path | str, world: World) -> tuple[Settings, Fitted]:
-    """Read a scorer of `world`; ScorerError says what is damaged, or what does not fit."""
+def read_scorer(folder: Path | str, world: World) -> tuple[Settings, Fitted]:
+    """Read a scorer of `world`. Raises ScorerError that names the damage or the difference between the worlds."""
     path = Path(folder) / NUMBERS
     tensors, metadata = read_tensors(path, ScorerError, sealed=True)
     try:
@@ -59,24 +59,25 @@ def read(folder: Path | str, world: World) -> tuple[Settings, Fitted]:
         shown = json.loads((Path(folder) / FACTS).read_text(encoding="utf-8"))
         version = facts["format"]
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ScorerError(f"{folder}: expected a whole scorer, found damage: {error!r:.120}; calibrate anew") from None
+        raise ScorerError(f"{folder}: expected a whole scorer, found damage: {error!r:.120}; calibrate again") from None
     if version != FORMAT:
-        raise ScorerError(f"{path}: expected a scorer of format {FORMAT}, found {version!r:.20}; calibrate anew")
+        raise ScorerError(f"{path}: expected a scorer of format {FORMAT}, found {version!r:.20}; calibrate again")
     if facts != shown:
-        raise ScorerError(f"{folder}: expected {FACTS} and {NUMBERS} of one scorer, found two; calibrate anew")
+        differ = [name for name in facts if not isinstance(shown, dict) or shown.get(name) != facts[name]]
+        raise ScorerError(f"{folder}: expected {FACTS} and {NUMBERS} of one scorer, found different values of "
+                          f"{', '.join(differ) or 'other facts'}; calibrate again")
     for name, expected in world_facts(world).items():
         if facts.get(name) != expected:
-            found = f"{facts.get(name)!s:.100}"
-            raise ScorerError(f"{folder}: {name}: expected a scorer for {expected!s:.100}, found one for {found}; "
-                              "calibrate one for this world")
+            raise ScorerError(f"{folder}: {name}: expected a scorer for {expected!s:.100}, found one for "
+                              f"{facts.get(name)!s:.100}; calibrate one for this world")
     try:
         return Settings(**facts["settings"]), _fitted(tensors, facts, world)
     except (KeyError, TypeError, ValueError, RuntimeError, CheckpointError) as error:
-        raise ScorerError(f"{path}: expected a whole scorer, found damage: {error!r:.120}; calibrate anew") from None
+        raise ScorerError(f"{path}: expected a whole scorer, found damage: {error!r:.120}; calibrate again") from None
 
 
 def _fitted(tensors: dict[str, Tensor], facts: dict[str, Any], world: World) -> Fitted:
-    groups, count = kinds(world), len(PARTS)
+    groups, count = group_count(world), len(PARTS)
     size = len(tensors["ranks.ages"])
     shapes = {
         "tails.knots": (groups, count, KNOTS), "tails.shape": (groups, count), "tails.spread": (groups, count),
@@ -86,9 +87,7 @@ def _fitted(tensors: dict[str, Tensor], facts: dict[str, Any], world: World) -> 
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensors[name].shape)}")
     part = {name: tensor.numpy() for name, tensor in tensors.items()}
-    change = Change(
-        part["change.mean"], part["change.deviation"], facts["settings"]["window"], **facts["change"]
-    )
+    change = Change(part["change.mean"], part["change.deviation"], facts["settings"]["window"], **facts["change"])
     return Fitted(
         tensors["known"], Tails(part["tails.knots"], part["tails.shape"], part["tails.spread"]),
         Ranks(part["ranks.scores"], part["ranks.starts"], part["ranks.ages"]), change, part["episodes"],

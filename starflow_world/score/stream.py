@@ -1,4 +1,4 @@
-"""Scoring frames as they come: rows of different ages, each observed once per step through the world's cache."""
+"""Online scoring: rows of different ages, each observed once per step through the world's cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from starflow_world.codec import frame_codec
 from starflow_world.errors import DataError, StateError
 from starflow_world.score.calibration import Memory
 from starflow_world.score.evidence import Evidence, first, peek
-from starflow_world.score.normal import group_of, parts
+from starflow_world.score.normal import frame_statistics, group_of
 from starflow_world.score.scorer import Judged, Scorer
 from starflow_world.score.scores import PARTS
 from starflow_world.world.state import WorldState
@@ -20,7 +20,7 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class Verdict:
-    """One frame of one row: as the fields of Scores at one t; heat (h, w)."""
+    """The scores of one frame of one row: the fields of Scores at one t; heat (h, w)."""
 
     score: float
     p: float
@@ -35,8 +35,8 @@ class Verdict:
     heat: np.ndarray
 
 
-class Stream:
-    """`rows` episodes that go on at the same time; what a row is told is scored as `Scorer.score` scores it."""
+class ScoreStream:
+    """Scores `rows` episodes in progress frame by frame, with the scores that `Scorer.score` gives whole episodes."""
 
     def __init__(self, scorer: Scorer, rows: int = 1) -> None:
         self.scorer, self.rows = scorer, rows
@@ -46,18 +46,16 @@ class Stream:
 
     @torch.inference_mode()
     def begin(self, frames: np.ndarray, texts: Sequence[str], rows: Sequence[int] | None = None) -> list[Verdict]:
-        """New episodes in `rows` (all of them without): first frames (k, H, W, 3) u8 and texts; their verdicts."""
+        """Begin episodes in `rows` (None: all) with first frames (k, H, W, 3) u8 and texts; return their verdicts."""
         chosen = list(range(self.rows)) if rows is None else list(rows)
         if self._state is None and len(chosen) != self.rows:
-            raise StateError(f"stream: expected all {self.rows} rows to begin at first, found rows {chosen}")
+            raise StateError(f"stream: expected all {self.rows} rows to begin first, found rows {chosen}")
         world, seeds = self.scorer.world, self.scorer.settings.seeds
         shown = self._frames(frames, len(chosen))
         drawn = shown.repeat_interleave(len(seeds), dim=0)
-        state, transition = world.start(
-            drawn, text=[text for text in texts for _ in seeds], seed=seeds * len(chosen)
-        )
+        state, transition = world.start(drawn, text=[text for text in texts for _ in seeds], seed=seeds * len(chosen))
         clean = self._clean(drawn)
-        found = first(world, transition, clean)
+        evidence = first(world, transition, clean)
         if self._state is None or len(chosen) == self.rows:
             self._state = state
         else:
@@ -65,12 +63,11 @@ class Stream:
             self._state = self._state.replace_rows(places, state)
         for row in chosen:
             self._memory[row], self._age[row] = Memory(), 0
-        group = np.zeros(len(chosen), np.int64)
-        return self._verdicts(chosen, shown, found, clean, group)
+        return self._verdicts(chosen, shown, evidence, clean, np.zeros(len(chosen), np.int64))
 
     @torch.inference_mode()
     def see(self, actions: Sequence[Any], frames: np.ndarray) -> list[Verdict]:
-        """The next frames (rows, H, W, 3) u8 of all rows, which one action per row led to; their verdicts."""
+        """Observe the next frames (rows, H, W, 3) u8 after one action per row; return their verdicts."""
         if self._state is None:
             raise StateError("stream: expected episodes that have begun, found none; call begin() first")
         world, draws = self.scorer.world, self.scorer.settings.draws
@@ -78,18 +75,18 @@ class Stream:
         shown = self._frames(frames, self.rows)
         drawn, wide = shown.repeat_interleave(draws, dim=0), flat.repeat_interleave(draws, dim=0)
         clean = self._clean(drawn)
-        state, found = peek(world, self._state, wide, drawn.to(world.dynamics.device), clean)
+        state, evidence = peek(world, self._state, wide, drawn.to(world.dynamics.device), clean)
         self._state, _ = world.observe(state, wide, drawn, reuse=True)
         self._age += 1
         group = np.array([group_of(world, np.stack((one, one)))[1] for one in flat[:, 1:].cpu().numpy()])
-        return self._verdicts(list(range(self.rows)), shown, found, clean, group)
+        return self._verdicts(list(range(self.rows)), shown, evidence, clean, group)
 
     def _frames(self, frames: np.ndarray, rows: int) -> Tensor:
         size = (rows, self.scorer.world.config.height, self.scorer.world.config.width, 3)
-        found = np.asarray(frames)
-        if found.dtype != np.uint8 or found.shape != size:
-            raise DataError(f"frames: expected uint8 {size}, found {found.dtype} {found.shape}; resize them")
-        return torch.from_numpy(found.copy())[:, None]
+        array = np.asarray(frames)
+        if array.dtype != np.uint8 or array.shape != size:
+            raise DataError(f"frames: expected uint8 {size}, found {array.dtype} {array.shape}; resize them")
+        return torch.from_numpy(array.copy())[:, None]
 
     def _clean(self, frames: Tensor) -> Tensor:
         moves = self.scorer.world.dynamics
@@ -97,14 +94,14 @@ class Stream:
         return latents[:, 0].to(moves.dtype)
 
     def _verdicts(
-        self, rows: list[int], shown: Tensor, found: Tensor, clean: Tensor, group: np.ndarray
+        self, rows: list[int], shown: Tensor, drawn: Tensor, clean: Tensor, group: np.ndarray
     ) -> list[Verdict]:
-        """found (3, k * draws, n) of rows: averaged over the draws, then judged row by row."""
+        """Average the evidence `drawn` (3, k * draws, n) over the draws, then judge row by row."""
         draws = self.scorer.settings.draws
-        mean = found.double().cpu().unflatten(1, (-1, draws)).mean(2).numpy()
+        mean = drawn.double().cpu().unflatten(1, (-1, draws)).mean(2).numpy()
         nats, surprise, against = mean
         evidence = Evidence(nats, surprise, against, clean[::draws].float().cpu().numpy())
-        values, heat = parts(self.scorer.world, shown[:, 0].numpy(), evidence, self.scorer.fitted.known)
+        values, heat = frame_statistics(self.scorer.world, shown[:, 0].numpy(), evidence, self.scorer.fitted.known)
         per_dim = nats.sum(1) / (nats.shape[1] * self.scorer.world.config.channels)
         verdicts = []
         for index, row in enumerate(rows):

@@ -1,9 +1,9 @@
-"""How rare a number is among normal ones: statistics of any unit on one scale, -log of the share that is larger.
+"""Rarity of statistics: numbers of any unit on one scale, -log of the share of normal numbers that are larger.
 
 Below the 90 % quantile the share is counted. Above it a generalised Pareto tail is fitted (Pickands 1975; probability
-weighted moments, Hosking & Wallis 1987), so that far outliers keep their order: heavy tails of normal data weigh less.
-Statistics are told apart by group, the kind of action that led to the frame: what is rare behind a turn may be common
-behind a drop. Differences below `FLOOR` (nats or grey levels) are no evidence.
+weighted moments, Hosking & Wallis 1987), so that far outliers keep their order; heavy tails of normal data weigh less.
+Each group of frames (by action) has its own scales: a surprise that is rare after a turn may be common after a drop.
+Differences below `FLOOR` (nats or grey levels) are no evidence.
 
 Shapes: N frames, K statistics, G groups.
 """
@@ -17,12 +17,12 @@ FLOOR = 0.1
 HEAVIEST, LIGHTEST, UNSURE = 0.9, 0.1, 0.5
 FEWEST_BEYOND = 8
 FEWEST = 100
-"""Frames that a group needs for quantiles of its own; with fewer it is judged as all groups together."""
+"""Frames that a group needs for its own quantiles; smaller groups use those of all groups."""
 
 
 @dataclass(frozen=True)
 class Tails:
-    """knots (G, K, KNOTS): quantiles, made strictly increasing; shape, spread (G, K): of the tail behind the last."""
+    """Strictly increasing quantiles, knots (G, K, KNOTS), and the tails above them, shape and spread (G, K)."""
 
     knots: np.ndarray
     shape: np.ndarray
@@ -30,7 +30,7 @@ class Tails:
 
     @staticmethod
     def fit(values: np.ndarray, group: np.ndarray, groups: int) -> "Tails":
-        """Of normal values (N, K) whose groups are (N,); group 0 is always on its own."""
+        """Fit to normal values (N, K) in groups (N,); group 0 is always separate."""
         parts = []
         later = values[group > 0] if (group > 0).any() else values
         for number in range(groups):
@@ -41,13 +41,13 @@ class Tails:
         return Tails(knots, shape, spread)
 
     def __call__(self, values: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """-log of the share of normal values that are larger, for values (N, K) of groups (N,)."""
-        found = np.empty(values.shape)
+        """Return -log of the share of larger normal values, for values (N, K) in groups (N,)."""
+        rarity = np.empty(values.shape)
         for number in np.unique(group):
             rows = group == number
             for k in range(values.shape[1]):
-                found[rows, k] = self._one(values[rows, k], number, k)
-        return found
+                rarity[rows, k] = self._one(values[rows, k], number, k)
+        return rarity
 
     def _one(self, values: np.ndarray, group: int, k: int) -> np.ndarray:
         knots, shape, spread = self.knots[group, k], self.shape[group, k], self.spread[group, k]
@@ -60,10 +60,10 @@ LEVELS = -np.log1p(-np.linspace(0, BULK, KNOTS))
 
 
 def _tail(values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Knots, shape and spread of one statistic."""
+    """Return knots, shape and spread of one statistic."""
     knots = np.quantile(values, np.linspace(0, BULK, KNOTS)) + np.linspace(0, FLOOR, KNOTS)
     beyond = np.sort(values[values > knots[-1]] - knots[-1])
-    if len(beyond) < FEWEST_BEYOND:  # an exponential's spread, and a tail that is not sure of itself
+    if len(beyond) < FEWEST_BEYOND:  # too few to fit: the spread of an exponential, a cautious shape
         return knots, UNSURE, max(float(knots[-1] - np.median(values)) / np.log(0.5 / (1 - BULK)), FLOOR)
     mean, rank = beyond.mean(), np.arange(len(beyond) - 1, -1, -1)
     moment = (rank / (len(beyond) - 1) * beyond).mean()

@@ -14,7 +14,7 @@ from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.errors import DataError, ScorerError
 from starflow_world.model.actions import space_to_json
 from starflow_world.noise import make_key, normals
-from starflow_world.score import PARTS, Scorer, Stream
+from starflow_world.score import PARTS, Scorer, ScoreStream
 from starflow_world.score.evidence import Evidence, gather
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
@@ -111,7 +111,7 @@ def test_scores_are_the_same_alone_in_a_batch_in_another_order_and_streamed(worl
     episodes = [episode(length, 50 + length, text="ab"[length % 2]) for length in LENGTHS[:3]]
     together, backwards = judge.score(episodes, batch=3), judge.score(episodes[::-1], batch=2)[::-1]
     for one, first, second in zip(episodes, together, backwards, strict=True):
-        alone, stream = judge(one), Stream(judge)
+        alone, stream = judge(one), ScoreStream(judge)
         verdicts = stream.begin(one.frames[:1], [one.text])
         for t in range(1, len(one)):
             verdicts += stream.see([int(one.actions[t].argmax())], one.frames[t : t + 1])
@@ -130,7 +130,7 @@ def test_scores_are_the_same_alone_in_a_batch_in_another_order_and_streamed(worl
 
 def test_rows_of_a_stream_begin_anew_without_touching_the_others(scorer: Scorer) -> None:
     first, second, third = episode(7, 1), episode(9, 2), episode(4, 3)
-    stream = Stream(scorer, 2)
+    stream = ScoreStream(scorer, 2)
     stream.begin(np.stack((first.frames[0], second.frames[0])), ["go", "go"])
     found = []
     for t in range(1, 9):
@@ -236,7 +236,7 @@ def test_episodes_that_cannot_be_scored_are_refused_in_one_sentence(scorer: Scor
         with pytest.raises(DataError, match=says):
             scorer(bad)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="frames: expected uint8"):
-        Stream(scorer).begin(np.zeros((1, 8, 8, 3)), ["go"])
+        ScoreStream(scorer).begin(np.zeros((1, 8, 8, 3)), ["go"])
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
