@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.agents.environment import make_env
 from starflow_world.data.episodes import Episode
-from starflow_world.evaluation.fidelity import RIGHT, actions_of, frames_right, needs_memory
+from starflow_world.evaluation.fidelity import RIGHT, actions_of, frames_right
 from starflow_world.evaluation.intervals import Share
 from starflow_world.world import World
 

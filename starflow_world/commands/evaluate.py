@@ -11,11 +11,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.config.world import DecodeConfig
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import DataError
-from starflow_world.evaluation.fidelity import actions_of, excess_nats, one_step, open_loop, outcomes
+from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
 from starflow_world.evaluation.intervals import Share
 from starflow_world.io.files import write_text
 from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
@@ -32,14 +33,16 @@ def report(
     """Measure the world `name`, print its figures, and write them to `out` (and into its card)."""
     world, some = World.load(name), _episodes(data, episodes)
     figures: dict[str, Any] = {"episodes": len(some)}
-    figures |= excess_nats(world, some)
-    figures |= one_step(world, some)
+    babyai = str(some[0].info.get("env", "")).startswith("BabyAI") or "carrying" in some[0].info
+    rule = needs_memory if babyai else memoryless
+    figures |= excess_nats(world, some, needs_memory=rule)
+    figures |= one_step(world, some, needs_memory=rule)
     horizons = [h for h in (16, 64) if min(len(e) for e in some) > h]
     if horizons:
-        figures |= open_loop(world, some, horizons, BEGINS)
+        figures |= open_loop(world, some, horizons, BEGINS, needs_memory=rule)
     if ending is not None and world.networks.outcome is not None:
         figures |= outcomes(world, _episodes(ending, 4 * episodes))
-    if str(some[0].info.get("env", "")).startswith("BabyAI") or "carrying" in some[0].info:
+    if babyai:
         figures |= _babyai(world, some, out)
     figures |= cost(world, some[0])
     write_text(out / "evaluation.json", json.dumps(plain(figures), indent=1) + "\n")

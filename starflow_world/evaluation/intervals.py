@@ -1,4 +1,4 @@
-"""Shares of cases and how sure they are."""
+"""Shares of cases and their confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ class Share:
 
     @property
     def share(self) -> float:
-        """hits / total, NaN where there were no cases."""
+        """hits / total, NaN without cases."""
         return self.hits / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The shares of which 95 % of such samples come, were the cases independent (Wilson 1927); never of width 0."""
+        """The 95 % confidence interval for independent cases (Wilson 1927); never of width 0."""
         if not self.total:
             return 0.0, 1.0
         z, n, p = 1.959964, self.total, self.share
@@ -39,15 +39,15 @@ class Share:
 
 
 def resampled(hits: Sequence[int], totals: Sequence[int], *, seed: int = 0, resamples: int = 400) -> np.ndarray:
-    """Shares (R,) of R bootstrap samples of whole episodes, from their hits and cases: frames of one are not
-    independent."""
+    """Return the shares (R,) of R bootstrap samples of whole episodes, from their hits and cases: the frames of an
+    episode are not independent."""
     count = len(hits)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return np.asarray((draws @ np.array(hits)) / (draws @ np.array(totals)))
 
 
 def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
-    """The middle `coverage` of bootstrap samples."""
+    """Return the middle `coverage` of bootstrap samples; NaN without numbers."""
     if np.isnan(samples).all():
         return math.nan, math.nan
     low, high = np.nanquantile(samples, [(1 - coverage) / 2, (1 + coverage) / 2])

@@ -8,13 +8,13 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.commands.evaluate import cost, plain
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.fidelity import (
     actions_of,
     cells_right,
     excess_nats,
-    needs_memory,
     one_step,
     open_loop,
     outcomes,
@@ -89,7 +89,8 @@ def test_frames_that_need_a_forgotten_object_are_reported_apart() -> None:
     some = replace(some, actions=actions)
     assert needs_memory(some, context=4).tolist() == [False] * 8 + [True]
     assert not needs_memory(some, context=16).any()
-    figures = one_step(tiny_world(), [some])
+    assert needs_memory(some, 4, begin=6).tolist() == [False, False, True], "what is held at the beginning is old"
+    figures = one_step(tiny_world(), [some], needs_memory=needs_memory)
     totals = [figures[key].total for key in ("exact_frames_1_memory", "exact_frames_1")]  # type: ignore[union-attr]
     assert totals == [1, 7]
 
