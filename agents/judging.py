@@ -1,4 +1,4 @@
-"""How good a policy is: episodes from given starts, in a dream or in reality, and whether both rank policies alike."""
+"""How good a policy is: its scores over episodes from given starts, and rank correlation of two lists of scores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ SUCCESS = 0.5
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode: its rewards added up, the same discounted by 0.95 a step, its steps, and whether a step of it was
-    rewarded with more than 0.5."""
+    """One episode: sum of its rewards, the same discounted by 0.95 per step, its steps, and whether any reward was
+    above 0.5."""
 
     reward: float
     discounted: float
@@ -27,7 +27,7 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """Means over episodes: success (a share), reward, discounted (finer than success: sooner is better), steps."""
+    """Means over episodes: success (a share), reward, discounted reward (higher for an earlier success), length."""
 
     episodes: int
     success: float
@@ -36,13 +36,13 @@ class PolicyScore:
     length: float
 
     def to_dict(self) -> dict[str, float]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Start:
-    """What an episode begins with: the arguments of `env.reset`."""
+    """The arguments of `env.reset` that an episode begins with."""
 
     seed: int
     options: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class Start:
 def episode_steps(
     policy: Policy, env: gymnasium.Env, start: Start, seed: int
 ) -> Iterator[tuple[Any, float, bool]]:
-    """Yield observation, reward and whether the episode is over: first of the start, then after every step."""
+    """Yield observation, reward and whether the episode is over: of the start, then after every step."""
     observation, _ = env.reset(seed=start.seed, options=start.options)
     policy.reset(seed, env)
     over = False
@@ -65,7 +65,7 @@ def episode_steps(
 
 
 def episode_result(policy: Policy, env: gymnasium.Env, start: Start, seed: int) -> EpisodeResult:
-    """Play one episode to its end; all the policy draws follows from `seed`."""
+    """Play one episode to its end; everything the policy draws follows from `seed`."""
     rewards = np.array([reward for _, reward, _ in episode_steps(policy, env, start, seed)][1:])
     discounted = float((rewards * DISCOUNT ** np.arange(len(rewards))).sum())
     return EpisodeResult(float(rewards.sum()), discounted, len(rewards), bool((rewards > SUCCESS).any()))
@@ -74,15 +74,15 @@ def episode_result(policy: Policy, env: gymnasium.Env, start: Start, seed: int) 
 def score_policy(
     policy: Policy, env: gymnasium.Env, starts: Sequence[Start], *, seed: int = 0, progress: str | None = None
 ) -> PolicyScore:
-    """Play an episode from each start; `progress` names a bar."""
+    """Play an episode from each start and return the means; `progress` is the title of a progress bar."""
     bar = tqdm(starts, desc=progress, unit="episode", disable=progress is None, leave=False)
-    found = [episode_result(policy, env, start, seed + index) for index, start in enumerate(bar)]
-    mean = {name: float(np.mean([getattr(one, name) for one in found])) for name in ("success", "reward", "discounted")}
-    return PolicyScore(len(found), **mean, length=float(np.mean([one.steps for one in found])))
+    results = [episode_result(policy, env, start, seed + index) for index, start in enumerate(bar)]
+    columns = np.array([(r.success, r.reward, r.discounted, r.steps) for r in results], float)
+    return PolicyScore(len(results), *columns.mean(axis=0).tolist())
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation of two lists; equal values share the mean of their ranks; NaN where one list is all equal."""
+    """Return Spearman's rank correlation; ties share the mean of their ranks; NaN if all values of a list are equal."""
     ranks = np.stack([_ranks(np.asarray(values, float)) for values in (first, second)])
     ranks -= ranks.mean(1, keepdims=True)
     spread = np.sqrt((ranks**2).sum(1).prod())

@@ -1,7 +1,7 @@
-"""A policy that plans in a world: it shows the world what it really sees, and acts on the best plan it imagines.
+"""A policy that plans in a world: it conditions the world on the frames of the env and follows the best plan found.
 
-It goes on with a plan as long as what it sees looks as the plan said; else, and when a plan has ended, it plans anew.
-In a `WorldEnv` of the same world it plans from the env's own state.
+A plan is followed while the frames look as it predicted; then, or when it has ended, the next is made. In a `WorldEnv`
+of the same world plans begin from the env's own state.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from starflow_world.agents.policy import Policy
 from starflow_world.agents.search import ActionPlan, Gallery, Search, find_plan
 from starflow_world.envs.episode import RewardFunction
 from starflow_world.envs.observation import mission, shown
@@ -21,7 +22,7 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class Thought:
-    """Why an action was taken: it is the one at `place` of `plan`; `fresh` when the plan was made for it."""
+    """Why an action was taken: it is at index `place` of `plan`; `fresh`: the plan was made in this step."""
 
     plan: ActionPlan
     place: int
@@ -29,12 +30,12 @@ class Thought:
 
 
 @dataclass
-class Planner:
-    """Plans with `search` from what it sees; `commit`: at most so many steps of a plan (0: all of it).
+class Planner(Policy):
+    """Plans with `search` from the frames of the env; `commit`: most steps of one plan to follow (0: all).
 
-    Frames that were seen after an action did not end the episode, so a reward or an end that the world predicts there
-    is not believed for the rest of the episode. reward_fn: judges in place of the world's outcome head; in a WorldEnv
-    that has one, by default that. `thoughts`: of the present episode, one per action.
+    A frame that was seen did not end the episode, so a reward or termination that the world predicts at such a frame is
+    ignored for the rest of the episode. reward_fn: replaces the world's reward head (default in a WorldEnv: the env's).
+    `thoughts`: of the present episode, one per action.
     """
 
     world: World = field(repr=False)
@@ -46,10 +47,16 @@ class Planner:
     def name(self) -> str:
         return f"planner, {self.search.method}"
 
-    def reset(self, seed: int, env: gymnasium.Env) -> None:
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe() | {"world": self.world.world_id}
+
+    def check(self, env: gymnasium.Env) -> None:
         if env.action_space != self.world.action_space:
             raise ActionError(f"planner: expected an env with the actions of world {self.world.config.name}, "
                               f"{self.world.action_space}, found {env.action_space}")
+
+    def reset(self, seed: int, env: gymnasium.Env) -> None:
+        self.check(env)
         self._env, self._seed = env, seed
         self._state: WorldState | None = None
         self._played: Any = None
@@ -59,7 +66,7 @@ class Planner:
     def __call__(self, observation: Any) -> Any:
         size = self.world.config.height, self.world.config.width
         frame = shown(observation if isinstance(self._env.unwrapped, WorldEnv) else self._env.render(), size)
-        self._state = self._told(frame, observation)
+        self._state = self._observed(frame, observation)
         if self.thoughts:
             self._seen.add(frame[None])
         thought = self._next(frame) or Thought(self._planned(self._state), 0, True)
@@ -70,8 +77,8 @@ class Planner:
     def played(self, action: Any) -> None:
         self._played = action
 
-    def _told(self, frame: np.ndarray, observation: Any) -> WorldState:
-        """The world's state after all that was seen."""
+    def _observed(self, frame: np.ndarray, observation: Any) -> WorldState:
+        """Return the world's state after all frames of this episode."""
         inner = self._env.unwrapped
         if isinstance(inner, WorldEnv) and inner.world.world_id == self.world.world_id:
             return inner.get_state()
@@ -82,7 +89,7 @@ class Planner:
         return self.world.observe(self._state, [self._played], frame[None], reuse=True)[0]
 
     def _next(self, frame: np.ndarray) -> Thought | None:
-        """The next step of the plan under way, if that still holds."""
+        """Return the next step of the present plan, or None if it has ended or the frame is not the one predicted."""
         if not self.thoughts:
             return None
         last = self.thoughts[-1]

@@ -1,4 +1,4 @@
-"""Where planners take actions from: a list of choices, or sequences that are drawn anew around the best.
+"""Distributions over action sequences that a planner draws from and refits to the best (cross-entropy method).
 
 Shapes: N sequences of T actions, A choices, d numbers of a Box.
 """
@@ -13,21 +13,21 @@ from gymnasium import spaces
 from starflow_world.errors import ActionError
 
 KEPT = 0.3
-"""Share of the old distribution that stays when a proposal is fitted to the best sequences."""
+"""Share of the old distribution that is kept when a proposal is refitted."""
 
 
 class Proposal(Protocol):
     """A distribution over sequences of T actions."""
 
     def draw(self, count: int) -> list[list[Any]]:
-        """`count` sequences."""
+        """Return `count` sequences."""
 
     def refit(self, best: np.ndarray) -> None:
-        """Move towards the sequences of these places in the last draw."""
+        """Move towards the sequences with these indices in the last draw."""
 
 
 def choices(space: spaces.Space, given: Sequence[Any], count: int, rng: np.random.Generator) -> list[Any]:
-    """The actions to choose from: those given; else all of a Discrete space; else `count` that are drawn from it."""
+    """Return the actions to choose from: those given, else all of a Discrete space, else `count` samples of it."""
     for action in given:
         if not space.contains(action):
             raise ActionError(f"actions: expected elements of {space}, found {action!r:.60}")
@@ -43,14 +43,14 @@ def choices(space: spaces.Space, given: Sequence[Any], count: int, rng: np.rando
 def proposal(
     space: spaces.Space, given: Sequence[Any], horizon: int, count: int, rng: np.random.Generator
 ) -> Proposal:
-    """Numbers of a Box are drawn from a Gaussian, everything else from `choices`."""
+    """Return a Gaussian for a Box of floats, and a categorical distribution over `choices` for everything else."""
     if isinstance(space, spaces.Box) and not given and np.issubdtype(space.dtype, np.floating):
         return Gaussian(space, horizon, rng)
     return Categorical(choices(space, given, count, rng), horizon, rng)
 
 
 class Categorical:
-    """At every step one of A choices, at first all alike."""
+    """An independent categorical distribution over A choices at every step, uniform at first."""
 
     def __init__(self, moves: Sequence[Any], horizon: int, rng: np.random.Generator) -> None:
         self._moves, self._rng = list(moves), rng
@@ -63,12 +63,13 @@ class Categorical:
         return [[self._moves[place] for place in sequence] for sequence in self._drawn]
 
     def refit(self, best: np.ndarray) -> None:
-        found = np.eye(len(self._moves))[self._drawn[best]].mean(0)
-        self.shares = KEPT * self.shares + (1 - KEPT) * found
+        best_shares = np.eye(len(self._moves))[self._drawn[best]].mean(0)
+        self.shares = KEPT * self.shares + (1 - KEPT) * best_shares
 
 
 class Gaussian:
-    """At every step d independent numbers, at first around the middle of the Box (of an open side: around 0, by 1)."""
+    """Normal distributions of d independent numbers at every step, first over the whole Box (unbounded: mean 0,
+    deviation 1)."""
 
     def __init__(self, space: spaces.Box, horizon: int, rng: np.random.Generator) -> None:
         self._space, self._rng = space, rng
@@ -84,6 +85,5 @@ class Gaussian:
         return [list(sequence) for sequence in self._drawn.astype(self._space.dtype)]
 
     def refit(self, best: np.ndarray) -> None:
-        found = self._drawn[best]
-        self.mean = KEPT * self.mean + (1 - KEPT) * found.mean(0)
-        self.deviation = KEPT * self.deviation + (1 - KEPT) * found.std(0)
+        self.mean = KEPT * self.mean + (1 - KEPT) * self._drawn[best].mean(0)
+        self.deviation = KEPT * self.deviation + (1 - KEPT) * self._drawn[best].std(0)

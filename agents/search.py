@@ -1,9 +1,9 @@
-"""Planning by imagination: branch a state, imagine what would follow, keep the actions that promise most.
+"""Planning: step branches of a state in the world and return the action sequence of the largest value.
 
-What a course of actions is worth is its discounted predicted reward, each reward weighted by the probability that the
-episode had not ended before it. "random" draws N sequences, "cem" draws them again around the best (the cross-entropy
-method; Rubinstein 1999), "best-first" grows a tree whose most hopeful leaves are expanded N branches at a time and in
-which a frame that looks like one already reached is not gone on from. N branches are one forward of the world.
+The value of a sequence is its discounted predicted reward, each reward weighted by the probability that the episode has
+not ended before it. "random" draws N sequences; "cem" draws them again around the best (cross-entropy method;
+Rubinstein 1999); "best-first" grows a tree: it expands the leaves of the largest upper bound, N branches at a time, and
+stops at frames that it reached before. N branches are one forward of the world.
 
 Shapes: N branches, T steps ahead, frames (N, H, W, 3) u8.
 """
@@ -31,13 +31,12 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Search:
-    """How to plan.
+    """Settings of a search.
 
-    branches: futures that are imagined at once. draws: how many of them are the same course with other noise, so that
-    luck is not taken for a plan. horizon: steps ahead (random, cem). rounds: how often cem draws. budget: imagined
-    steps of a best-first search. discount: per step. actions: the only ones to consider (none: all of a Discrete space,
-    else what is drawn from the space). same: two frames that differ by no more grey levels, averaged over patches of
-    4 x 4 pixels, count as one.
+    branches: states stepped at once. draws: how many of them follow one action sequence with different noise. horizon:
+    steps ahead (random, cem). rounds: of cem. budget: steps of a best-first search in the world. discount: per step.
+    actions: the only ones to consider (empty: all of a Discrete space, samples of any other). same: frames whose 4 x 4
+    patches differ by at most so many grey levels in the mean count as equal.
     """
 
     method: str = "best-first"
@@ -62,11 +61,11 @@ class Search:
 
 @dataclass(frozen=True)
 class ActionPlan:
-    """The best course of actions that was found.
+    """An action sequence and its prediction.
 
-    actions (T); frames (T, H, W, 3) u8: what should be seen after each; rewards, ends (T,): predicted rewards, and
-    probabilities that the episode ends there; chances (T,): how likely it is that all goes so up to there, as far as
-    the draws can tell; value: discounted; imagined: steps that were imagined to find it.
+    actions (T); frames (T, H, W, 3) u8: predicted after each; rewards, ends (T,): predicted rewards, and probabilities
+    that the episode ends there; chances (T,): share of the draws that agree with the plan up to there; value: its
+    discounted value; imagined: steps of the world that the search took.
     """
 
     actions: list[Any]
@@ -82,19 +81,19 @@ class ActionPlan:
 
     @property
     def promise(self) -> float:
-        """The expected reward, undiscounted."""
+        """The expected sum of rewards, undiscounted."""
         return float((self.rewards * self.chances * np.cumprod(np.append(1.0, 1 - self.ends))[:-1]).sum())
 
 
 class Gallery:
-    """Frames, told apart by their patches' mean colours: imagined pixels vary by a grey level or two."""
+    """A set of frames, compared by the mean colours of their patches: imagined pixels vary by a grey level or two."""
 
     def __init__(self, same: float) -> None:
         self._same = same
         self._known: np.ndarray | None = None
 
     def add(self, frames: np.ndarray) -> np.ndarray:
-        """Which frames (N, H, W, 3) are new, (N,) bool; of several that are alike the first. All are known from now."""
+        """Add frames (N, H, W, 3); returns which are new, (N,) bool, of equal ones the first."""
         marks = _marks(frames)
         fresh = np.zeros(len(marks), bool)
         for row, mark in enumerate(marks):
@@ -104,7 +103,7 @@ class Gallery:
         return fresh
 
     def knows(self, frames: np.ndarray) -> np.ndarray:
-        """Which frames (N, H, W, 3) look like one that was added, (N,) bool."""
+        """Return which frames (N, H, W, 3) equal one that was added, (N,) bool."""
         return self._near(_marks(frames))
 
     def _near(self, marks: np.ndarray) -> np.ndarray:
@@ -114,7 +113,7 @@ class Gallery:
 
 
 def _marks(frames: np.ndarray) -> np.ndarray:
-    """Mean colours (N, k) of patches; an edge that fills no patch counts with its pixels as far as they go."""
+    """Mean colours (N, k) of patches; partial patches at the edges are padded with their last pixels."""
     count, height, width, _ = frames.shape
     patched = np.pad(frames, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)), mode="edge")
     cells = patched.reshape(count, patched.shape[1] // PATCH, PATCH, patched.shape[2] // PATCH, PATCH, 3)
@@ -125,11 +124,11 @@ def find_plan(
     world: World, state: WorldState, search: Search, *, seed: int, seen: Gallery | None = None,
     reward_fn: RewardFunction | None = None,
 ) -> ActionPlan:
-    """The best course of actions from `state` (one row), which follows from these arguments alone.
+    """Return the best plan from `state` (one row); the result depends on these arguments alone.
 
-    seen: frames at which the episode is known to have gone on: the rewards and ends that the world predicts there do
-    not count. reward_fn: judges in place of the world's outcome head, as in `WorldEnv`. The branches draw noise of
-    their own, from `seed`: what the state's own key has in store is not looked at.
+    seen: frames at which the episode is known not to have ended; rewards and ends predicted there are ignored.
+    reward_fn: replaces the world's reward head, as in `WorldEnv`. Branches draw their noise from `seed`, not from the
+    state's key, so a plan does not use the noise that the env will draw.
     """
     if len(state) != 1:
         raise StateError(f"state: expected one row to plan from, found {len(state)}")
@@ -151,7 +150,7 @@ class Outlook(NamedTuple):
 
 @dataclass
 class Lookahead:
-    """Imagines steps of branches, judges them, and counts them."""
+    """Steps branches in the world, with their rewards and ends, and counts the steps."""
 
     world: World
     rng: np.random.Generator
@@ -160,20 +159,20 @@ class Lookahead:
     imagined: int = 0
 
     def branch(self, state: WorldState) -> WorldState:
-        """Branches that nobody else holds, each with noise of its own."""
+        """Return the state with a new noise key for each row."""
         return replace(state, key=torch.from_numpy(self.rng.integers(2**63, size=len(state))))
 
     def step(self, state: WorldState, before: np.ndarray, actions: Sequence[Any]) -> Outlook:
-        """One step of all branches, whose state is given away; `before` (N, H, W, 3) is what they showed."""
+        """Step all branches and reuse the storage of `state`; `before` (N, H, W, 3) are their present frames."""
         state, transition = self.world.step(state, list(actions), reuse=True)
         self.imagined += len(state)
         frames = pictures(transition)
         rewards, ends = (t.double().cpu().numpy().copy() for t in (transition.reward, transition.end_probability))
         if self.reward_fn is not None:
-            found = facts(self.world, transition, state.texts, between=False)
+            infos = facts(self.world, transition, state.texts, between=False)
             ends = ends if self.world.config.outcome.width else np.zeros(len(state))
             for row, action in enumerate(actions):
-                reward, end = judge(self.reward_fn, before[row], action, frames[row], info_of(found, row))
+                reward, end = judge(self.reward_fn, before[row], action, frames[row], info_of(infos, row))
                 rewards[row], ends[row] = reward, ends[row] if end is None else float(end)
         known = self.seen.knows(frames)
         return Outlook(state, frames, np.where(known, 0.0, rewards), np.where(known, 0.0, ends))
@@ -183,19 +182,19 @@ class Lookahead:
 
 
 def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
-    """Draw sequences of `horizon` actions, once (random) or around the best of each round (cem)."""
+    """Draw sequences of `horizon` actions, once (random) or in rounds around the best (cem); return the best."""
     count = max(1, search.branches // search.draws)
-    found = proposal(ahead.world.action_space, search.actions, search.horizon, search.branches, ahead.rng)
+    drawn = proposal(ahead.world.action_space, search.actions, search.horizon, search.branches, ahead.rng)
     best: ActionPlan | None = None
     for _ in range(search.rounds if search.method == "cem" else 1):
-        plans = _futures(ahead, state, found.draw(count), search)
+        plans = _futures(ahead, state, drawn.draw(count), search)
         values = np.array([plan.value for plan in plans])
         order = np.argsort(-values, kind="stable")
         if best is None or plans[order[0]].value > best.value:
             best = plans[order[0]]
         elite = [row for row in order[: max(1, count // 8)] if values[row] > values.min()]
-        if elite:  # sequences that are all worth the same teach nothing
-            found.refit(np.array(elite))
+        if elite:  # equal values say nothing about the better actions
+            drawn.refit(np.array(elite))
     assert best is not None
     return replace(best, imagined=ahead.imagined)
 
@@ -203,8 +202,8 @@ def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
 def _futures(
     ahead: Lookahead, state: WorldState, sequences: Sequence[Sequence[Any]], search: Search
 ) -> list[ActionPlan]:
-    """What sequences of actions (N, T) lead to on an average of `draws`, each up to where the episode is more likely
-    over than not; with the frames of its first draw."""
+    """Return a plan per sequence of actions (N, T): means over `draws`, frames of the first draw, cut where the episode
+    has ended with probability 0.5."""
     rows = [row for row in range(len(sequences)) for _ in range(search.draws)]
     branches, looks = ahead.branch(state[[0] * len(rows)]), []
     before = picture(ahead.world, state).repeat(len(rows), axis=0)
@@ -231,9 +230,11 @@ def _futures(
 
 @dataclass
 class Node:
-    """A place in the tree: the action that led there from `parent`, what was seen and predicted, and what the way there
-    has earned; chance: that the way leads there; alive: that the episode has not ended; state: one row, given away when
-    it is expanded."""
+    """A node of the tree: the action that led from `parent` to it, its frame, predicted reward and end probability.
+
+    earned: value of the path to it; chance: probability that the path leads to it; alive: probability that the episode
+    has not ended; state: one row, freed when the node is expanded.
+    """
 
     parent: "Node | None"
     action: Any
@@ -247,16 +248,16 @@ class Node:
     state: WorldState | None = field(default=None, repr=False)
 
     def way(self) -> "list[Node]":
-        """The nodes from the root's child to this one."""
+        """Return the nodes from the root's child to this one."""
         return [] if self.parent is None else [*self.parent.way(), self]
 
 
 def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
-    """Expand the most hopeful leaves, `branches` at a time, until none can promise more than the best way found.
+    """Expand the leaves of the largest bound, `branches` at a time, until no bound exceeds the best value.
 
-    A leaf's hope is what its way has earned and, discounted, the world's largest single reward, weighted by the chance
-    to get there alive; a reward_fn's largest is not known, so there the budget alone ends the search. A frame that was
-    reached before is not gone on from.
+    The bound of a leaf is the value of its path plus the world's largest single reward, discounted and weighted by the
+    probability to reach the leaf alive. The largest value of a reward_fn is unknown: there only the budget ends the
+    search. Leaves whose frame was reached before are not expanded.
     """
     moves = choices(ahead.world.action_space, search.actions, search.branches, ahead.rng)
     largest, beyond = ahead.world.config.outcome.largest_reward, 0.0 if ahead.reward_fn is None else math.inf
@@ -276,7 +277,7 @@ def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPla
             else:
                 child.state = None
         turns = max(1, (search.budget - ahead.imagined) // each)
-        queue = heapq.nsmallest(turns, queue)  # the others' turn never comes, and a state is large
+        queue = heapq.nsmallest(turns, queue)  # more than the budget can expand would only keep their states
     way = best.way()
     rewards, ends, chances = np.array([(node.reward, node.end, node.chance) for node in way]).T
     frames = np.stack([node.frame for node in way])
@@ -286,17 +287,17 @@ def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPla
 def _expand(
     ahead: Lookahead, leaves: Sequence[Node], moves: Sequence[Any], search: Search, reached: Gallery
 ) -> list[tuple[Node, bool]]:
-    """Every move from every leaf, drawn several times in one forward: a child for each frame that came of it, with
-    whether that frame was not reached before."""
+    """Step every move from every leaf, `draws` times, in one forward; return a child for each different frame, and
+    whether that frame is new."""
     pairs = [(leaf, move) for leaf in leaves for move in moves]
     rows = [pair for pair in pairs for _ in range(search.draws)]
     state = WorldState.stack([leaf.state for leaf, _ in rows if leaf.state is not None])
     look = ahead.step(ahead.branch(state), np.stack([leaf.frame for leaf, _ in rows]), [move for _, move in rows])
     children = []
     for first, (parent, action) in enumerate(pairs):
-        for alike in _alike(look.frames, range(first * search.draws, (first + 1) * search.draws), search.same):
-            row, chance = alike[0], parent.chance * len(alike) / search.draws
-            reward, end = float(look.rewards[alike].mean()), float(look.ends[alike].mean())
+        for equal in _equal_frames(look.frames, range(first * search.draws, (first + 1) * search.draws), search.same):
+            row, chance = equal[0], parent.chance * len(equal) / search.draws
+            reward, end = float(look.rewards[equal].mean()), float(look.ends[equal].mean())
             earned = parent.earned + search.discount**parent.depth * chance * parent.alive * reward
             fresh = bool(reached.add(look.frames[row : row + 1])[0])
             child = Node(
@@ -309,8 +310,8 @@ def _expand(
     return children
 
 
-def _alike(frames: np.ndarray, rows: Sequence[int], same: float) -> list[list[int]]:
-    """The rows in groups whose frames look alike."""
+def _equal_frames(frames: np.ndarray, rows: Sequence[int], same: float) -> list[list[int]]:
+    """Group rows by equal frames."""
     groups, left = [], list(rows)
     while left:
         first = Gallery(same)
