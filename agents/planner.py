@@ -11,7 +11,8 @@ import gymnasium
 import numpy as np
 
 from starflow_world.agents.policy import Policy
-from starflow_world.agents.search import ActionPlan, Gallery, Search, find_plan
+from starflow_world.agents.search import ActionPlan, Gallery, find_plan
+from starflow_world.agents.search_settings import Search
 from starflow_world.envs.episode import RewardFunction
 from starflow_world.envs.observation import mission, shown
 from starflow_world.envs.world_env import WorldEnv

@@ -18,45 +18,15 @@ import numpy as np
 import torch
 
 from starflow_world.agents.proposals import choices, proposal
+from starflow_world.agents.search_settings import Search
 from starflow_world.envs.episode import RewardFunction, facts, info_of, judge, picture, pictures
 from starflow_world.errors import ConfigError, StateError
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 
-METHODS = ("best-first", "cem", "random")
 PATCH = 4
 ALIVE = 1e-3
 TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings of a search.
-
-    branches: states stepped at once. draws: how many of them follow one action sequence with different noise. horizon:
-    steps ahead (random, cem). rounds: of cem. budget: steps of a best-first search in the world. discount: per step.
-    actions: the only ones to consider (empty: all of a Discrete space, samples of any other). same: frames whose 4 x 4
-    patches differ by at most so many grey levels in the mean count as equal.
-    """
-
-    method: str = "best-first"
-    branches: int = 64
-    draws: int = 2
-    horizon: int = 12
-    rounds: int = 4
-    budget: int = 2048
-    discount: float = 0.97
-    actions: tuple[Any, ...] = ()
-    same: float = 8.0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r:.60}")
-        for name in ("branches", "draws", "horizon", "rounds", "budget"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected a number >= 1, found {getattr(self, name)}")
-        if not (0 < self.discount <= 1 and self.same >= 0):
-            raise ConfigError(f"expected 0 < discount <= 1 and same >= 0, found {self.discount} and {self.same}")
 
 
 @dataclass(frozen=True)

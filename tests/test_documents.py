@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from starflow_world.commands import agent_report, rank
 from starflow_world.commands.anomaly import scenarios
 from starflow_world.commands.anomaly.report import anomaly_markdown
+from starflow_world.commands.rank import rank_markdown
+from starflow_world.commands.train_agent.report import agents_markdown
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,8 +72,8 @@ def figures(path: str) -> dict:
 
 
 def test_the_reports_are_what_is_made_of_their_figures() -> None:
-    assert PAGES["docs/agents/README.md"] == agent_report.markdown(figures("agents/agents.json"))
-    assert PAGES["docs/agents/rank.md"] == rank.markdown(figures("agents/rank.json"))
+    assert PAGES["docs/agents/README.md"] == agents_markdown(figures("agents/agents.json"))
+    assert PAGES["docs/agents/rank.md"] == rank_markdown(figures("agents/rank.json"))
     parts = list(scenarios())
     stored = {part: figures(f"anomaly/{part}.json") for part in parts if (DOCS / f"anomaly/{part}.json").exists()}
     assert PAGES["docs/anomaly/README.md"] == anomaly_markdown(stored, parts) + "\n"

@@ -7,70 +7,98 @@ policies, so ranks are taken of the discounted reward as well (sooner is better)
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starflow_world.agents.babyai.scripted import ScriptedPolicy
-from starflow_world.agents.judging import spearman
-from starflow_world.agents.policy import Policy, RandomPolicy
-from starflow_world.commands.train_agent import make_task
-from starflow_world.errors import DataError
-from starflow_world.io.files import write_text
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from starflow_world.agents.policy import Policy
 
 NOISES = (0.95, 0.85, 0.6, 0.0)
 RANKED = ("success", "discounted")
 
 
-def rank(world: str, out: Path, text: str, *, agents: Path | None = None, episodes: int = 100) -> Path:
-    """Score a random policy, scripted ones with more and less noise, and the agents found in `agents` in both; write
-    rank.json and rank.md into `out`."""
-    out = Path(out)
-    task, policies = make_task(world, text, starts=1, episodes=episodes), candidates(text, agents)
+@dataclass(frozen=True)
+class RankPolicies:
+    """Let policies of different quality play in the dream and in reality, and compare their ranks."""
+
+    world: Positional[str] = "babyai-gotolocal"
+    """Folder or name of a shipped world."""
+    text: str = "go to the red ball"
+    """The mission."""
+    agents: Path | None = None
+    """Folder of train-agent, whose agents are ranked as well."""
+    episodes: int = 100
+    """Episodes of each policy, in both."""
+    out: Path = Path("out/rank")
+    """Folder for rank.json and rank.md."""
+
+    def run(self) -> None:
+        """Play, and write the table."""
+        rank_policies(self)
+        print(self.out)
+
+
+def rank_policies(settings: RankPolicies) -> dict[str, Any]:
+    """Score a random policy, scripted ones with more and less noise, and the agents below a folder, in the dream and in
+    reality; write rank.json and rank.md, and return the figures."""
+    from starflow_world.agents.judging import spearman
+    from starflow_world.commands.train_agent.training import make_task
+    from starflow_world.io.files import write_text
+
+    task = make_task(settings.world, settings.text, starts=1, episodes=settings.episodes)
     scores = {
         policy.name: {where: task.judge(where, policy, progress=True).to_dict() for where in ("dream", "real")}
-        for policy in policies
+        for policy in candidates(settings.text, settings.agents)
     }
-    agreement = {key: spearman(*([one[where][key] for one in scores.values()] for where in ("dream", "real")))
+    agreement = {key: spearman(*([score[where][key] for score in scores.values()] for where in ("dream", "real")))
                  for key in RANKED}
     figures = {
-        "world": world, "world_id": task.world.world_id, "text": text, "episodes": episodes, "scores": scores,
+        "world": settings.world, "world_id": task.world.world_id, "text": settings.text,
+        "episodes": settings.episodes, "scores": scores,
         "spearman": {key: None if math.isnan(value) else value for key, value in agreement.items()},
     }
-    write_text(out / "rank.json", json.dumps(figures, indent=1))
-    write_text(out / "rank.md", markdown(figures))
-    return out
+    write_text(settings.out / "rank.json", json.dumps(figures, indent=1))
+    write_text(settings.out / "rank.md", rank_markdown(figures))
+    return figures
 
 
-def candidates(text: str, agents: Path | None) -> Sequence[Policy]:
-    """A random policy, scripted ones, and every agent that train-agent saved below a folder."""
+def candidates(text: str, agents: Path | None) -> "Sequence[Policy]":
+    """Return a random policy, scripted ones, and every agent that train-agent saved below a folder."""
+    from starflow_world.agents.babyai.scripted import ScriptedPolicy
+    from starflow_world.agents.policy import RandomPolicy
+    from starflow_world.errors import DataError
+
     scripted = [ScriptedPolicy(text, noise, f"scripted, {noise:.0%} random") for noise in NOISES]
-    found: list[Policy] = [RandomPolicy(), *scripted]
+    policies: list[Policy] = [RandomPolicy(), *scripted]
     if agents is None:
-        return found
+        return policies
     from starflow_world.agents.ppo import AGENT, load_policy
 
     folders = [file.parent for file in sorted(Path(agents).rglob(AGENT))]
     if not folders:
         raise DataError(f"agents: {agents}: expected {AGENT} somewhere below, found none; run train-agent first")
-    return [*found, *(load_policy(folder, f"PPO {_label(folder, Path(agents))}") for folder in folders)]
+    return [*policies, *(load_policy(folder, f"PPO {_label(folder, Path(agents))}") for folder in folders)]
 
 
 def _label(folder: Path, agents: Path) -> str:
-    """What tells an agent's folder from the others below `agents`."""
+    """Return the shortest name that distinguishes an agent's folder from others below `agents`."""
     below = folder.relative_to(agents)
     return str(below) if below.parts else folder.resolve().name
 
 
-def markdown(figures: dict[str, Any]) -> str:
-    """The table."""
+def rank_markdown(figures: dict[str, Any]) -> str:
+    """Return the table."""
     lines = [
         f"# \"{figures['text']}\": {len(figures['scores'])} policies in the dream and in reality", "",
         f"World `{figures['world']}` ({figures['world_id'][:12]}), {figures['episodes']} episodes of each policy in "
         "both.", "", "| policy | success, dream | real | discounted, dream | real | steps, dream | real |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, one in figures["scores"].items():
-        cells = (f"{one[where][key]:.2f}" for key in (*RANKED, "length") for where in ("dream", "real"))
+    for name, score in figures["scores"].items():
+        cells = (f"{score[where][key]:.2f}" for key in (*RANKED, "length") for where in ("dream", "real"))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     agreement = ", ".join(f"{key} {value}" if value is None else f"{key} {value:.2f}"
                           for key, value in figures["spearman"].items())

@@ -1,33 +1,45 @@
-"""The verb `rollout`: imagined episodes of a world, as files."""
+"""`starflow-world rollout`: imagined episodes of a world, as files."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def rollout(
-    *, out: Path, world: str = "babyai-gotolocal", episodes: int = 100, policy: str = "random", seed: int = 0,
-    text: str = "", max_steps: int = 0, actors: int = 0, gpus_per_actor: float = 0.0, threads: int = 1,
-    time_limit: float = 300.0, address: str = "",
-) -> None:
-    """Imagine episodes of a world into a folder, in this process or spread over Ray actors; resumable as collect is.
+@dataclass(frozen=True)
+class Rollout:
+    """Imagine episodes of a world into a folder; an interrupted run goes on where it stopped."""
 
-    Args:
-        out: folder for the episodes.
-        world: folder or name of a shipped world.
-        episodes: how many.
-        policy: random; those of collect that read a simulator cannot play in a dream.
-        seed: every episode follows from it and its index.
-        text: begin with starts of this text; empty: with any.
-        max_steps: time limit; 0: the world's own.
-        actors: Ray actors; 0: this process.
-        gpus_per_actor: GPUs for each actor, such as 1 or 0.25; 0: on the CPU.
-        threads: of each process; the numbers depend on it.
-        time_limit: seconds that an actor may take for an episode.
-        address: of a Ray cluster; empty: one started for the purpose.
-    """
-    from starflow_world.agents.collect import rollout as run
-    from starflow_world.agents.registry import make_policy
+    out: Path
+    """Folder for the episodes."""
+    world: str = "babyai-gotolocal"
+    """Folder or name of a shipped world."""
+    episodes: int = 100
+    """Number of episodes."""
+    policy: str = "random"
+    """Policy: random; those of collect that read a simulator cannot play in a dream."""
+    seed: int = 0
+    """Seed; every episode follows from it and its index."""
+    text: str = ""
+    """Text that episodes start with; empty: any of the world's start set."""
+    max_steps: int = 0
+    """Time limit in steps; 0: the world's own."""
+    actors: int = 0
+    """Ray actors; 0: this process."""
+    gpus_per_actor: float = 0.0
+    """GPUs for each actor, such as 1 or 0.25; 0: on the CPU."""
+    threads: int = 1
+    """Threads of each process; the numbers depend on it."""
+    time_limit: float = 300.0
+    """Seconds that an actor may take for an episode."""
+    address: str = ""
+    """Address of a Ray cluster; empty: a new local one."""
 
-    run(world, out, episodes=episodes, policy=make_policy(policy), seed=seed, text=text or None,
-        max_steps=max_steps or None, actors=actors, gpus_per_actor=gpus_per_actor, threads=threads,
-        time_limit=time_limit, address=address or None)
-    print(out)
+    def run(self) -> None:
+        """Imagine the episodes."""
+        from starflow_world.agents.collect import rollout
+        from starflow_world.agents.registry import make_policy
+
+        rollout(self.world, self.out, episodes=self.episodes, policy=make_policy(self.policy), seed=self.seed,
+                text=self.text or None, max_steps=self.max_steps or None, actors=self.actors,
+                gpus_per_actor=self.gpus_per_actor, threads=self.threads, time_limit=self.time_limit,
+                address=self.address or None)
+        print(self.out)

@@ -25,38 +25,11 @@ from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.model.video_checkpoint import load_flow, load_video
 from starflow_world.noise import make_key, normals
 from starflow_world.video.pipeline import Task, synthesize
+from starflow_world.video.request import Request
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ENCODED = 4
 """Latent frames that are encoded at a time."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to show. One of `image` and `video` at most: an image is the first frame; a video is translated, or, with
-    `extend`, goes on. `fps` 0 and `guidance` None: those of the model. `frames`: 1 + 4k, of the result."""
-
-    prompt: str
-    frames: int = 81
-    aspect: str = "16:9"
-    fps: int = 0
-    guidance: float | None = None
-    seed: int = 0
-    image: Path | None = None
-    video: Path | None = None
-    extend: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image is not None and self.video is not None:
-            raise ConfigError("image, video: expected one of them at most, found both")
-        if self.extend and self.video is None:
-            raise ConfigError("extend: expected a video to go on with, found none")
-        if self.guidance is not None and not 0 <= self.guidance < np.inf:
-            raise ConfigError(f"guidance: expected a number >= 0, found {self.guidance}")
-        if self.seed < 0 or self.fps < 0:
-            raise ConfigError(f"seed, fps: expected numbers >= 0, found {self.seed}, {self.fps}")
-        if latent_frames(self.frames) == 1 and (self.image is not None or self.video is not None):
-            raise ConfigError("frames: expected at least 5 after an image or a video, found 1")
 
 
 class VideoModel:

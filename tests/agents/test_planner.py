@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from starflow_world.agents.environment import Environment, source_environment
 from starflow_world.agents.planner import Planner
 from starflow_world.agents.search import Search, find_plan
-from starflow_world.commands import planner as planning
+from starflow_world.commands.planner import trial as planning
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, ConfigError, DataError
 from tests.mazes import MazeEnv, MazeWorld, Rules
@@ -147,7 +148,7 @@ def maze_id():
 
 def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path, capsys, monkeypatch):
     planner = Planner(MazeWorld(), Search(branches=16))
-    found = planning.run(planner, maze_id, tmp_path, episodes=2, seed=0, max_steps=30)
+    found = planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=0)
     assert found["planner"]["success"] == 1
     assert found["planner"]["promised_per_plan"] == found["planner"]["brought_per_plan"] == 1
     assert found["random"]["success"] < 1
@@ -157,17 +158,17 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
     (tmp_path / "episodes" / "random-00001.json").unlink()
     calls, play = [], planning.play
     monkeypatch.setattr(planning, "play", lambda env, policy, **more: calls.append(policy) or play(env, policy, **more))
-    again = planning.run(planner, maze_id, tmp_path, episodes=2, seed=0, max_steps=30)
+    again = planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=0)
     assert [policy.name for policy in calls] == ["random"]
     assert again["planner"] == found["planner"]
     with pytest.raises(DataError, match="another run's; use a new folder"):
-        planning.run(planner, maze_id, tmp_path, episodes=2, seed=1, max_steps=30)
+        planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=1)
 
 
 @pytest.mark.parametrize("wrong", [{"episodes": 0}, {"seed": -1}])
 def test_runs_that_cannot_be_meant_are_refused(maze_id, tmp_path, wrong):
     with pytest.raises(ConfigError, match="expected episodes >= 1 and seed >= 0"):
-        planning.run(Planner(MazeWorld()), maze_id, tmp_path, **{"episodes": 1, "seed": 0} | wrong)
+        planning.try_planner(Planner(MazeWorld()), Environment(maze_id), tmp_path, **{"episodes": 1, "seed": 0} | wrong)
     assert not list(tmp_path.iterdir())
 
 
@@ -185,5 +186,5 @@ def test_the_shipped_world_plans_in_the_real_env(tmp_path):
     from starflow_world.world import World
 
     planner = Planner(World.load("babyai-gotolocal"), Search(branches=64))
-    found = planning.run(planner, "BabyAI-GoToLocalS8N4-v0", tmp_path, episodes=12, seed=100, max_steps=64)
+    found = planning.try_planner(planner, source_environment(planner.world), tmp_path, episodes=12, seed=100)
     assert found["planner"]["success"] >= max(0.7, 2 * found["random"]["success"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from starflow_world.cli import main
-from starflow_world.commands.calibrate import REPORT, calibrate
+from starflow_world.commands.calibrate import REPORT, Calibrate, calibrate
 from starflow_world.commands.score.folder import SKIPPED, SUMMARY, score_folder
 from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.data.episodes import episode_path, write_episode
@@ -30,7 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frames = one.frames.copy()
         frames[4:] = 128 if index == 2 else frames[4:]
         write_episode(episode_path(folder / "data", index), replace(one, frames=frames))
-    calibrate(str(folder / "world"), folder / "normal", folder / "scorer", false_alarms=0.1, run_length=50)
+    calibrate(Calibrate(str(folder / "world"), data=folder / "normal", out=folder / "scorer", false_alarms=0.1,
+                        run_length=50))
     return folder
 
 
@@ -54,7 +55,7 @@ def test_calibrating_reports_the_false_alarms_on_episodes_that_were_kept_apart(h
 
 def test_calibrating_refuses_a_rate_that_the_episodes_cannot_support(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ScorerError, match="at least 500"):
-        calibrate(str(home / "world"), home / "normal", tmp_path / "s", false_alarms=0.01)
+        calibrate(Calibrate(str(home / "world"), data=home / "normal", out=tmp_path / "s", false_alarms=0.01))
     assert not (tmp_path / "s").exists()
 
 
@@ -103,7 +104,8 @@ def test_results_of_another_scorer_or_data_set_are_not_mixed(home: Path, tmp_pat
     scored(home, tmp_path)
     with pytest.raises(DataError, match="use a new folder"):
         scored(home, tmp_path, "normal")
-    calibrate(str(home / "world"), home / "normal", tmp_path / "other", false_alarms=0.1, run_length=51)
+    calibrate(Calibrate(str(home / "world"), data=home / "normal", out=tmp_path / "other", false_alarms=0.1,
+                        run_length=51))
     with pytest.raises(DataError, match="use a new folder"):
         score_folder(ScoreSettings(str(home / "world"), out=tmp_path, data=home / "data", scorer=tmp_path / "other"))
 

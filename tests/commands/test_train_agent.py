@@ -13,18 +13,18 @@ pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
 from starflow_world.agents.babyai.rooms import LIMIT
-from starflow_world.commands.agent_report import at, markdown, ratios, steps_to
-from starflow_world.commands.rank import candidates, rank
-from starflow_world.commands.train_agent import JUDGED_FROM, Plan, Task, first_frames, make_task, train_agent
+from starflow_world.commands.rank import RankPolicies, candidates, rank_policies
+from starflow_world.commands.train_agent import TrainAgent
+from starflow_world.commands.train_agent.report import agents_markdown, at, ratios, steps_to
+from starflow_world.commands.train_agent.training import JUDGED_FROM, AgentTask, first_frames, make_task, train_agent
 from starflow_world.config.world import CodecConfig, TextConfig
-from starflow_world.envs.trust import Trust
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.model.networks import Networks
 from starflow_world.world import World
 from tests.worlds import TINY, randomise, save_world, tiny_config
 
 TEXT = "go to the red ball"
-PLAN = Plan(TEXT, steps=256, dream_steps=512, envs=8, seeds=1, starts=3, episodes=2, chunk=256)
+PLAN = TrainAgent(text=TEXT, steps=256, dream_steps=512, envs=8, seeds=1, starts=3, episodes=2, chunk=256)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_agent(str(world), tmp_path_factory.mktemp("agent"), PLAN, trust=Trust(round_trip=1e6))
+    return train_agent(replace(PLAN, world=str(world), out=tmp_path_factory.mktemp("agent"), round_trip=1e6))
 
 
 def test_a_run_leaves_agents_figures_curves_a_video_and_a_report(done: Path) -> None:
@@ -56,19 +56,20 @@ def test_a_run_leaves_agents_figures_curves_a_video_and_a_report(done: Path) -> 
     assert figures["final"][0]["real"]["episodes"] == figures["random"]["dream"]["episodes"] == 2
     last = figures["curves"]["dream"][0][-1]
     assert {key: last[key] for key in figures["final"][0]["real"]} == figures["final"][0]["real"]
-    assert markdown(figures) == (done / "report.md").read_text()
+    assert agents_markdown(figures) == (done / "report.md").read_text()
     for name in ("agent.mp4", "curves.png"):
         assert (done / name).stat().st_size > 5000
 
 
 def test_a_run_goes_on_and_adds_what_is_asked_for(world: Path, done: Path, tmp_path: Path) -> None:
     done = shutil.copytree(done, tmp_path / "agent")  # other tests look at what was there before
+    again = replace(PLAN, world=str(world), out=done, round_trip=1e6, resume=True)
     with pytest.raises(ConfigError, match="--resume"):
-        train_agent(str(world), done, PLAN)
+        train_agent(replace(again, resume=False))
     with pytest.raises(DataError, match="new folder"):
-        train_agent(str(world), done, replace(PLAN, starts=4), resume=True)
+        train_agent(replace(again, starts=4))
     before = (done / "real-0" / "agent.safetensors").read_bytes()
-    train_agent(str(world), done, replace(PLAN, dream_steps=768), trust=Trust(round_trip=1e6), resume=True)
+    train_agent(replace(again, dream_steps=768))
     figures = json.loads((done / "agents.json").read_text())
     assert [point["steps"] for point in figures["curves"]["dream"][0]] == [0, 256, 512, 768]
     assert (done / "real-0" / "agent.safetensors").read_bytes() == before
@@ -89,13 +90,13 @@ def test_dreams_and_rooms_begin_alike_and_no_room_is_both_learned_from_and_judge
 
 
 def test_the_time_limit_is_the_same_in_both(world: Path) -> None:
-    task = Task(World.load(world), TEXT, (0,), (1,))
+    task = AgentTask(World.load(world), TEXT, (0,), (1,))
     assert task.env("dream").max_episode_steps == task.env("real").inner.max_steps
     assert task.train_env("dream", 1).max_episode_steps == task.train_env("real", 1).rooms[0].inner.max_steps
 
 
 def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) -> None:
-    rank(str(world), tmp_path, TEXT, agents=done, episodes=2)
+    rank_policies(RankPolicies(str(world), TEXT, done, episodes=2, out=tmp_path))
     figures = json.loads((tmp_path / "rank.json").read_text())
     assert len(figures["scores"]) == 7
     assert {"random", "PPO dream-0", "PPO real-0"} <= figures["scores"].keys()
@@ -103,7 +104,7 @@ def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) ->
     assert set(figures["spearman"]) == {"success", "discounted"}
     assert all(name in (tmp_path / "rank.md").read_text() for name in figures["scores"])
     with pytest.raises(DataError, match="train-agent"):
-        rank(str(world), tmp_path, TEXT, agents=tmp_path, episodes=1)
+        rank_policies(RankPolicies(str(world), TEXT, tmp_path, episodes=1, out=tmp_path))
 
 
 def test_agents_of_several_runs_are_told_apart(done: Path, tmp_path: Path) -> None:
@@ -139,16 +140,16 @@ def test_the_report_says_by_how_much_the_steps_differ_and_shows_a_figure_in_one_
     plan = {"text": TEXT, "seeds": 1, "envs": 8, "actions": 3, "starts": 3, "episodes": 200}
     figures = {"world": "w", "world_id": "0" * 64, "plan": plan, "final": [{"dream": final, "real": final}],
                "random": {"real": {"success": 0.1}}, "curves": {"real": [curve(0, 0.5)], "dream": [curve(0, 0.815)]}}
-    text = markdown(figures)
+    text = agents_markdown(figures)
     assert f"at most {LIMIT} steps" in text
     assert "times the steps" not in text
     assert text.count("81.5%") == 6
     assert "82%" not in text
     figures["curves"]["dream"] = [curve(0, 0.5, 0.6, 0.5)]
-    assert "| 3 times the steps (300) | 100% | >= 100 % at twice |" in markdown(figures)
+    assert "| 3 times the steps (300) | 100% | >= 100 % at twice |" in agents_markdown(figures)
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"envs": 0}, {"dream_steps": -1}, {"seeds": 0}])
 def test_a_plan_that_cannot_be_meant_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
-        Plan(**change)
+        TrainAgent(**change)

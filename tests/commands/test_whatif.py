@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from starflow_world.agents.policy import RandomPolicy
-from starflow_world.agents.search import Search
+from starflow_world.agents.search_settings import Search
 from starflow_world.cli import main
-from starflow_world.commands.whatif import chooser, what_if
+from starflow_world.commands.whatif.imagine import what_if
+from starflow_world.commands.whatif.sources import named_policy, play_long_enough
 from starflow_world.data.episodes import Episode, flat_actions, write_episode
 from starflow_world.errors import ActionError, ConfigError, DataError
 from starflow_world.noise import normals
@@ -142,19 +143,16 @@ def test_nothing_differs_before_the_changed_action_and_something_behind_it(tiny)
 def test_a_changed_action_shows_in_the_shipped_world_what_the_real_env_would_have_shown(shipped):
     """The expert turns where it could go on: compared with the real env that does."""
     pytest.importorskip("minigrid")
-    from starflow_world.agents.babyai.tiles import ENV
-    from starflow_world.agents.collect import seeds
-    from starflow_world.agents.environment import make_env
-    from starflow_world.commands.whatif import played
+    from starflow_world.agents.environment import source_environment
     from starflow_world.evaluation.fidelity import frames_right
 
     right, count = 0.0, 0
     for seed in (3, 5, 6):
-        episode = played(ENV, shipped, policy="bot", seed=seed, steps=64)
+        episode = play_long_enough(source_environment(shipped), "bot", seed, steps=2)
         changed = [int(action.argmax()) for action in episode.actions[1:]]
         changed[1:2] = [1]
-        env = make_env(ENV, max_steps=64)
-        env.reset(seed=seeds(seed, 0)[0])
+        env = source_environment(shipped).make()
+        env.reset(seed=episode.info["env_seed"])
         real = [(env.step(action), np.asarray(env.render()))[1] for action in changed]
         found = what_if(shipped, episode, at=2, actions=[1], seed=seed)
         agree = frames_right(shipped, found.other.frames[0].numpy(), np.stack(real))[: found.over]
@@ -180,14 +178,14 @@ def test_a_policy_chooses_from_its_step_on_and_sees_its_own_course(tiny):
 
 
 def test_a_planner_may_choose(tiny):
-    planner = chooser("random", tiny), chooser("cem", tiny)
+    planner = named_policy("random", tiny), named_policy("cem", tiny)
     assert isinstance(planner[0], RandomPolicy)
     planner[1].search = Search("random", branches=2, horizon=1)
     found = what_if(tiny, made_up(tiny, steps=3), at=2, policy=planner[1])
     assert len(planner[1].thoughts) == 2
     assert found.other.actions.shape == (1, 3, 5)
     with pytest.raises(ConfigError, match="policy: expected one of best-first, cem, random, found"):
-        chooser("bot", tiny)
+        named_policy("bot", tiny)
 
 
 def test_what_does_not_fit_is_refused(tiny):

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from starflow_world.agents.babyai.memory import needs_memory
-from starflow_world.commands.evaluate import cost, plain
+from starflow_world.commands.evaluate.measure import cost, json_figures
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.fidelity import (
     actions_of,
@@ -116,7 +116,7 @@ def test_cost_counts_operations_and_agrees_with_sequential_decoding() -> None:
 
 
 def test_figures_become_json_with_their_cases() -> None:
-    found = json.loads(json.dumps(plain({"share": Share(3, 4), "none": Share(0, 0), "number": 1.5})))
+    found = json.loads(json.dumps(json_figures({"share": Share(3, 4), "none": Share(0, 0), "number": 1.5})))
     low, high = found["share"].pop("interval")
     assert 0 < low < 0.75 < high < 1
     assert found == {

@@ -13,8 +13,9 @@ from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.io.media import fitted, read_picture, read_video, write_png
 from starflow_world.noise import make_key
-from starflow_world.video.model import Request, VideoModel, generate
+from starflow_world.video.model import VideoModel, generate
 from starflow_world.video.pipeline import synthesize
+from starflow_world.video.request import Request
 from tests.tiny_video import TINY_VIDEO, moving_spot, tiny_folders
 
 pytest.importorskip("diffusers")

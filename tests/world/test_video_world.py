@@ -12,7 +12,8 @@ from starflow_world.config.world import DecodeConfig
 from starflow_world.errors import StateError
 from starflow_world.io.media import read_video, write_png
 from starflow_world.model.checkpoint import save_checkpoint
-from starflow_world.video.model import Request, VideoModel
+from starflow_world.video.model import VideoModel
+from starflow_world.video.request import Request
 from starflow_world.world import World
 from tests.tiny_video import SEED, TEXT, moving_spot, sized, stepped
 

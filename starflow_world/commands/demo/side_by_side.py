@@ -1,4 +1,4 @@
-"""The demo: the shipped world beside the real environment, under the same actions, from the same first frame."""
+"""The shipped world beside the real environment, under the same actions, from the same first frame."""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ ACTIONS = ("turn left", "turn right", "forward", "pick up", "drop", "toggle", "d
 
 @dataclass
 class Tally:
-    """What the summary is made of."""
+    """Counts for the summary: steps, exact frames, steps whose reward agrees, seconds of imagining."""
 
     steps: int = 0
     exact: int = 0
@@ -30,7 +30,7 @@ class Tally:
     seconds: float = 0.0
 
 
-def demo(out: Path = Path("out/demo"), *, steps: int = 64, seed: int = 100_003) -> Path:
+def play_demo(out: Path, *, steps: int, seed: int) -> Path:
     """Play `steps` steps without reaching the goal, then let the expert bot finish; write demo.mp4 and demo.png."""
     real = make_env(REAL, max_steps=4 * steps)
     observation, _ = real.reset(seed=seed)
@@ -53,7 +53,7 @@ def demo(out: Path = Path("out/demo"), *, steps: int = 64, seed: int = 100_003) 
             frame, begin = np.asarray(real.render()), time.perf_counter()
             imagined, guess, over, _, info = learned.step(action)
             seconds = time.perf_counter() - begin
-            tally = _row(tally, learned, action, float(reward), float(guess), frame, imagined, info, seconds)
+            tally = _print_step(tally, learned, action, float(reward), float(guess), frame, imagined, info, seconds)
             pictures.append(_picture(frame, imagined, mission, ACTIONS[action], tally.steps))
             video.add(pictures[-1])
             if over and not ended:
@@ -64,7 +64,7 @@ def demo(out: Path = Path("out/demo"), *, steps: int = 64, seed: int = 100_003) 
     return out
 
 
-def _row(
+def _print_step(
     tally: Tally, learned: gymnasium.Env, action: int, reward: float, guess: float, frame: np.ndarray,
     imagined: np.ndarray, info: dict[str, float], seconds: float,
 ) -> Tally:
@@ -74,7 +74,7 @@ def _row(
         tally.seconds + seconds,
     )
     print(
-        f"{tally.steps:>4}  {ACTIONS[action]:<10}  {float(reward > 0):>6.0f}  {guess:>8.2f}"
+        f"{tally.steps:>4}  {ACTIONS[action]:<10}  {float(reward > 0):>6.0f}  {guess:>8z.2f}"
         f"  {info['nats_per_dim']:>8.3f}  {info['sweeps']:>6}"
         f"  {tally.steps / tally.seconds:>7.1f}  {'exact' if exact else 'differs'}",
         flush=True,

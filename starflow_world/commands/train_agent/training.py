@@ -1,4 +1,4 @@
-"""`starflow-world train-agent`: an agent that learns in a dream, judged in reality beside one that learned there.
+"""An agent that learns in a dream, judged in reality beside one that learned there.
 
 Both learn by the same PPO from the same first frames for as many steps; neither ever sees the rooms they are judged in.
 A random policy stands beside them. `out` gets the agents, their curves, a video, agents.json and report.md.
@@ -6,7 +6,7 @@ A random policy stands beside them. `out` gets the agents, their curves, a video
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from gymnasium.vector import VectorEnv
 from starflow_world.agents.babyai.rooms import LIMIT, Room, Rooms, rooms_with
 from starflow_world.agents.judging import PolicyScore, Start, episode_steps, score_policy
 from starflow_world.agents.policy import Policy, RandomPolicy
-from starflow_world.commands.agent_report import write_report
+from starflow_world.commands.train_agent.report import write_agent_report
+from starflow_world.commands.train_agent.settings import AgentSettings
 from starflow_world.envs.trust import Trust
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.envs.world_env import WorldEnv
@@ -30,39 +31,7 @@ JUDGED_FROM = 10_000_000
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to train. dream_steps: of the agents that learn in the dream (0: as many as `steps`); starts: real first
-    frames that episodes begin with, in the dream as in reality; episodes: that an agent is judged by; chunk: steps
-    between two judgements; actions: the first so many of the world's (3: left, right, forward; 0: all)."""
-
-    text: str = "go to the red ball"
-    steps: int = 65_536
-    dream_steps: int = 0
-    envs: int = 64
-    seeds: int = 3
-    starts: int = 2000
-    episodes: int = 200
-    chunk: int = 8192
-    actions: int = 3
-
-    def __post_init__(self) -> None:
-        for field in fields(self)[1:]:
-            low = 0 if field.name in ("dream_steps", "actions") else 1
-            if getattr(self, field.name) < low:
-                raise ConfigError(f"{field.name}: expected a number >= {low}, found {getattr(self, field.name)}")
-
-    @property
-    def fixed(self) -> dict[str, object]:
-        """What may not change when a run is resumed."""
-        return {name: value for name, value in asdict(self).items() if name not in ("steps", "dream_steps", "seeds")}
-
-    def steps_in(self, where: str) -> int:
-        """Steps of the agents that learn there."""
-        return self.dream_steps or self.steps if where == "dream" else self.steps
-
-
-@dataclass(frozen=True)
-class Task:
+class AgentTask:
     """One mission in a world and in real rooms like those it was learned from: some to learn from, some to judge in."""
 
     world: World
@@ -104,56 +73,50 @@ def first_frames(rooms: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(np.stack([room.reset(seed=seed)[0] for seed in rooms]))
 
 
-def make_task(world: str, text: str, *, starts: int, episodes: int) -> Task:
+def make_task(world: str, text: str, *, starts: int, episodes: int) -> AgentTask:
     """The task; finding its rooms takes some 5 ms each."""
     learned = rooms_with(text, starts, progress=True)
     judged = rooms_with(text, episodes, begin=JUDGED_FROM, progress=True)
-    return Task(World.load(world), text, learned, judged)
+    return AgentTask(World.load(world), text, learned, judged)
 
 
-def train_agent(
-    world: str, out: Path, plan: Plan, *, algo: str = "ppo", trust: Trust | None = None, resume: bool = False
-) -> Path:
-    """Train, judge and report; ConfigError where `out` has a run already and it is not to be resumed, DataError where
-    that is another one."""
-    out = Path(out)
-    if algo != "ppo":
-        raise ConfigError(f"algo: expected ppo, the only one there is, found {algo!r:.60}")
-    if not resume and any(out.glob("*/agent.safetensors")):
+def train_agent(settings: AgentSettings) -> Path:
+    """Train, judge and report; returns the folder. ConfigError where it holds a run that is not to be resumed,
+    DataError where that is another one."""
+    out, trust = settings.out, settings.trust
+    if not settings.resume and any(out.glob("*/agent.safetensors")):
         raise ConfigError(f"{out}: expected a new folder, found agents; pass --resume to go on with them")
-    task = make_task(world, plan.text, starts=plan.starts, episodes=plan.episodes)
-    recipe = {"world_id": task.world.world_id, "trust": {} if trust is None else trust.limits, **plan.fixed}
+    task = make_task(settings.world, settings.text, starts=settings.starts, episodes=settings.episodes)
+    recipe = {"world_id": task.world.world_id, "trust": {} if trust is None else trust.limits, **settings.fixed}
     claim(out / "run.json", recipe)  # more steps and seeds may be asked for
-    curves = {where: [_learn(task, where, out, plan, seed, trust) for seed in range(plan.seeds)]
+    curves = {where: [_learn(task, where, settings, seed) for seed in range(settings.seeds)]
               for where in ("real", "dream")}
     figures = {
-        "world": world, "world_id": task.world.world_id, "plan": asdict(plan), "curves": curves,
+        "world": settings.world, "world_id": task.world.world_id, "plan": settings.plan, "curves": curves,
         "random": {where: task.judge(where, RandomPolicy(), progress=True).to_dict() for where in ("real", "dream")},
-        "final": [_final(task, out, seed) for seed in range(plan.seeds)],
+        "final": [_final(task, out, seed) for seed in range(settings.seeds)],
     }
-    write_video(task, out / "dream-0", out / "agent.mp4")
+    write_agent_video(task, out / "dream-0", out / "agent.mp4")
     write_text(out / "agents.json", json.dumps(figures, indent=1))
-    write_report(figures, out)
+    write_agent_report(figures, out)
     return out
 
 
-def _learn(
-    task: Task, where: str, out: Path, plan: Plan, seed: int, trust: Trust | None
-) -> list[dict[str, float]]:
-    """The curve of one agent; one that is there already is not trained again."""
+def _learn(task: AgentTask, where: str, settings: AgentSettings, seed: int) -> list[dict[str, float]]:
+    """Train an agent, or go on with it, and return its curve."""
     from starflow_world.agents.ppo import PPOSettings, learn
     from starflow_world.agents.sb3 import SB3VecEnv
 
     def judged(policy: Policy) -> dict[str, float]:
         return task.judge("real", policy).to_dict()
 
-    env = SB3VecEnv(task.train_env(where, plan.envs, trust), actions=plan.actions or None)
+    env = SB3VecEnv(task.train_env(where, settings.envs, settings.trust), actions=settings.actions or None)
     name = f"{where}-{seed}"
-    return learn(env, out / name, PPOSettings(), judged, steps=plan.steps_in(where), chunk=plan.chunk, seed=seed,
-                 resume=True, name=name)
+    return learn(env, settings.out / name, PPOSettings(), judged, steps=settings.steps_in(where), chunk=settings.chunk,
+                 seed=seed, resume=True, name=name)
 
 
-def _final(task: Task, out: Path, seed: int) -> dict[str, dict[str, float]]:
+def _final(task: AgentTask, out: Path, seed: int) -> dict[str, dict[str, float]]:
     """An agent that learned in the dream, in dreams of the rooms to judge in and in those rooms."""
     from starflow_world.agents.ppo import load_policy
 
@@ -161,7 +124,7 @@ def _final(task: Task, out: Path, seed: int) -> dict[str, dict[str, float]]:
     return {where: task.judge(where, policy, progress=True).to_dict() for where in ("real", "dream")}
 
 
-def write_video(task: Task, agent: Path, path: Path, episodes: int = 6) -> None:
+def write_agent_video(task: AgentTask, agent: Path, path: Path, episodes: int = 6) -> None:
     """The agent in dreams (left) and in reality (right), from the same first frames, each going its own way."""
     from starflow_world.agents.ppo import load_policy
 

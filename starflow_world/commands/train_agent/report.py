@@ -14,10 +14,10 @@ REACHED = 0.8
 FINAL = ("success", "reward", "discounted")
 
 
-def write_report(figures: dict[str, Any], out: Path) -> None:
+def write_agent_report(figures: dict[str, Any], out: Path) -> None:
     """Write curves.png and report.md into `out`."""
-    write_curves(figures, out / "curves.png")
-    write_text(out / "report.md", markdown(figures))
+    write_learning_curves(figures, out / "curves.png")
+    write_text(out / "report.md", agents_markdown(figures))
 
 
 def at(curve: list[dict[str, float]], steps: float) -> float:
@@ -45,7 +45,7 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def markdown(figures: dict[str, Any]) -> str:
+def agents_markdown(figures: dict[str, Any]) -> str:
     """The report."""
     plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
     common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
@@ -96,7 +96,7 @@ def _mean(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def write_curves(figures: dict[str, Any], path: Path) -> None:
+def write_learning_curves(figures: dict[str, Any], path: Path) -> None:
     """Success in reality over the steps taken: every seed thin, the mean thick."""
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""How well a planner does in the real environment, beside a random policy in the same episodes.
+"""A planner in the real environment, beside a random policy in the same episodes.
 
-Every episode is one small file, written when it is over; an interrupted run goes on where it stopped. Every plan is
-recorded with what it promised and what it brought: imagined against real return.
+Every episode is one small file, written at its end; an interrupted run goes on where it stopped. Every plan is recorded
+with the reward that it promised and the real reward while it was followed.
 """
 
 import json
@@ -16,7 +16,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from starflow_world.agents.collect import play
-from starflow_world.agents.environment import make_env
+from starflow_world.agents.environment import Environment
 from starflow_world.agents.planner import Planner, Thought
 from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.data.episodes import Episode
@@ -29,40 +29,40 @@ FPS = 3
 RECIPE, RESULT = "recipe.json", "planner.json"
 
 
-def run(
-    planner: Planner, env_id: str, out: Path, *, episodes: int, seed: int, max_steps: int | None = None
-) -> dict[str, Any]:
+def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: int, seed: int) -> dict[str, Any]:
     """Play, judge, print a table, and write planner.json and a video of the first episode to `out`.
 
-    Success is a positive reward before the time limit. Returns what is in planner.json. Raises DataError when `out` is
-    from a run of another recipe.
+    Success is a positive reward before the time limit. Returns the content of planner.json. Raises DataError when `out`
+    holds a run of another recipe.
     """
     if episodes < 1 or seed < 0:
         raise ConfigError(f"expected episodes >= 1 and seed >= 0, found {episodes} and {seed}")
-    recipe = {"world": planner.world.world_id, "planner": repr(planner), "env": env_id, "seed": seed,
-              "max_steps": max_steps}
+    recipe = {"world": planner.world.world_id, "planner": repr(planner), "env": source.env, "seed": seed,
+              "max_steps": source.max_steps}
+    recipe |= {name: value for name in ("env_kwargs", "wrappers") if (value := source.to_dict().get(name))}
     claim(out / RECIPE, recipe)
     remove_leftovers(out / "episodes")
-    env = make_env(env_id, max_steps=max_steps, frame_size=planner.world.config.height)
+    env = source.make()
     players: dict[str, Policy] = {"planner": planner, "random": _random(env, planner.search.actions)}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in players}
+    records: dict[str, list[dict[str, Any]]] = {name: [] for name in players}
     try:
         for index in tqdm(range(episodes), desc=planner.name, unit="episode"):
             for name, policy in players.items():
                 path = out / "episodes" / f"{name}-{index:05d}.json"
                 if not path.exists():
                     begin = time.perf_counter()
-                    episode = play(env, policy, seed=seed, index=index, frame_size=planner.world.config.height)
+                    episode = play(env, policy, seed=seed, index=index, reward=source.reward,
+                                   frame_size=source.size)
                     record = _judged(episode, policy) | {"index": index, "seconds": time.perf_counter() - begin}
                     if name == "planner" and index == 0:
-                        write_video(out / "planner.mp4", env, episode, planner.thoughts)
+                        write_planner_video(out / "planner.mp4", env, episode, planner.thoughts)
                     write_text(path, json.dumps(record, indent=1))
-                found[name].append(_read(path))
+                records[name].append(_read_record(path))
     finally:
         env.close()
-    result = {"recipe": recipe, **{name: _summary(records) for name, records in found.items()}}
+    result = {"recipe": recipe, **{name: _summary(played) for name, played in records.items()}}
     write_text(out / RESULT, json.dumps(result, indent=1))
-    print(table(planner.name, found))
+    print(trial_table(planner.name, records))
     return result
 
 
@@ -75,7 +75,7 @@ def _random(env: gymnasium.Env, actions: Sequence[Any]) -> RandomPolicy:
 
 
 def _judged(episode: Episode, policy: Policy) -> dict[str, Any]:
-    """What an episode came to; and what each plan promised, and what it brought while it was in force."""
+    """Return the figures of an episode; for each plan the promised reward and the real one while it was followed."""
     plans: list[dict[str, Any]] = []
     thoughts = policy.thoughts if isinstance(policy, Planner) else []
     for thought, reward in zip(thoughts, episode.rewards[1:], strict=False):
@@ -104,10 +104,10 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
-    """The figures of both players as text; a plan promises its expected reward, and brings what came."""
+def trial_table(name: str, players: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the figures of both players as text; a plan promises its expected reward and brings the real one."""
     lines = [f"{'':<20} {'success':<24} {'steps':>6} {'plans':>6} {'promised':>9} {'brought':>8} {'imagined':>9}"]
-    for player, records in found.items():
+    for player, records in players.items():
         facts = _summary(records)
         share = Share(sum(record["success"] for record in records), len(records))
         numbers = [
@@ -120,8 +120,8 @@ def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def write_video(path: Path, env: gymnasium.Env, episode: Episode, thoughts: Sequence[Thought]) -> None:
-    """What was seen, what the plan in force had said would be seen, and where that plan leads."""
+def write_planner_video(path: Path, env: gymnasium.Env, episode: Episode, thoughts: Sequence[Thought]) -> None:
+    """Write a video of the real frames beside those that the current plan predicts, and its last one."""
     number = 0
     with VideoWriter(path, fps=FPS) as video:
         for t, thought in enumerate(thoughts):
@@ -146,7 +146,7 @@ def _action_name(env: gymnasium.Env, action: Any) -> str:
     return str(names(action).name) if isinstance(names, type) else str(action)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         return {key: record[key] for key in ("mission", "success", "return", "steps", "plans", "seconds")}

@@ -1,0 +1,93 @@
+"""How flags are read beyond what tyro does by itself, flags of several verbs, and the extras; light to import."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+if TYPE_CHECKING:
+    from starflow_world.agents.environment import Environment
+    from starflow_world.world import World
+
+REGISTRY = ConstructorRegistry()
+
+EXTRAS = {  # package: the extra that installs it, and what it is for
+    "minigrid": ("envs", "BabyAI and MiniGrid environments"),
+    "pygame": ("envs", "classic-control rendering, and the keyboard"),
+    "stable_baselines3": ("sb3", "train-agent"),
+    "ray": ("ray", "--actors and RayVectorEnv"),
+    "diffusers": ("wan", "the Wan codec of STARFlow-V"),
+}
+
+
+@REGISTRY.primitive_rule
+def path_or_json(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Refuse empty paths (they would be the current folder), and read dictionaries as JSON."""
+    if kind.type is Path:
+        return PrimitiveConstructorSpec(1, "PATH", _path, lambda value: isinstance(value, Path), lambda p: [str(p)])
+    if kind.type_origin is dict:
+        return PrimitiveConstructorSpec(1, "JSON", _json, lambda value: isinstance(value, dict), _text)
+    return None
+
+
+def read_wrappers(words: tuple[str, ...]) -> tuple[Any, ...]:
+    """Read wrappers: a word that is JSON is a pair of name and arguments, any other word a name."""
+    return tuple(json.loads(word) if word.startswith("[") else word for word in words)
+
+
+def _path(words: list[str]) -> Path:
+    if not words[0].strip():
+        raise ValueError("expected a path, found an empty text")
+    return Path(words[0])
+
+
+def _json(words: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(words[0])
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object such as '{{\"max_steps\": 64}}', found {words[0]!r:.80}")
+    return value
+
+
+def _text(value: dict[str, Any]) -> list[str]:
+    return [json.dumps(value)]
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """Say how to install what is missing; empty where no extra brings it."""
+    package = str(error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        return ""
+    extra, _ = EXTRAS[package]
+    return f"{package}: expected it to be installed, found no such package; pip install 'starflow-world[{extra}]'"
+
+
+@dataclass(frozen=True)
+class RealEnvironment:
+    """The environment that a world was learned from, or another one."""
+
+    env: str = ""
+    """Gymnasium id of the real environment, or module:Id; empty: the one in the world's card."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the environment, as a JSON object; they replace those in the card."""
+
+    wrappers: tuple[str, ...] = ()
+    """Wrappers in this order, as for collect; they replace those in the card."""
+
+    def source(self, world: "World", max_steps: int | None = None) -> "Environment":
+        """Return the environment for a world; ConfigError where neither flags nor card name one.
+
+        max_steps: time limit; 0: the environment's own; None: the one in the card.
+        """
+        from starflow_world.agents.environment import source_environment
+
+        source = source_environment(world, self.env or None)
+        if self.env_kwargs:
+            source = replace(source, env_kwargs=self.env_kwargs)
+        if self.wrappers:
+            source = replace(source, wrappers=read_wrappers(self.wrappers))
+        return source if max_steps is None else replace(source, max_steps=max_steps or None)

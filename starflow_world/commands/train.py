@@ -1,0 +1,56 @@
+"""`starflow-world train`: a world on episodes, or a video model on clips or episodes."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class TrainWorld:
+    """Train a world on collected episodes, or a video model on clips (with actions: on episodes). Started by torchrun,
+    all its processes train together."""
+
+    config: Positional[Path]
+    """Recipe, such as configs/babyai.yaml; for a video model configs/starflow_v_train.yaml (clips) or
+    configs/starflow_v_actions.yaml (episodes)."""
+    data: Path
+    """Folder of episodes; or of clips and pictures, with captions in .txt files of their names."""
+    out: Path
+    """Folder for the checkpoint, metrics.jsonl and curves.png."""
+    overrides: Positional[tuple[str, ...]] = ()
+    """Changes to the recipe as section.key=value, such as train.steps=100."""
+    valid: Path | None = None
+    """Folder of held-out episodes."""
+    resume: bool = False
+    """Go on with an interrupted run in `out`."""
+    init: Path | None = None
+    """Checkpoint folder or name of a shipped world to start from; or a folder that convert wrote."""
+
+    def run(self) -> None:
+        """Train by the recipe."""
+        from starflow_world.cli import environment
+        from starflow_world.config.train import load_recipe, recipe_values, video_recipe
+        from starflow_world.errors import ConfigError
+        from starflow_world.training.distributed import joined
+
+        values = recipe_values(self.config, self.overrides)
+        with joined(environment()) as processes:
+            if "video" in values:
+                from starflow_world.training.video import train_video
+
+                if self.valid is not None:
+                    raise ConfigError(f"valid: expected none for a video model, found {self.valid}")
+                train_video(video_recipe(values), self.data, self.out, resume=self.resume, init=self.init,
+                            processes=processes)
+            else:
+                from starflow_world.training.world import train
+                from starflow_world.world import find_world
+
+                start = None if self.init is None else find_world(self.init)
+                command = f"starflow-world train {' '.join(sys.argv[2:])}"
+                train(load_recipe(self.config, self.overrides), self.data, self.out, valid=self.valid,
+                      resume=self.resume, init=start, command=command, processes=processes)
+        if processes.main:
+            print(self.out)

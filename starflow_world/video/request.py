@@ -1,0 +1,45 @@
+"""The video that is asked of a video model. Light to import: its fields are flags of `starflow-world generate`."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from starflow_world.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video to make from text, and from an image or a video; ConfigError for what cannot be combined."""
+
+    prompt: str
+    """Text that describes the video."""
+    frames: int = 81
+    """Frames of the result: 1 + 4k, such as 81, 161, 481; past the model's window it slides."""
+    aspect: str = "16:9"
+    """Aspect ratio: 21:9, 16:9, 3:2, 5:4, 1:1, 4:5, 2:3, 9:16 or 9:21."""
+    fps: int = 0
+    """Frames per second, which the model reads; 0: as it was trained."""
+    guidance: float | None = None
+    """Weight by which predictions move away from those of an empty prompt; 0: no guidance; None: the model's own."""
+    seed: int = 0
+    """Seed; the same seed gives the same video."""
+    image: Path | None = None
+    """First frame."""
+    video: Path | None = None
+    """Clip to translate, or to go on with (--extend)."""
+    extend: bool = False
+    """Go on with the video instead of translating it."""
+
+    def __post_init__(self) -> None:
+        from starflow_world.config.video import latent_frames
+
+        if self.image is not None and self.video is not None:
+            raise ConfigError(f"image, video: expected one of them at most, found {self.image} and {self.video}")
+        if self.extend and self.video is None:
+            raise ConfigError("extend: expected a video to go on with, found none")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ConfigError(f"guidance: expected a number >= 0, found {self.guidance}")
+        if self.seed < 0 or self.fps < 0:
+            raise ConfigError(f"seed, fps: expected numbers >= 0, found {self.seed}, {self.fps}")
+        if latent_frames(self.frames) == 1 and (self.image is not None or self.video is not None):
+            raise ConfigError("frames: expected at least 5 after an image or a video, found 1")
