@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from starflow_world.training.distributed import ALONE, Processes, joined
+from starflow_world.training.distributed import ALONE, Processes, torchrun_processes
 from tests.io.test_files import launched
 
 Work = Callable[[Processes], object]
@@ -23,7 +23,7 @@ def start(count: int, work: Work) -> list[int]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         found = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in found.items()})
-        with joined(os.environ) as processes:
+        with torchrun_processes(os.environ) as processes:
             work(processes)
 
     return [launched(lambda rank=rank: one(rank)) for rank in range(count)]  # type: ignore[misc]

@@ -23,7 +23,7 @@ from starflow_world.io.files import read_tensors
 from starflow_world.model.actions import space_from_json
 from starflow_world.model.checkpoint import load_networks, load_starts, load_training, save_checkpoint, training_facts
 from starflow_world.model.video_checkpoint import load_flow
-from starflow_world.training.world import make_optimizers
+from starflow_world.training.optimizers import world_optimizers
 from starflow_world.video.convert import convert
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
@@ -102,7 +102,7 @@ def test_no_reader_runs_code(world, tmp_path, kind):
     (episodes / "episode-000000.h5").write_bytes(content)
     for name in ("x.pth", "x.safetensors", "x.yaml"):
         (tmp_path / name).write_bytes(content)
-    optimizers = make_optimizers(world.networks, TrainConfig())
+    optimizers = world_optimizers(world.networks, TrainConfig())
     readers: list[Callable[[], Any]] = [
         lambda: read_tensors(tmp_path / "x.safetensors"), lambda: WorldState.load(tmp_path / "x.safetensors", world),
         lambda: load_recipe(tmp_path / "x.yaml"), lambda: space_from_json(content.decode("latin-1")),

@@ -22,7 +22,7 @@ class TrainConfig:
     steps: int = 1000
     frames: int = 256
     parts: tuple[str, ...] = ()
-    """Beginnings of the names of the parameters that are trained, such as flow.shallow; empty: all."""
+    """Modules or parameters that are trained, by their dotted names, such as flow.shallow; empty: all."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
     denoiser_target: str = "score"
@@ -45,8 +45,9 @@ class TrainConfig:
     outcome_weight: float = 0.05
     denoiser_weight: float = 0.1
     seed: int = 0
-    precision: str = "bf16"
-    """Of products; weights, sums over processes and losses are float32."""
+    precision: str = "auto"
+    """Of products: bf16, f32, or auto, the faster of both on this machine when the run begins. Weights, sums over
+    processes and losses are float32."""
     checkpointing: bool = False
     """Activation checkpointing: compute what is inside a layer again in the backward pass instead of keeping it."""
     half: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class TrainConfig:
     valid_every: int = 200
 
     def __post_init__(self) -> None:
-        one_of(self, "precision", ("bf16", "f32"))
+        one_of(self, "precision", ("auto", "bf16", "f32"))
         one_of(self, "denoiser_target", ("score", "noise"))
         between(self, 1, math.inf, "steps", "frames", "valid_every")
         between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
@@ -101,14 +102,14 @@ class VideoTrainConfig:
     action_learning_rate: float = 1e-3
     warmup: int = 1000
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     """As for worlds; models for `generate` are written in it."""
     checkpointing: bool = True
     """As for worlds."""
     save_minutes: float = 30.0
 
     def __post_init__(self) -> None:
-        one_of(self, "precision", ("bf16", "f32"))
+        one_of(self, "precision", ("auto", "bf16", "f32"))
         one_of(self, "aspect", tuple(ASPECTS))
         between(self, 1, math.inf, "steps", "clips", "pictures", "rows_at_once")
         between(self, 0, math.inf, "warmup", "seed", "save_minutes")
@@ -133,11 +134,32 @@ class RecipeConfig:
 
     world: WorldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
+    follow: tuple[str, ...] = ()
+    """Keys of `world` that training takes from its data, see FOLLOW."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.follow) - set(FOLLOW):
+            raise ConfigError(f"follow: expected some of {', '.join(FOLLOW)}, found {sorted(unknown)[0]!r:.80}")
+
+
+FOLLOW = ("name", "height", "width", "max_episode_steps", "reward", "outcome.largest_reward")
+"""Keys of `world` that a recipe may leave out (or set to 0, largest_reward only) and that then come from its data."""
 
 
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConfig:
-    """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`."""
-    return from_dict(RecipeConfig, recipe_values(path, overrides))
+    """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`.
+
+    Keys of FOLLOW that the file leaves out have their defaults, and are listed in `follow`.
+    """
+    values = recipe_values(path, overrides)
+    if isinstance(world := values.get("world"), dict):
+        outcome = world.get("outcome", {})
+        if isinstance(outcome, dict) and outcome.get("largest_reward") == 0:
+            world = {**world, "outcome": (outcome := {key: outcome[key] for key in outcome if key != "largest_reward"})}
+        said = {*world, *(f"outcome.{key}" for key in outcome)} if isinstance(outcome, dict) else {*world}
+        follow = [key for key in FOLLOW if key not in said]
+        values = {"follow": follow, **values, "world": {"name": "", **world}}
+    return from_dict(RecipeConfig, values)
 
 
 def video_recipe(values: dict[str, Any]) -> VideoRecipe:

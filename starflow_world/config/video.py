@@ -9,6 +9,7 @@ from pathlib import Path
 from starflow_world.config.reading import between, from_dict, positive
 from starflow_world.config.world import (
     NO_ACTIONS,
+    ActionScale,
     CodecConfig,
     DecodeConfig,
     FlowConfig,
@@ -57,6 +58,8 @@ class VideoConfig:
     """Of the model as a world, as the two that follow."""
     action_space: str = NO_ACTIONS
     """JSON of a Gymnasium space."""
+    action_scale: ActionScale | None = None
+    """As for worlds."""
     max_episode_steps: int = 64
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(tolerance=0.01, chunk=512, max_sweeps=64))
     """The residual is a root mean square in noise units; the published threshold of 1e-3 on squares is about 0.03."""
@@ -98,7 +101,7 @@ class VideoConfig:
             self.name, self.flow, height, width, CodecConfig("wan", PIXELS, self.flow.channels),
             TextConfig("published", self.flow.text_length, self.flow.text_width), decode=self.decode,
             noise_level=self.noise_level, window=self.window, context=self.context, action_space=self.action_space,
-            max_episode_steps=self.max_episode_steps, reward="none",
+            action_scale=self.action_scale, max_episode_steps=self.max_episode_steps, reward="none",
             published=PublishedConfig(self.text, self.codec, prompt, self.later, self.guidance),
         )
 

@@ -161,6 +161,18 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class ActionScale:
+    """How the numbers of flattened actions are read: (action - offset) / scale, one pair for each number."""
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(0 < scale < math.inf for scale in self.scale):
+            raise ConfigError(f"action_scale.scale: expected positive numbers, found {self.scale}")
+
+
+@dataclass(frozen=True)
 class PublishedConfig:
     """What a published video model has around its flow, which is no part of a checkpoint: `text` and `codec` are
     folders or hub names of its T5 encoder and its Wan VAE."""
@@ -198,6 +210,8 @@ class WorldConfig:
     window: int = 32
     context: int = 8
     action_space: str = NO_ACTIONS
+    action_scale: ActionScale | None = None
+    """None: actions are read as they are, as in every world before this key and where their space is -1 to 1."""
     max_episode_steps: int = 64
     reward: str = "event"
     """What the reward means: event (1 at success, 0 elsewhere), raw (as the source env gave it), or none: there is no

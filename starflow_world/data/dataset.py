@@ -31,6 +31,8 @@ def origin(folder: Path | str) -> dict[str, Any]:
         return {}
     try:
         recipe = json.loads(path.read_text(encoding="utf-8")).get("recipe", {})
+        if type(recipe.get("max_steps")) not in (int, type(None)):
+            raise ValueError(f"max_steps {recipe['max_steps']!r}")
         return {key: recipe[key] for key in ORIGIN if recipe.get(key) is not None}
     except DAMAGE as damage:
         raise DataError(f"{path}: expected the record of a collection, found {damage!r:.120}; collect again") from None

@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from starflow_world.config.world import ActionScale
 from starflow_world.errors import ActionError, ConfigError
 
 
@@ -100,15 +101,68 @@ def flatten_actions(space: spaces.Space, actions: Sequence[Any]) -> Tensor:
     return torch.from_numpy(np.stack([flatten_action(space, action) for action in actions]))
 
 
-class ActionEncoder(nn.Module):
-    """Flattened actions (..., 1 + flat) -> what is added to the deep block's inputs (..., d)."""
+FAR = 1e4
+"""Bounds so many times beyond the largest action of the data say nothing about its unit."""
 
-    def __init__(self, space: gymnasium.Space, width: int) -> None:
+
+def action_scale(space: spaces.Space, actions: np.ndarray, first: np.ndarray) -> ActionScale | None:
+    """Return the scale that maps Box actions to about -1 to 1, or None where flattened actions have it already.
+
+    By the bounds of the space; where it has none, or the data come nowhere near, by mean and standard deviation of
+    the data. actions (N, flat): flattened; first: rows of first frames, which no action led to and that do not count.
+    """
+    low, high = _bounds(space)
+    offset, scale = np.zeros(len(low)), np.ones(len(low))
+    for k in np.flatnonzero(~np.isnan(low)):
+        values = np.delete(actions[:, k], first).astype(np.float64)
+        middle, half = (low[k] + high[k]) / 2, (high[k] - low[k]) / 2
+        reach = np.abs(values - middle).max(initial=0.0) if np.isfinite(half) else 0.0
+        if np.isfinite(half) and 0 < half and (not reach or half < FAR * reach):
+            offset[k], scale[k] = middle, half
+        elif len(values) and values.std():
+            offset[k], scale[k] = values.mean(), values.std()
+    if not offset.any() and (scale == 1).all():
+        return None
+    return ActionScale(tuple(offset.tolist()), tuple(scale.tolist()))
+
+
+def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
+    """Return lowest and highest flattened actions (flat,) in float64; NaN for what is no Box."""
+    if isinstance(space, spaces.Box):
+        return space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        lows, highs = zip(*map(_bounds, parts), strict=True)
+        return np.concatenate(lows), np.concatenate(highs)
+    return (np.full(spaces.flatdim(space), np.nan),) * 2
+
+
+class ActionEncoder(nn.Module):
+    """Map flattened actions (..., 1 + flat) to vectors (..., d) that are added to the deep block's inputs.
+
+    With a `scale` the numbers of present actions are read as (action - offset) / scale.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, space: gymnasium.Space, width: int, scale: ActionScale | None = None) -> None:
         super().__init__()
-        self.project = nn.Linear(1 + spaces.flatdim(space), width, bias=False)
+        size = spaces.flatdim(space)
+        self.project = nn.Linear(1 + size, width, bias=False)
         nn.init.zeros_(self.project.weight)
+        self.scaled = scale is not None
+        for name, values in vars(scale or ActionScale((), ())).items():
+            if scale is not None and len(values) != size:
+                raise ConfigError(f"action_scale.{name}: expected {size} numbers for {space}, found {len(values)}")
+            numbers = torch.tensor(values, dtype=torch.float32, device="cpu")  # also in a network of shapes only
+            self.register_buffer(name, numbers, persistent=False)
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(..., 1 + flat) -> (..., d), in the dtype of the weights."""
+        """Return (..., d) in the dtype of the weights for actions (..., 1 + flat)."""
         with torch.autocast(actions.device.type, enabled=False):
+            if self.scaled:
+                present, numbers = actions[..., :1], actions[..., 1:]
+                numbers = ((numbers - self.offset) / self.scale).to(actions.dtype)
+                actions = torch.cat((present, present * numbers), dim=-1)
             return self.project(actions)

@@ -41,7 +41,8 @@ class Networks(nn.Module):
         self.config = config
         self.codec: Codec = make_codec(config)
         self.flow = Flow(config.flow)
-        self.action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width)
+        space = space_from_json(config.action_space)
+        self.action = ActionEncoder(space, config.flow.deep_width, config.action_scale)
         self.text: TextEncoder | PublishedText | None = TextEncoder(config.text) if config.text.kind == "t5" else None
         self.start = Diffusion(config.start, config.flow) if config.start.width else None
         self.outcome = None

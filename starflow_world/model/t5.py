@@ -62,12 +62,18 @@ class T5Text:
         facts = [text, self.length, str(self.dtype), self._identity]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    @torch.no_grad()
-    def _run(self, text: str) -> Tensor:
-        tokenizer, model = self._load()
-        count = len(tokenizer(text).input_ids)
+    def check(self, text: str) -> None:
+        """Raise DataError for a text of more tokens than the encoder takes; does not encode it."""
+        if self.cache is not None and is_file(self.cache / f"{self._digest(text)}.safetensors"):
+            return
+        count = len(self._load()[0](text).input_ids)
         if count > self.length:
             raise DataError(f"prompt: expected at most {self.length} tokens, found {count}; shorten {text!r:.80}")
+
+    @torch.no_grad()
+    def _run(self, text: str) -> Tensor:
+        self.check(text)
+        tokenizer, model = self._load()
         inputs = tokenizer(text, padding="max_length", max_length=self.length, return_tensors="pt").to(self.device)
         ids, present = inputs.input_ids, inputs.attention_mask
         with torch.autocast(self.device.type, enabled=False):  # the same states whatever the caller runs in

@@ -3,7 +3,9 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from starflow_world.flow.precision import run_in, running_dtypes
 from starflow_world.io.files import TEMPORARY, is_file, write_text
 from starflow_world.io.shards import TensorSource, misfits, open_shards, refuse, write_shards
 from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
-from starflow_world.model.checkpoint import FORMAT, read_json
+from starflow_world.model.checkpoint import CARD, FORMAT, read_json
 from starflow_world.model.networks import Networks
 from starflow_world.model.rates import inference_precision
 
@@ -26,15 +28,19 @@ ADAPTER = "action.project.weight"
 """Beside the tensors of the flow, where a model has learned from actions."""
 
 
-def write_model(folder: Path, config: VideoConfig, tensors: TensorSource) -> None:
-    """Write the tensors of a flow (and ADAPTER, if there is one) and its config to `folder`; what is there is replaced
-    when all is written."""
+def write_model(
+    folder: Path, config: VideoConfig, tensors: TensorSource, card: Mapping[str, Any] | None = None
+) -> None:
+    """Write the tensors of a flow (and ADAPTER, if there is one), its config and its card to `folder`; what is there
+    is replaced when all is written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch, old = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent)) for _ in range(2))
     try:
         digest = write_shards(scratch, tensors)
         values = {"format": FORMAT, "weights": digest, "video": to_dict(config)}
         write_text(scratch / CONFIG, json.dumps(values, indent=1) + "\n")
+        if card is not None:
+            write_text(scratch / CARD, json.dumps(dict(card), indent=1) + "\n")
         scratch.chmod(0o755)
         if folder.exists():
             folder.replace(old)

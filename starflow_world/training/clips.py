@@ -1,10 +1,11 @@
-"""What video models learn from: clips and pictures, each with its caption in a .txt file of its name, or episodes.
+"""Training data of video models: clips and pictures, each with its caption in a .txt file of its name, or episodes.
 
-Steps are of clips or of pictures, never of both. Of an episode a window is shown: its frames are those of a video, so
-an action must have been held for the 4 frames of a latent frame, and it is the one that led to this latent frame.
-What a row of a step shows follows from (seed, step, row), whichever process has the row.
+A step shows clips or pictures, never both; of episodes it shows windows, whose frames are those of a video: an action
+must have been held for the 4 frames of a latent frame, and it is the action that led to this latent frame. What a row
+of a step shows follows from (seed, step, row), on whichever process the row is.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from starflow_world.config.train import VideoRecipe
 from starflow_world.config.video import FRAMES, latent_frames
-from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.dataset import EpisodeDataset, Windows
 from starflow_world.data.episodes import NAME
 from starflow_world.errors import DataError
 from starflow_world.io.media import fitted, measure_video, read_picture, read_video
@@ -26,7 +27,7 @@ VIDEOS, PICTURES = (".mp4", ".mov", ".mkv", ".webm", ".avi"), (".png", ".jpg", "
 
 @dataclass(frozen=True)
 class Item:
-    """A clip, or a picture (one frame, 0 frames per second)."""
+    """A clip, or a picture (a single frame, 0 frames per second)."""
 
     path: Path
     caption: str
@@ -36,8 +37,11 @@ class Item:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """frames (B, F, H, W, 3) u8, what the text encoder reads, noise keys (B,); `extend`: without the first latent
-    frame, as a window of a longer video; actions (B, T, 1 + flat) of the latent frames that are left, or none."""
+    """frames (B, F, H, W, 3) u8, B prompts for the text encoder, noise keys (B,).
+
+    `extend`: the first latent frame is dropped, as in a window of a longer video. actions (B, T, 1 + flat): of the
+    latent frames that are left; None for clips.
+    """
 
     frames: Tensor
     prompts: list[str]
@@ -47,24 +51,24 @@ class ClipBatch:
 
 
 def find_items(folder: Path | str, *, fps: int) -> list[Item]:
-    """The clips and pictures of a folder, by name; `fps` of clips that do not say. Raises DataError."""
-    found = []
+    """List the clips and pictures of a folder by name; `fps`: of clips that do not state it. Raises DataError."""
+    items = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
         words = path.with_suffix(".txt")
         caption = words.read_text(encoding="utf-8").strip() if words.is_file() else ""
         if path.suffix.lower() in VIDEOS:
             frames, rate = measure_video(path)
-            found.append(Item(path, caption, frames, max(round(rate), 1) if rate else fps))
+            items.append(Item(path, caption, frames, max(round(rate), 1) if rate else fps))
         elif path.suffix.lower() in PICTURES:
-            found.append(Item(path, caption))
-    if not found:
+            items.append(Item(path, caption))
+    if not items:
         kinds = ", ".join(VIDEOS + PICTURES)
         raise DataError(f"{folder}: expected clips or pictures ({kinds}), or episodes, found none")
-    return found
+    return items
 
 
 class ClipSampler:
-    """Draws steps: the rows of this process, of a step that all draw alike."""
+    """Draws steps of clips or pictures; of each step, this process's rows."""
 
     def __init__(self, folder: Path | str, recipe: VideoRecipe, processes: Processes) -> None:
         self.config, self.train, self.processes = recipe.video, recipe.train, processes
@@ -79,7 +83,7 @@ class ClipSampler:
             raise DataError(f"{folder}: expected clips, found pictures only; set train.picture_rate to 1")
 
     def batch(self, step: int) -> ClipBatch:
-        """What training step `step` shows."""
+        """Draw what training step `step` shows."""
         train = self.train
         rng = np.random.default_rng((train.seed, step))
         picture, extend = rng.random(2) < (train.picture_rate, train.image_dropout)
@@ -96,41 +100,51 @@ class ClipSampler:
             keys.append(make_key((train.seed, row)))
         return ClipBatch(torch.from_numpy(np.stack(frames)), prompts, torch.tensor(keys), bool(task))
 
+    def prompts(self) -> Iterator[tuple[Path, str]]:
+        """Yield every file with the longest prompt that a step may read for it."""
+        task = "extend" if self.train.image_dropout else ""
+        for item in {item.path: item for item in (*self.clips, *self.pictures)}.values():
+            yield item.path, self.config.prompt(
+                item.caption, fps=item.fps, aspect=self.train.aspect, task=task if item.fps else ""
+            )
+
     def _frames(self, item: Item, count: int, place: float) -> np.ndarray:
-        """`count` frames (count, H, W, 3) of an item, from anywhere in it (`place` in [0, 1))."""
+        """Read `count` frames (count, H, W, 3) of an item, from anywhere in it (`place` in [0, 1))."""
         size = self.config.size(self.train.aspect)
         if not item.fps:
             return fitted(read_picture(item.path), size)[None]
         start = int(place * (item.frames - count + 1))
-        found = [fitted(frame, size) for frame in read_video(item.path, count, start)]
-        if len(found) < count:
-            raise DataError(f"{item.path}: expected {item.frames} frames, found {start + len(found)}; it is damaged")
-        return np.stack(found)
+        frames = [fitted(frame, size) for frame in read_video(item.path, count, start)]
+        if len(frames) < count:
+            raise DataError(f"{item.path}: expected {item.frames} frames, found {start + len(frames)}; it is damaged")
+        return np.stack(frames)
 
 
 def are_episodes(folder: Path | str) -> bool:
-    """Whether a folder holds episodes, as `collect` writes them."""
+    """Return whether a folder holds episodes, as `collect` and `write_episode` write them."""
     return Path(folder).is_dir() and any(NAME.fullmatch(path.name) for path in Path(folder).iterdir())
 
 
 class EpisodeSampler:
-    """Draws steps of windows of episodes likewise, under the prompt of a world. A window begins where an action does;
-    episodes shorter than one are left out."""
+    """Draws steps of windows of episodes, under the prompt of a world; of each step, this process's rows.
 
-    def __init__(self, episodes: EpisodeDataset, recipe: VideoRecipe, processes: Processes) -> None:
+    A window begins where an action does. Episodes that are shorter than a window are left out; DataError if all are.
+    """
+
+    def __init__(self, episodes: EpisodeDataset, windows: Windows, recipe: VideoRecipe, processes: Processes) -> None:
         self.config, self.train, self.processes = recipe.video, recipe.train, processes
-        self.windows = processes.in_turn(episodes.memory_map)
+        self.windows, self.paths = windows, episodes.paths
         room = np.maximum((self.windows.lengths - self.train.frames) // FRAMES + 1, 0)
         if not room.any():
             expected = f"an episode of at least train.frames = {self.train.frames} frames"
             raise DataError(f"{episodes.folder}: expected {expected}, the longest has {self.windows.lengths.max()}")
         for episode in np.flatnonzero(room):
             begin = self.windows.offsets[episode]
-            _check_held(episodes.paths[episode], self.windows.actions[begin : begin + self.windows.lengths[episode]])
+            _check_held(self.paths[episode], self.windows.actions[begin : begin + self.windows.lengths[episode]])
         self.ends = np.cumsum(room)
 
     def batch(self, step: int) -> ClipBatch:
-        """What training step `step` shows."""
+        """Draw what training step `step` shows."""
         train = self.train
         rng = np.random.default_rng((train.seed, step))
         rows, first = train.clips, int(rng.random() < train.image_dropout)
@@ -140,7 +154,7 @@ class EpisodeSampler:
         start = np.where(rng.random(rows) < train.start_rate, 0, start)
         silent = rng.random(rows) < train.caption_dropout
         present = rng.random((rows, latent_frames(train.frames))) >= train.action_dropout
-        present[:, first] = True  # as in batches.py: none there means a true start
+        present[:, first] = True  # its absence means a true start, as in batches.py
         present[:, 0] &= start > 0
         frames, prompts, actions, keys = [], [], [], []
         for row in range(rows)[self.processes.part(rows)]:
@@ -153,9 +167,14 @@ class EpisodeSampler:
         shown, led = torch.from_numpy(np.array(frames)), torch.from_numpy(np.stack(actions)[:, first:])
         return ClipBatch(shown, prompts, torch.tensor(keys), bool(first), led)
 
+    def prompts(self) -> Iterator[tuple[Path, str]]:
+        """Yield every episode with its prompt."""
+        for path, text in zip(self.paths, self.windows.texts, strict=True):
+            yield path, self.config.prompt(text, fps=self.config.fps, aspect=self.train.aspect)
+
 
 def _check_held(path: Path, actions: np.ndarray) -> None:
-    """DataError unless the actions (T, A) of an episode are the same for all frames of a latent frame."""
+    """Raise DataError unless the actions (T, A) of an episode are the same for all frames of a latent frame."""
     blocks = actions[1 : 1 + (len(actions) - 1) // FRAMES * FRAMES].reshape(-1, FRAMES, actions.shape[1])
     changing = (blocks != blocks[:, :1]).any(axis=(1, 2))
     if changing.any():

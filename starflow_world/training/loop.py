@@ -1,71 +1,78 @@
-"""What all trainings share: steps that are taken or skipped, a run that is saved and goes on, its learning curve."""
+"""The loop that trainings of worlds and of video models share: steps, saves, resumed runs and learning curves."""
 
 import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from starflow_world.config.reading import from_dict, to_dict
-from starflow_world.config.train import TrainConfig, VideoTrainConfig
+from starflow_world.config.train import RecipeConfig, VideoRecipe
 from starflow_world.errors import ConfigError, StarflowError
-from starflow_world.io.files import write_text
+from starflow_world.io.files import remove_leftovers, write_text
 from starflow_world.model.checkpoint import load_training, save_training, training_facts
-from starflow_world.training.distributed import Processes, clip, interruptions, settle
-from starflow_world.training.optimizers import rate
+from starflow_world.training.distributed import Processes, clip_gradients, interruptions, reshard
+from starflow_world.training.optimizers import schedule
 from starflow_world.training.state import load_sharded, save_sharded, sharded_facts
 
+R = TypeVar("R", RecipeConfig, VideoRecipe)
 MOST_SKIPPED = 10
 SHOWN = ("nats_per_dim", "excess", "start")
 METRICS = "metrics.jsonl"
 
 
-class Steps(ABC):
-    """Networks, optimizers and the number of the next step: all that a resumed run needs. `sharded`: saved as the
-    shards of every process, else as one file."""
+class Trainer(ABC, Generic[R]):
+    """Networks, their optimizers and the number of the next step: all that a resumed run needs.
+
+    `clipped`: the modules whose gradients are clipped, each on its own. `sharded`: the state is saved as the shards of
+    every process, else as one file.
+    """
+
+    may_change: tuple[str, ...]
+    """Beginnings of the recipe keys in which a resumed run may differ from its beginning."""
 
     def __init__(
-        self, networks: nn.Module, optimizers: list[torch.optim.Optimizer], config: TrainConfig | VideoTrainConfig,
+        self, networks: nn.Module, optimizers: list[torch.optim.Optimizer], clipped: Sequence[nn.Module], recipe: R,
         processes: Processes, *, sharded: bool,
     ) -> None:
-        self.optimizers, self.processes, self.sharded = optimizers, processes, sharded
-        self._networks, self._config = networks, config
+        self.optimizers, self.recipe, self.processes, self.sharded = optimizers, recipe, processes, sharded
+        self._networks, self._clipped = networks, clipped
         self.step = self.skipped = self.skipped_in_a_row = 0
 
     @abstractmethod
     def advance(self) -> dict[str, float]:
-        """One training step; returns its figures."""
+        """Take one training step; return its figures."""
+
+    @abstractmethod
+    def write_model(self, out: Path) -> None:
+        """Write the model that others load; all processes call it."""
 
     def begin(self) -> None:
-        """No gradients, and the learning rates of this step."""
+        """Drop all gradients and set the learning rates of this step."""
+        share = schedule(self.step, self.recipe.train)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(self.step, self._config)
+                group["lr"] = group["peak"] * share
 
     def finish(self, figures: dict[str, float]) -> dict[str, float]:
-        """Take the step if figures and gradients are finite on all processes; returns their means."""
-        settle(self._networks)
+        """Update the weights if figures and gradients are finite on all processes; return the means of the figures."""
+        reshard(self._networks)
         figures = {**self.processes.means(figures), "norm": float(self._clip())}
         self._update(all(map(math.isfinite, figures.values())))
         self.step += 1
         return {"step": self.step, **figures, "skipped": self.skipped}
 
     def _clip(self) -> Tensor:
-        """Clip the gradients of each part (shallow, deep, motion, denoiser, text, ...) to norm 1, each on its own:
-        their scales differ by far and change in their own ways. Returns the largest norm."""
-        parts: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self._networks.named_parameters():
-            if parameter.grad is not None:  # the norm of nothing lies on the CPU, wherever the others are
-                part = ".".join(name.split(".")[: 2 if name.startswith("flow.") else 1])
-                parts.setdefault(part, []).append(parameter)
-        norms = [clip(part, 1.0) for part in parts.values()]
+        """Clip the gradients of each module to norm 1, since their scales differ by far; return the largest norm."""
+        learning = ([p for p in module.parameters() if p.grad is not None] for module in self._clipped)
+        norms = [clip_gradients(parameters, 1.0) for parameters in learning if parameters]
         return torch.stack(norms).amax() if norms else torch.zeros(())
 
     def _update(self, finite: bool) -> None:
@@ -82,75 +89,98 @@ class Steps(ABC):
                 "lower train.learning_rate or look at the data"
             )
 
-    def save(self, out: Path, recipe: Any) -> None:
-        """Write all that a resumed run needs; all processes call it."""
+    def save(self, out: Path) -> None:
+        """Write the state that a resumed run needs; all processes call it."""
         skips = {"skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
-        facts = {"step": self.step, **skips, "recipe": to_dict(recipe)}
+        facts = {"step": self.step, **skips, "recipe": to_dict(self.recipe)}
         if self.sharded:
             save_sharded(out, self._networks, self.optimizers, facts, self.processes)
         else:
             save_training(out, self._networks, self.optimizers, facts)
 
-    def resume(self, out: Path, recipe: Any, may_change: tuple[str, ...]) -> None:
-        """Go on from what `save` wrote, under the recipe it was written with but for `may_change`."""
+    def resume(self, out: Path) -> None:
+        """Restore what `save` wrote. Raises ConfigError if the recipe differs in more than `may_change`."""
         facts = sharded_facts(out) if self.sharded else training_facts(out)
-        before, now = (_flat(to_dict(r)) for r in (from_dict(type(recipe), facts.get("recipe")), recipe))
-        changed = [key for key in now if not key.startswith(may_change) and before[key] != now[key]]
+        before, now = (_flat(to_dict(r)) for r in (from_dict(type(self.recipe), facts.get("recipe")), self.recipe))
+        changed = [key for key in now if not key.startswith(self.may_change) and before.get(key) != now[key]]
         if changed:
-            raise ConfigError(f"{out}: expected the config that the run began with, found other {', '.join(changed)}")
+            found = ", ".join(f"{key}={now[key]!r:.60} instead of {before.get(key)!r:.60}" for key in changed)
+            raise ConfigError(f"{out}: expected the recipe that the run began with, found {found}")
         (load_sharded if self.sharded else load_training)(out, self._networks, self.optimizers)
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
 
+    def run(self, out: Path, judge: Callable[[], dict[str, float]] = dict) -> None:
+        """Advance to the last step; every step adds a line to metrics.jsonl, with what `judge` measures after it.
 
-def choose(networks: nn.Module, parts: tuple[str, ...]) -> None:
-    """From now on only the parameters whose names begin with one of `parts` learn; none: all. Raises ConfigError."""
-    unknown = [part for part in parts if not any(name.startswith(part) for name, _ in networks.named_parameters())]
-    if unknown:
-        raise ConfigError(f"train.parts: expected beginnings of parameter names, found {unknown[0]!r:.80}")
-    for name, parameter in networks.named_parameters():
-        parameter.requires_grad_(not parts or name.startswith(parts))
-
-
-def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
-    """Nested dictionaries as one, with dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return found
-
-
-def run(
-    trainer: Steps, config: TrainConfig | VideoTrainConfig, name: str, save: Callable[[], None]
-) -> Iterator[dict[str, float]]:
-    """Advance to the last step; yields the figures of every step. All processes `save` now and then, at the end, and
-    when one of them is told to stop (SIGINT, SIGTERM); then all raise KeyboardInterrupt."""
-    processes, saved = trainer.processes, time.monotonic()
-    with (
-        tqdm(total=config.steps, initial=trainer.step, desc=f"train {name}", unit="step",
-             disable=not processes.main) as bar,
-        interruptions(processes) as told_to_stop,
-    ):
-        while trainer.step < config.steps:
-            figures = trainer.advance()
-            yield figures
-            bar.update()
-            bar.set_postfix({key: f"{figures[key]:.3f}" for key in SHOWN if key in figures})
-            stop, due = told_to_stop(), processes.any(time.monotonic() - saved > 60 * config.save_minutes)
-            if stop or due or trainer.step == config.steps:
-                save()
-                saved = time.monotonic()
-            if stop:
-                raise KeyboardInterrupt
+        All processes save now and then, at the end, and when one of them gets SIGINT or SIGTERM; then all raise
+        KeyboardInterrupt.
+        """
+        processes, train, saved = self.processes, self.recipe.train, time.monotonic()
+        name = self.recipe.world.name if isinstance(self.recipe, RecipeConfig) else self.recipe.video.name
+        with (
+            tqdm(total=train.steps, initial=self.step, desc=f"train {name}", unit="step",
+                 disable=not processes.main) as bar,
+            interruptions(processes) as interrupted,
+        ):
+            while self.step < train.steps:
+                figures = self.advance()
+                figures |= judge()
+                if processes.main:
+                    with (out / METRICS).open("a") as file:
+                        file.write(json.dumps(figures) + "\n")
+                bar.update()
+                bar.set_postfix({key: f"{figures[key]:.3f}" for key in SHOWN if key in figures})
+                stop, due = interrupted(), processes.any(time.monotonic() - saved > 60 * train.save_minutes)
+                if stop or due or self.step == train.steps:
+                    self.save(out)
+                    self.write_model(out)
+                    saved = time.monotonic()
+                if stop:
+                    raise KeyboardInterrupt
 
 
-def keep_until(metrics: Path, step: int) -> None:
+def begun_recipe(out: Path, kind: type[R], *, sharded: bool) -> R:
+    """Return the recipe of the run that was saved in `out`."""
+    return from_dict(kind, (sharded_facts(out) if sharded else training_facts(out)).get("recipe"))
+
+
+def open_folder(out: Path, kept: Sequence[str], processes: Processes, *, resume: bool) -> None:
+    """Refuse a folder that holds a run (any of the files `kept`) unless it is resumed; remove half-written files."""
+    there = [name for name in kept if (out / name).exists()]
+    if there and not resume:
+        raise ConfigError(f"{out}: expected an empty folder, found {there[0]}; add --resume or choose another folder")
+    processes.once(lambda: remove_leftovers(out))
+
+
+def cut_metrics(out: Path, step: int) -> None:
     """Drop the lines of steps that will be done again, and a line that a killed run did not finish."""
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = out / METRICS
     if metrics.exists():
         lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
         write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
-def note(metrics: Path, figures: dict[str, float]) -> None:
-    """One more line of JSON."""
-    with metrics.open("a") as file:
-        file.write(json.dumps(figures) + "\n")
+def freeze_outside(networks: nn.Module, parts: Sequence[str]) -> None:
+    """Freeze every parameter outside `parts`, modules or parameters by their dotted names. Empty `parts`: train all.
+
+    Raises ConfigError for a name that the networks do not have.
+    """
+    learning: set[int] = set()
+    modules, parameters = dict(networks.named_modules()), dict(networks.named_parameters())
+    for part in (part.removesuffix(".") for part in parts):
+        found = list(modules[part].parameters()) if part in modules else [p for n, p in parameters.items() if n == part]
+        if not found:
+            known = ", ".join(name for name, _ in networks.named_children())
+            raise ConfigError(f"train.parts: expected modules such as {known}, found {part!r:.80}")
+        learning |= {id(p) for p in found}
+    for p in parameters.values():
+        p.requires_grad_(not parts or id(p) in learning)
+
+
+def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
+    """Return nested dictionaries as one, with dotted keys."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return flat

@@ -1,6 +1,6 @@
 """What training minimises: nats of the flow, the denoiser's regression, and outcomes.
 
-Shapes: B rows, T frames, n tokens per frame, c channels, d deep width.
+Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width.
 """
 
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from starflow_world.config.train import TrainConfig
 from starflow_world.flow import Tables
@@ -30,23 +30,47 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised; denoiser and outcome are weighted already."""
+        """Return the sum of all losses, which is minimised; denoiser and outcome are weighted already."""
         return self.flow + self.denoiser + self.outcome + self.start
+
+
+def objective(networks: Networks) -> str:
+    """Name the loss of networks whose frozen parameters are chosen.
+
+    start: the start diffusion's, where nothing else learns. outcome: rewards and ends, where only a head that needs no
+    history learns. motion: the motion's nats, where motion, carry or both learn, with the actions or without them, and
+    nothing else does. all: the sum of all losses.
+    """
+    learning = {id(p) for p in networks.parameters() if p.requires_grad}
+
+    def of(*modules: nn.Module | None) -> set[int]:
+        return {id(p) for module in modules if module is not None for p in module.parameters()}
+
+    flow, head = networks.flow, networks.outcome
+    moving = of(flow.motion, flow.carry)
+    if learning <= of(networks.start):
+        return "start"
+    if head is not None and head.project is None and learning <= of(head):
+        return "outcome"
+    return "motion" if learning & moving and learning <= moving | of(networks.action) else "all"
 
 
 def losses(
     networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool,
     processes: Processes = ALONE,
 ) -> Losses:
-    """All losses of one batch; noise (B, T, n, c) is standard normal. `denoiser`: train it too in this step. The mean
-    of the losses over processes, each of which has part of a batch, is that of the whole batch."""
+    """Return all losses of a batch; noise (B, T, n, c) is standard normal.
+
+    `denoiser`: train it in this step. Each process has a part of the batch; the mean of the losses over processes is
+    the loss of the whole batch.
+    """
     flow, sigma = networks.flow, networks.config.noise_level
     clean, _ = networks.codec.encode(batch.frames)
     x = clean + sigma * noise
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
     x.requires_grad_(score)
     text, square = networks.encode_text(batch.texts), noise.square()
-    if config.denoiser_target == "score" or flow.motion is None:  # whose gradient is that of these very nats
+    if config.denoiser_target == "score" or flow.motion is None:  # the score is the gradient of these very nats
         nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
     else:
         nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables, clean=clean, level=sigma)
@@ -61,11 +85,11 @@ def losses(
             target = gradient.detach() * sigma**2 / flow.config.denoiser_step
         guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
         denoiser_loss = config.denoiser_weight * (guess - target).square()[:, -max(1, x.shape[1] - 1) :].mean()
-    heft = processes.mean(weight.sum()).clamp_min(1e-6)  # a batch may weigh nothing
+    total_weight = processes.mean(weight.sum()).clamp_min(1e-6)  # all weights of a batch may be zero
     return Losses(
         nats.detach().sum(-1).mean() / dims,
         (floor - nats.detach().sum(-1)),
-        -(nats.sum(-1) * weight).sum() / heft / dims,
+        -(nats.sum(-1) * weight).sum() / total_weight / dims,
         denoiser_loss,
         config.outcome_weight * _outcome_loss(networks, hidden, x, text, batch),
         start_losses(networks, batch, noise, processes).start if x.shape[1] == 1 else nats.new_zeros(()),
@@ -73,31 +97,33 @@ def losses(
 
 
 def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Processes = ALONE) -> Losses:
-    """The loss of the start diffusion alone, on first frames (B, 1, ...) in noise (B, 1, n, c), at noise levels spread
-    evenly over the rows from a random offset. It reads the text and does not shape it."""
+    """Return the loss of the start diffusion on first frames (B, 1, ...) in noise (B, 1, n, c).
+
+    Noise levels are spread evenly over the batch from a random offset. The diffusion reads the text and does not shape
+    it.
+    """
     zero = noise.new_zeros(())
-    found, start = zero, networks.start
+    loss, start = zero, networks.start
     if start is not None:
         clean, text = networks.codec.encode(batch.frames)[0][:, 0], networks.encode_text(batch.texts)
         rows, offset = len(clean) * processes.count, _uniform(processes.first(noise[0]))
         level = (torch.arange(rows, device=clean.device) + offset)[processes.part(rows)] / rows
         text = None if text is None else text.detach()
-        found = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.config.grid)
-    return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, found)
+        loss = start.loss(clean, noise[:, 0], level, networks.config.noise_level, text, networks.config.grid)
+    return Losses(zero, zero.expand(len(noise), 1), zero, zero, zero, loss)
 
 
 def _uniform(noise: Tensor) -> Tensor:
-    """A number between 0 and 1 that hardly depends on any one of these normal ones, which are used for themselves."""
+    """Return a number between 0 and 1 that hardly depends on any single one of these standard normals."""
     return torch.special.ndtr(noise.sum() / noise.numel() ** 0.5)
 
 
 def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables, beta: float) -> Losses:
-    """The nats of the motion alone, as if the deep block said nothing; noise (B, T, n, c) is standard normal.
+    """Return the nats of the motion alone, as with an idle deep block; noise (B, T, n, c) is standard normal.
 
-    The expectation over the noise of the frame that is predicted, which the motion cannot know, is taken in closed
-    form: what is left of the gradient's own noise is that of the frame before. Dimensions of large scale count
-    scale**(2 beta) as much (beta-NLL, Seitzer et al. 2022): where a motion expects anything, it learns too slowly what
-    to expect.
+    The expectation over the noise of the predicted frame, which the motion cannot know, is taken in closed form, so the
+    gradient has the noise of the frame before only. Dimensions count by scale**(2 beta) (beta-NLL, Seitzer et al.
+    2022), since a motion learns too slowly what to expect where its scale is large.
     """
     flow, sigma = networks.flow, networks.config.noise_level
     clean, action = networks.codec.encode(batch.frames)[0], networks.action(batch.actions)
@@ -107,27 +133,23 @@ def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Table
     excess = 0.5 * ((clean[:, 1:] - motion.mean).square() + sigma**2) / scale**2 + (scale / sigma).log() - 0.5
     floor = -0.5 - math.log(sigma) - 0.5 * math.log(2 * math.pi)
     loss = (excess * (scale.detach() / sigma) ** (2 * beta)).mean() if beta else excess.mean()
-    found = excess.detach().sum((-1, -2))
-    return Losses(floor - excess.detach().mean(), F.pad(found, (1, 0)), loss, zero, zero, zero)
+    frames = F.pad(excess.detach().sum((-1, -2)), (1, 0))
+    return Losses(floor - excess.detach().mean(), frames, loss, zero, zero, zero)
 
 
 def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: TrainConfig) -> Losses:
-    """The loss of an outcome head that needs no history, on every frame of the batch; noise (B, T, n, c)."""
-    assert networks.outcome is not None
+    """Return the loss of an outcome head that needs no history, on every frame of the batch; noise (B, T, n, c)."""
     x = networks.codec.encode(batch.frames)[0] + networks.config.noise_level * noise
-    text, count, zero = networks.encode_text(batch.texts), x.shape[1], noise.new_zeros(())
-    each = None if text is None else text.detach().repeat_interleave(count, dim=0)
-    outcome = networks.outcome(None, x.flatten(0, 1), each, networks.config.grid)
-    reward, end = networks.outcome.loss(outcome, batch.rewards.flatten(), batch.ends.flatten())
-    found = config.outcome_weight * (reward.mean() + end.mean())
-    return Losses(zero, zero.expand(x.shape[:2]), zero, zero, found, zero)
+    text, zero = networks.encode_text(batch.texts), noise.new_zeros(())
+    loss = _head_loss(networks, None, x, None if text is None else text.detach(), batch.rewards, batch.ends)
+    return Losses(zero, zero.expand(x.shape[:2]), zero, zero, config.outcome_weight * loss, zero)
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
-    """Weights (B, T) of frames in the flow's loss.
+    """Return the weights (B, T) of frames in the flow's loss.
 
-    The first frame of a window in mid-episode has no past to follow from, and no step ever imagines one: weight 0. True
-    starts: `start_weight`, small, because their many nats would drown out how frames follow each other.
+    The first frame of a window in mid-episode has no past to follow from, and no step ever imagines such a frame:
+    weight 0. True starts have the small `start_weight`, because their many nats would drown out how frames follow.
     """
     weight = torch.ones(batch.frames.shape[:2], device=batch.frames.device)
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
@@ -135,12 +157,22 @@ def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
 
 
 def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
-    """The head reads the hidden states and does not shape them: the flow's gradient is faint beside its own."""
-    count = hidden.shape[1] - 1
-    if networks.outcome is None or not count:
+    """Return the head's loss on all frames but the first.
+
+    The head reads the hidden states and does not shape them: the flow's gradient is faint beside its own.
+    """
+    if networks.outcome is None or hidden.shape[1] == 1:
         return hidden.new_zeros(())
-    each = None if text is None else text.repeat_interleave(count, dim=0)
-    seen, known = x[:, 1:].detach().flatten(0, 1), hidden[:, 1:].detach().flatten(0, 1)
-    outcome = networks.outcome(known, seen, each, networks.config.grid)
-    reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:].flatten(), batch.ends[:, 1:].flatten())
+    known = hidden[:, 1:].detach().flatten(0, 1)
+    return _head_loss(networks, known, x[:, 1:].detach(), text, batch.rewards[:, 1:], batch.ends[:, 1:])
+
+
+def _head_loss(
+    networks: Networks, hidden: Tensor | None, x: Tensor, text: Tensor | None, rewards: Tensor, ends: Tensor
+) -> Tensor:
+    """Return the mean cross-entropies of rewards and ends (B, T) of frames x (B, T, n, c); hidden (B * T, n, d)."""
+    assert networks.outcome is not None
+    each = None if text is None else text.repeat_interleave(x.shape[1], dim=0)
+    outcome = networks.outcome(hidden, x.flatten(0, 1), each, networks.config.grid)
+    reward, end = networks.outcome.loss(outcome, rewards.flatten(), ends.flatten())
     return reward.mean() + end.mean()

@@ -1,34 +1,40 @@
-"""Optimizers. Worlds: Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for all else; video: AdamW."""
+"""Optimizers. Worlds: Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for the rest; video: AdamW."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from starflow_world.config.train import TrainConfig, VideoTrainConfig
+from starflow_world.flow import Flow
 from starflow_world.flow.carry import Carry
 from starflow_world.flow.denoiser import SiteDenoiser
+from starflow_world.flow.layers import Layer
 from starflow_world.flow.motion import Motion
+from starflow_world.flow.sites import SiteLayer
 from starflow_world.model.actions import ActionEncoder
 from starflow_world.model.reward_head import OutcomeHead
-from starflow_world.training.distributed import whole
+from starflow_world.training.distributed import full_tensor
 
 NEWTON_SCHULZ, SWEEPS, SMALLEST = (3.4445, -4.775, 2.0315), 5, 1e-7
 MOMENTUM, DECAY = 0.95, 0.01
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (Nesterov, match_rms_adamw) for matrices that may be sharded: weights and momentum stay in their
-    shards; the direction is gathered, and made orthogonal whole, as its rows alone cannot be."""
+    """torch.optim.Muon (Nesterov momentum, match_rms_adamw) for matrices that may be sharded.
+
+    Weights and momentum stay in their shards; the direction is gathered first, since rows alone cannot be made
+    orthogonal.
+    """
 
     def __init__(self, groups: list[dict]) -> None:
         super().__init__(groups, {"lr": 1e-3})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             for p in group["params"]:
@@ -38,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 momentum = self.state[p]["momentum_buffer"]
                 momentum.lerp_(p.grad, 1 - MOMENTUM)
-                update = orthogonal(whole(p.grad.lerp(momentum, MOMENTUM)))
+                update = orthogonal(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
                 if isinstance(p, DTensor):
                     update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
                 p.mul_(1 - group["lr"] * DECAY)
@@ -46,8 +52,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly U V^T of a matrix U S V^T, by Newton and Schulz's iteration; in float32, because in bfloat16 (as torch has
-    it) gradients that differ in their last bit may differ visibly afterwards."""
+    """Return nearly U V^T of a matrix U S V^T by the Newton-Schulz iteration.
+
+    In float32: in bfloat16, as torch computes it, gradients that differ in their last bit may give visibly different
+    directions.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=SMALLEST)
@@ -58,44 +67,56 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-def make_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon and AdamW; networks that look at sites learn at a rate of their own."""
-    kinds = (Motion, Carry, SiteDenoiser, OutcomeHead, ActionEncoder)
-    looking = [module for module in networks.modules() if isinstance(module, kinds)]
-    sites = {id(p) for module in looking for p in module.parameters()}
-    for head in (module for module in looking if isinstance(module, OutcomeHead)):
-        if head.project is not None:  # it reads the hidden states, which are no sites
-            sites -= {id(p) for p in head.project.parameters()}
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, p in networks.named_parameters():
+def world_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices inside layers of transformers and site networks, and AdamW for the rest.
+
+    Networks that look at sites, and the action encoder, learn at `site_learning_rate`.
+    """
+    matrices: list[nn.Module] = []
+    sites: set[int] = set()
+    for module in networks.modules():
+        if isinstance(module, Layer):
+            matrices.append(module)
+        elif isinstance(module, SiteLayer):
+            matrices += module.look, module.mix
+        if isinstance(module, Motion | Carry | SiteDenoiser | ActionEncoder):
+            sites |= _ids([module])
+        elif isinstance(module, OutcomeHead):  # `project` reads hidden states of the deep block, which are no sites
+            sites |= _ids([module]) - (_ids([module.project]) if module.project is not None else set())
+    inside, groups = _ids(matrices), dict[tuple[bool, float], list[nn.Parameter]]()
+    for p in networks.parameters():
         if p.requires_grad:
-            muon = p.ndim == 2 and ".layers." in name and ".condition." not in name and not name.startswith("text.")
             peak = config.site_learning_rate if id(p) in sites else config.learning_rate
-            groups.setdefault((muon, peak), []).append(p)
+            groups.setdefault((p.ndim == 2 and id(p) in inside, peak), []).append(p)
     parts = [[{"params": p, "peak": lr} for (m, lr), p in groups.items() if m is muon] for muon in (True, False)]
     made: list[torch.optim.Optimizer] = [Muon(parts[0])] if parts[0] else []
     return [*made, torch.optim.AdamW(parts[1], betas=(0.9, 0.95), weight_decay=1e-4)] if parts[1] else made
 
 
-def video_optimizers(networks: nn.Module, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, as STARFlow-V was trained: the denoiser forgets more slowly; actions have a rate of their own."""
-    settings = {
-        "flow.denoiser.": (config.denoiser_learning_rate, 0.999), "action.": (config.action_learning_rate, 0.95),
-        "": (config.learning_rate, 0.95),
-    }
-    parts: dict[str, list[nn.Parameter]] = {}
-    for name, p in networks.named_parameters():
-        if p.requires_grad:
-            parts.setdefault(next(part for part in settings if name.startswith(part)), []).append(p)
+def _ids(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for module in modules for p in module.parameters()}
+
+
+def video_optimizers(flow: Flow, action: ActionEncoder, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW as STARFlow-V was trained; the denoiser has a longer memory, actions have their own rate."""
+    denoiser = [] if flow.denoiser is None else list(flow.denoiser.parameters())
+    apart = {id(p) for p in denoiser}
+    settings = (
+        (denoiser, config.denoiser_learning_rate, 0.999),
+        (action.parameters(), config.action_learning_rate, 0.95),
+        ((p for p in flow.parameters() if id(p) not in apart), config.learning_rate, 0.95),
+    )
     groups = [
-        {"params": parts[part], "peak": peak, "betas": (0.9, memory)}
-        for part, (peak, memory) in settings.items() if part in parts
+        {"params": learning, "peak": peak, "betas": (0.9, memory)}
+        for parameters, peak, memory in settings if (learning := [p for p in parameters if p.requires_grad])
     ]
     return [torch.optim.AdamW(groups, weight_decay=1e-4)]
 
 
-def rate(step: int, config: TrainConfig | VideoTrainConfig) -> float:
-    """Share of the full learning rate at a step: linear warm-up, then linear to zero (what is left of the excess nats
-    is mostly the jitter of the last steps)."""
+def schedule(step: int, config: TrainConfig | VideoTrainConfig) -> float:
+    """Return the share of the full learning rate at a step: a linear warm-up, then a linear decay to zero.
+
+    To zero, since most of the excess nats that are left come from the jitter of the last steps.
+    """
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return min(rise, (config.steps - step) / config.steps)

@@ -1,8 +1,7 @@
-"""What a resumed run needs, written by processes that train together: each writes its own shards, as safetensors.
+"""The state of a run of several processes: each writes its own shards, as safetensors.
 
-training.json names the folder of the last save that was finished, and the run's facts. The folder is torch's
-distributed checkpoint in Hugging Face's storage: any number of processes can go on from it, and `shards.open_shards`
-reads it without any.
+training.json names the folder of the last finished save, and the run's facts. The folder is a distributed checkpoint of
+torch in Hugging Face's storage: any number of processes can resume from it, and `shards.open_shards` reads it in one.
 """
 
 import json
@@ -29,8 +28,10 @@ def save_sharded(
     folder: Path | str, networks: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any],
     processes: Processes,
 ) -> None:
-    """Write weights, optimizer states and `facts` (JSON, with the step). Whenever a process dies, the save before or
-    this one can be loaded."""
+    """Write weights, optimizer states and `facts` (JSON, with the step).
+
+    Whenever a process dies, either this save or the one before can be loaded.
+    """
     folder = Path(folder)
     home = folder / f"training-{facts['step']:08}"
     processes.once(lambda: shutil.rmtree(home, ignore_errors=True))  # what a run that died here left
@@ -42,7 +43,7 @@ def save_sharded(
 
 
 def _point(folder: Path, name: str, facts: dict[str, Any]) -> None:
-    """From now on the save in this folder is the one that counts."""
+    """Make the folder `name` the last finished save, and remove older ones."""
     write_text(folder / STATE, json.dumps({"folder": name, "facts": facts}) + "\n")
     for old in folder.glob("training-*"):
         if old.name != name:
@@ -50,27 +51,27 @@ def _point(folder: Path, name: str, facts: dict[str, Any]) -> None:
 
 
 def sharded_facts(folder: Path | str) -> dict[str, Any]:
-    """The facts that `save_sharded` was given."""
+    """Return the facts that `save_sharded` was given."""
     return dict(_state(Path(folder))["facts"])
 
 
 def load_sharded(folder: Path | str, networks: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Restore what `save_sharded` wrote, each process its own part. Raises CheckpointError."""
+    """Restore what `save_sharded` wrote, each process its own shards. Raises CheckpointError."""
     home = Path(folder) / _state(Path(folder))["folder"]
     reader = HuggingFaceStorageReader(str(home))
     try:
         sizes = {name: part.size for name, part in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
         _make_room(optimizers, sizes)
         tensors = training_tensors(networks, optimizers)
-        if strangers := sizes.keys() ^ tensors.keys():
-            raise ValueError(f"{sorted(strangers)[0]} in one of checkpoint and run")
+        if unmatched := sizes.keys() ^ tensors.keys():
+            raise ValueError(f"{sorted(unmatched)[0]} in only one of checkpoint and run")
         load(tensors, storage_reader=reader)
     except (*DAMAGE, IndexError, CheckpointException) as damage:
         raise CheckpointError(f"{home}: expected the state of this training, found damage: {damage!r:.300}") from None
 
 
 def _make_room(optimizers: list[torch.optim.Optimizer], sizes: dict[str, torch.Size]) -> None:
-    """States of zeros, sharded as the parameters are, for all that `sizes` names."""
+    """Give the optimizers states of zeros, sharded as their parameters are, for every name in `sizes`."""
     for index, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}

@@ -1,58 +1,72 @@
-"""Training of text-to-video models as STARFlow-V was trained (section 3.2 of the paper): from clips and captions; and
-of the action adapter that makes a world of one, alone or with the rest: from episodes.
+"""Training of text-to-video models as STARFlow-V was trained (section 3.2 of the paper), from clips and captions; and
+of the action adapter that makes a world of such a model, alone or with the rest, from episodes.
 
-A step: frames become latents, and noisy; the flow learns their likelihood, and the denoiser the gradient that the
-flow's own backward pass has left in the noisy latents. Both have an optimizer of their own, and the same step is
-taken by both or by none. Everything that is drawn follows from (seed, step, row), so a resumed run is the undisturbed
-one and several processes (distributed.py) learn what one does.
+In a step frames become noisy latents; the flow learns their likelihood, and the denoiser the gradient that the flow's
+own backward pass has left in the noisy latents. Either both update their weights in a step or neither does. Everything
+drawn follows from (seed, step, row), so a resumed run equals an undisturbed run, and several processes (distributed.py)
+learn what a single process does.
 
 Shapes: B rows, T latent frames, n tokens per frame, c channels, L text length.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.train import VideoRecipe
+from starflow_world.config.video import VideoConfig
 from starflow_world.config.world import NO_ACTIONS
-from starflow_world.data.dataset import EpisodeDataset
-from starflow_world.errors import CheckpointError, ConfigError
+from starflow_world.data.dataset import EpisodeDataset, origin
+from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Flow
-from starflow_world.io.files import remove_leftovers
-from starflow_world.io.shards import TensorSource, open_shards
-from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
+from starflow_world.io.shards import TensorSource, misfits, open_shards, refuse
+from starflow_world.model.actions import ActionEncoder, action_scale, same_space, space_from_json
 from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.model.video_checkpoint import ADAPTER, empty_flow, load_adapter, load_video, write_model
 from starflow_world.noise import make_key, normals
 from starflow_world.training.clips import ClipBatch, ClipSampler, EpisodeSampler, are_episodes
-from starflow_world.training.distributed import ALONE, Processes, fill, recompute, shard, whole
-from starflow_world.training.loop import METRICS, Steps, choose, keep_until, note, run
+from starflow_world.training.distributed import (
+    ALONE,
+    Processes,
+    checkpoint_activations,
+    fill_module,
+    full_tensor,
+    shard_module,
+)
+from starflow_world.training.loop import Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
 from starflow_world.training.optimizers import video_optimizers
+from starflow_world.training.precision import resolve_precision
 from starflow_world.training.state import STATE
 from starflow_world.video.model import VideoModel
 
 MODEL, PROMPTS = "model", "prompts"
-MAY_CHANGE = (
-    "train.steps", "train.save_minutes", "train.checkpointing", "train.rows_at_once", "video.text", "video.codec",
-)
 
 
-class VideoTrainer(Steps):
-    """The training of a video model and its action adapter, which may be sharded."""
+class VideoTrainer(Trainer[VideoRecipe]):
+    """The training of a video model and its action adapter, which may be sharded; `card` goes into its card.json."""
+
+    may_change = (
+        "train.steps", "train.save_minutes", "train.checkpointing", "train.rows_at_once", "video.text", "video.codec",
+    )
 
     def __init__(
         self, model: VideoModel, action: ActionEncoder, sampler: ClipSampler | EpisodeSampler, recipe: VideoRecipe,
-        processes: Processes,
+        processes: Processes, card: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.action, self.sampler, self.config = model, action, sampler, recipe.train
-        networks = parts(model.flow, action)
-        super().__init__(networks, video_optimizers(networks, recipe.train), recipe.train, processes, sharded=True)
+        self.card = {**(card or {}), "precision": recipe.train.precision}
+        super().__init__(
+            _trainable(model.flow, action), video_optimizers(model.flow, action, recipe.train),
+            [*model.flow.children(), action], recipe, processes, sharded=True,
+        )
 
     def advance(self) -> dict[str, float]:
-        """One training step; returns its figures."""
+        """Take one training step; return its figures."""
         self.begin()
         batch = self.sampler.batch(self.step)
         x, text = self.noisy(batch), self.model.text.encode(batch.prompts)
@@ -66,7 +80,7 @@ class VideoTrainer(Steps):
         return self.finish({**figures, "latent_frames": x.shape[1]})
 
     def noisy(self, batch: ClipBatch) -> Tensor:
-        """Noisy latents (B, T, n, c) of a step's frames."""
+        """Return noisy latents (B, T, n, c) of a step's frames."""
         rows = []
         for frames, key in zip(batch.frames, batch.keys.tolist(), strict=True):
             posterior = torch.tensor([make_key((key, self.step))])  # another draw in every step
@@ -77,8 +91,10 @@ class VideoTrainer(Steps):
         return x[:, 1:] if batch.extend else x
 
     def _backward(self, x: Tensor, text: Tensor, rows: int, actions: Tensor | None = None) -> tuple[float, float]:
-        """Gradients of rows x (B, T, n, c), actions (B, T, 1 + flat), of a process's `rows`; returns what they add to
-        its means of nats per dim and of the denoiser's loss (0 where it does not learn)."""
+        """Add the gradients of rows x (B, T, n, c) with actions (B, T, 1 + flat), of a process's `rows`.
+
+        Returns their shares of its means of nats per dim and of the denoiser's loss (0 where that is frozen).
+        """
         flow, config = self.model.flow, self.model.config
         denoises = flow.denoiser is not None and any(p.requires_grad for p in flow.denoiser.parameters())
         tables = flow.tables(config.grid(self.config.aspect), x.shape[1])
@@ -99,15 +115,16 @@ class VideoTrainer(Steps):
         off.backward()
         return -loss.item(), off.item()
 
-    def save_model(self, folder: Path) -> None:
-        """Write the model as `convert` does, for `generate`: tensor by tensor, by the main process; all call it."""
-        state = {name.removeprefix("flow."): t for name, t in parts(self.model.flow, self.action).state_dict().items()}
+    def write_model(self, out: Path) -> None:
+        """Write `out`/model as `convert` does, tensor by tensor."""
+        networks = _trainable(self.model.flow, self.action)
+        state = {name.removeprefix("flow."): tensor for name, tensor in networks.state_dict().items()}
         kind = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         kinds = dict.fromkeys(shapes, kind) | {ADAPTER: torch.float32}
-        source = TensorSource(shapes, kinds, lambda name: whole(state[name]).to("cpu", kinds[name]))
+        source = TensorSource(shapes, kinds, lambda name: full_tensor(state[name]).to("cpu", kinds[name]))
         if self.processes.main:
-            write_model(folder, self.model.config, source)
+            write_model(out / MODEL, self.model.config, source, {**self.card, "steps": self.step})
         else:
             for name in shapes:
                 source.read(name)
@@ -116,68 +133,94 @@ class VideoTrainer(Steps):
 
 def train_video(
     recipe: VideoRecipe, data: Path | str, out: Path | str, *, resume: bool = False, init: Path | str | None = None,
-    processes: Processes = ALONE,
+    command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:
-    """Train a video model on the clips and pictures in `data`, or on the episodes there, into the folder `out`; returns
-    it.
+    """Train a video model on the clips and pictures in `data`, or on the episodes there, into the folder `out`; return
+    that folder.
 
-    `init` starts from the weights of a folder that `convert` or this wrote, `resume` goes on where a run in `out` was
-    saved last, with any number of processes. `out`/model is for `generate`, and a world: behind episodes, one of their
-    actions in pictures of `train.aspect`. Raises ConfigError, DataError, CheckpointError.
+    `init` starts from the weights of a folder that `convert` or this function wrote, `resume` continues from the last
+    save in `out`, with any number of processes. `out`/model is for `generate`; learned from episodes it is a world of
+    their actions with frames of `train.aspect`. `cache`: folder for uncompressed copies of episodes (default: .cache in
+    their own folder). Raises ConfigError, DataError, CheckpointError.
     """
-    out = Path(out)
-    if not resume and any((out / name).exists() for name in (STATE, MODEL)):
-        raise ConfigError(f"{out}: expected an empty folder, found a run; add --resume or choose another folder")
+    out, data = Path(out), Path(data)
+    open_folder(out, (STATE, MODEL), processes, resume=resume)
     if recipe.train.parts and init is None and not resume:
         raise ConfigError("init: expected a model, of which train.parts are to learn, found none; give its folder")
-    processes.once(lambda: remove_leftovers(out))
-    recipe, sampler = _sampler(recipe, data, processes)
-    model, action = _model(recipe, out, init=None if resume else init, filled=resume, processes=processes)
-    trainer, metrics = VideoTrainer(model, action, sampler, recipe, processes), out / METRICS
+    begun, init = begun_recipe(out, VideoRecipe, sharded=True) if resume else None, None if resume else init
+    if begun is not None and recipe.train.precision == "auto":
+        recipe = replace(recipe, train=replace(recipe.train, precision=begun.train.precision))
+    card: dict[str, Any] = {"data": data.name, "seed": recipe.train.seed, "command": command}
+    sampler: ClipSampler | EpisodeSampler
+    if are_episodes(data):
+        recipe, sampler = _from_episodes(recipe, data, cache, begun or init, processes)
+        card |= {"episodes": len(sampler.windows.lengths), **origin(data)}
+    elif recipe.train.parts and all(part.removesuffix(".").split(".")[0] == "action" for part in recipe.train.parts):
+        raise ConfigError(f"train.parts: expected episodes, from which alone actions learn, found clips in {data}")
+    else:
+        sampler = ClipSampler(data, recipe, processes)
+    model, action, precision = _model(recipe, out, init=init, filled=resume, processes=processes)
+    recipe = replace(recipe, train=replace(recipe.train, precision=precision))
+    _check_prompts(model.text, sampler)
+    trainer = VideoTrainer(model, action, sampler, recipe, processes, card)
     if resume:
-        trainer.resume(out, recipe, MAY_CHANGE)
+        trainer.resume(out)
     if processes.main:
-        out.mkdir(parents=True, exist_ok=True)
-        keep_until(metrics, trainer.step)
-
-    def save() -> None:
-        trainer.save(out, recipe)
-        trainer.save_model(out / MODEL)
-
-    for figures in run(trainer, recipe.train, recipe.video.name, save):
-        if processes.main:
-            note(metrics, figures)
+        cut_metrics(out, trainer.step)
+    trainer.run(out)
     if not (out / MODEL).exists():  # the run had died between its last two files
-        trainer.save_model(out / MODEL)
+        trainer.write_model(out)
     return out
 
 
-def parts(flow: Flow, action: ActionEncoder) -> nn.ModuleDict:
-    """All that can learn, under the names that it has in a world."""
+def _trainable(flow: Flow, action: ActionEncoder) -> nn.ModuleDict:
+    """Return all modules that can learn, under their names in a world."""
     return nn.ModuleDict({"flow": flow, "action": action})
 
 
-def _sampler(
-    recipe: VideoRecipe, data: Path | str, processes: Processes
-) -> tuple[VideoRecipe, ClipSampler | EpisodeSampler]:
-    """What draws steps from `data`, and the recipe; behind episodes it is that of a world of their actions."""
-    if not are_episodes(data):
-        if recipe.train.parts and all(part.startswith("action") for part in recipe.train.parts):
-            raise ConfigError(f"train.parts: expected episodes, from which alone actions learn, found clips in {data}")
-        return recipe, ClipSampler(data, recipe, processes)
+def _from_episodes(
+    recipe: VideoRecipe, data: Path, cache: Path | str | None, before: VideoRecipe | Path | str | None,
+    processes: Processes,
+) -> tuple[VideoRecipe, EpisodeSampler]:
+    """Return the recipe of a world of the episodes' actions, and a sampler of their windows.
+
+    A model of these very actions keeps the scale that it reads them in: `before` is the recipe that a resumed run began
+    with, or the model to start from.
+    """
     episodes, said = EpisodeDataset(data), recipe.video.action_space
-    found = episodes.action_space_json
-    if not same_space(said, found) and not same_space(said, NO_ACTIONS):
-        raise ConfigError(f"video.action_space: expected that of the episodes, {found:.200}, found {said:.200}")
-    recipe = replace(recipe, video=replace(recipe.video, action_space=found, aspect=recipe.train.aspect))
-    return recipe, EpisodeSampler(episodes, recipe, processes)
+    space = episodes.action_space_json
+    if not same_space(said, space) and not same_space(said, NO_ACTIONS):
+        raise ConfigError(f"video.action_space: expected that of the episodes, {space:.200}, found {said:.200}")
+    windows = processes.in_turn(lambda: episodes.memory_map(cache))
+    known: VideoConfig | None = None
+    if before is not None:
+        known = before.video if isinstance(before, VideoRecipe) else load_video(before)[0]
+    scale = recipe.video.action_scale
+    if scale is None and known is not None and same_space(known.action_space, space):
+        scale = known.action_scale
+    elif scale is None:
+        scale = action_scale(space_from_json(space), windows.actions, windows.offsets)
+    video = replace(recipe.video, action_space=space, action_scale=scale, aspect=recipe.train.aspect)
+    recipe = replace(recipe, video=video)
+    return recipe, EpisodeSampler(episodes, windows, recipe, processes)
+
+
+def _check_prompts(text: T5Text, sampler: ClipSampler | EpisodeSampler) -> None:
+    """Raise DataError for a prompt of more tokens than the text encoder takes, naming its file."""
+    for path, prompt in sampler.prompts():
+        try:
+            text.check(prompt)
+        except DataError as error:
+            raise DataError(f"{path}: {error}; {text.length} is video.flow.text_length of the model") from None
 
 
 def _model(
     recipe: VideoRecipe, out: Path, *, init: Path | str | None, filled: bool, processes: Processes
-) -> tuple[VideoModel, ActionEncoder]:
-    """The model and its action adapter, sharded: with the weights of `init`, with any (`filled`: they come later), or
-    random."""
+) -> tuple[VideoModel, ActionEncoder, str]:
+    """Return the model and its action adapter, sharded, and the precision that they train in.
+
+    They have the weights of `init`, or random weights, or any (`filled`: they are loaded later).
+    """
     config, device = recipe.video, processes.device
     kind = torch.float32 if device.type == "cpu" else torch.bfloat16  # of the encoders, which do not learn
     text = processes.in_turn(
@@ -185,23 +228,23 @@ def _model(
     )
     vae = processes.in_turn(lambda: local_folder(config.codec, VAE_FILES))
     codec = WanCodec.load(vae, device=device, dtype=kind, later=config.later)
-    empty = init is not None or filled
+    empty, space = init is not None or filled, space_from_json(config.action_space)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         flow = empty_flow(config) if empty else Flow(config.flow).to(device)
-        action = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width).to(device)
-    choose(parts(flow, action), recipe.train.parts)
+        action = ActionEncoder(space, config.flow.deep_width, config.action_scale).to(device)
+    freeze_outside(_trainable(flow, action), recipe.train.parts)
+    precision = resolve_precision(recipe.train.precision, processes, flow)
     if recipe.train.checkpointing:
-        recompute(flow)
-    shard(flow, processes, recipe.train.precision, ("nats", "denoiser_output"))
-    shard(action, processes, recipe.train.precision)
+        checkpoint_activations(flow)
+    shard_module(flow, processes, precision, ("nats", "denoiser_output"))
+    shard_module(action, processes, precision)
     if empty:
         flow.to_empty(device=device)
     if init is not None:
         source, adapter = open_shards(init, digest=load_video(init)[1]), load_adapter(init, config)
         shapes = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
-        if {name: shape for name, shape in source.shapes.items() if name != ADAPTER} != shapes:
-            raise CheckpointError(f"{init}: expected the tensors of {config.name}, found others; see its video.json")
-        fill(flow, source.read)
-        fill(action, lambda _: adapter)
-    return VideoModel(config, flow, text, codec), action
+        refuse(init, misfits({name: shape for name, shape in source.shapes.items() if name != ADAPTER}, shapes))
+        fill_module(flow, source.read)
+        fill_module(action, lambda _: adapter)
+    return VideoModel(config, flow, text, codec), action, precision

@@ -1,12 +1,14 @@
-"""Training: the flow by maximum likelihood, the denoiser by flow-score matching, outcomes by cross-entropy.
+"""Training of worlds: the flow by maximum likelihood, the denoiser by flow-score matching, outcomes by cross-entropy.
 
 Everything drawn in step s follows from (seed, s), so a run that was killed and resumed has the weights of one that was
 not. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run. Processes that
 train together (distributed.py) share the rows of every batch and the weights, and take every decision together.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,60 +16,75 @@ from torch import Tensor
 from starflow_world.config.train import RecipeConfig, TrainConfig
 from starflow_world.config.world import WorldConfig
 from starflow_world.data.dataset import EpisodeDataset, Windows, origin
-from starflow_world.errors import ConfigError
-from starflow_world.io.files import remove_leftovers
 from starflow_world.io.plots import write_curves
-from starflow_world.model.checkpoint import CONFIG, TRAINING, load_networks, load_strictly, save_checkpoint, save_starts
+from starflow_world.model.checkpoint import (
+    CONFIG,
+    TRAINING,
+    load_config,
+    load_networks,
+    load_strictly,
+    save_checkpoint,
+    save_starts,
+)
 from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Batch, Sampler
-from starflow_world.training.distributed import ALONE, Processes, recompute, shard, whole
-from starflow_world.training.loop import METRICS, Steps, choose, keep_until, note, run
-from starflow_world.training.objective import Losses, losses, motion_losses, outcome_losses, start_losses
-from starflow_world.training.optimizers import make_optimizers
+from starflow_world.training.distributed import (
+    ALONE,
+    Processes,
+    checkpoint_activations,
+    full_tensor,
+    shard_module,
+)
+from starflow_world.training.loop import METRICS, Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
+from starflow_world.training.objective import (
+    Losses,
+    losses,
+    motion_losses,
+    objective,
+    outcome_losses,
+    start_losses,
+)
+from starflow_world.training.optimizers import world_optimizers
+from starflow_world.training.precision import resolve_precision
+from starflow_world.training.recipe import check_data, check_init, complete_recipe, data_facts, print_facts
 from starflow_world.training.state import STATE
 
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
-MAY_CHANGE = (
-    "train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space",
-)
 
 
-def objective(parts: tuple[str, ...], *, history: bool = True) -> str:
-    """What a run minimises: the loss of the start diffusion where only that is trained, the nats of the motion where
-    only that is, rewards and ends where only a head without history is, and else all."""
-    for alone in ("start",) if history else ("start", "outcome"):
-        if parts and all(part.startswith(alone) for part in parts):
-            return alone
-    moving = [part for part in parts if part.startswith(("flow.motion", "flow.carry"))]
-    return "motion" if moving and all(part in moving or part.startswith("action") for part in parts) else "all"
+class WorldTrainer(Trainer[RecipeConfig]):
+    """The training of a world; `card` goes into its card.json."""
 
-
-class Trainer(Steps):
-    """The training of a world."""
+    may_change = ("train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space")
 
     def __init__(
         self, world: WorldConfig, config: TrainConfig, windows: Windows, *, init: Path | str | None = None,
-        processes: Processes = ALONE,
+        processes: Processes = ALONE, card: Mapping[str, Any] | None = None,
     ) -> None:
-        self.world, self.config = world, config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.networks = Networks(world)
+            self.networks = networks = Networks(world)
         if init is not None:
-            _initialise(self.networks, init)
-        choose(self.networks, config.parts)
-        self.objective = objective(config.parts, history=world.outcome.history)
+            _initialise(networks, init)
+        freeze_outside(networks, config.parts)
+        self.objective = objective(networks)
         self.sampler = Sampler(windows, config, processes)
         if config.checkpointing:
-            recompute(self.networks)
-        self.networks.to(processes.device)
-        called = {"flow": ("condition",) if self.objective == "motion" else ("nats", "denoiser_output")}
-        for name, part in self.networks.named_children():
-            shard(part, processes, config.precision, called.get(name, ("loss",) if name == "start" else ()))
-        self.tables = self.networks.flow.tables(world.grid, max(config.lengths))
-        optimizers = make_optimizers(self.networks, config)
-        super().__init__(self.networks, optimizers, config, processes, sharded=processes.mesh is not None)
+            checkpoint_activations(networks)
+        networks.to(processes.device)
+        config = replace(config, precision=resolve_precision(config.precision, processes, networks))
+        self.world, self.config, self.card = world, config, {**(card or {}), "precision": config.precision}
+        flow, start = networks.flow, networks.start
+        called = {flow: ("condition",) if self.objective == "motion" else ("nats", "denoiser_output"), start: ("loss",)}
+        for part in networks.children():
+            shard_module(part, processes, config.precision, called.get(part, ()))
+        self.tables = flow.tables(world.grid, max(config.lengths))
+        clipped = [*flow.children(), *(part for part in networks.children() if part is not flow)]
+        super().__init__(
+            networks, world_optimizers(networks, config), clipped, RecipeConfig(world, config), processes,
+            sharded=processes.mesh is not None,
+        )
 
     def fit_codec(self, most: int = 4096) -> None:
         """Fit the codec to frames spread over the dataset."""
@@ -76,7 +93,7 @@ class Trainer(Steps):
         self.networks.codec.fit(torch.from_numpy(frames[index]).to(self.processes.device))
 
     def advance(self) -> dict[str, float]:
-        """One training step; returns its figures."""
+        """Take one training step; return its figures."""
         self.begin()
         if self.objective == "start":
             first = self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False)
@@ -84,13 +101,12 @@ class Trainer(Steps):
         often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
         denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
         beta = self.config.motion_beta * (1 - self.step / self.config.steps)
-        found = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser, beta=beta)
+        lost = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser, beta=beta)
         figures = {
-            "nats_per_dim": float(found.nats_per_dim), "outcome": found.outcome.item(),
-            "denoiser": found.denoiser.item(),
+            "nats_per_dim": float(lost.nats_per_dim), "outcome": lost.outcome.item(), "denoiser": lost.denoiser.item(),
         }
-        if found.excess.shape[1] > 1:
-            figures["excess"] = float(found.excess[:, 1:].mean())
+        if lost.excess.shape[1] > 1:
+            figures["excess"] = float(lost.excess[:, 1:].mean())
         if self.config.starts and self.objective == "all":
             share = self.config.start_weight * self.config.starts / self.config.frames
             first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
@@ -100,35 +116,63 @@ class Trainer(Steps):
         return self.finish(figures)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Standard normals (B, T, n, c) for this process's rows of a batch."""
+        """Draw standard normals (B, T, n, c) for this process's rows of a batch."""
         n, c, rows = self.world.grid[0] * self.world.grid[1], self.world.channels, len(batch) * self.processes.count
         drawn = torch.randn(rows, batch.frames.shape[1], n, c, generator=generator)
         return drawn[self.processes.part(rows)].to(self.processes.device)
 
     def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool, beta: float = 0.0) -> Losses:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + stream)
-        noise, batch, processes = self.noise(batch, generator), batch.to(self.processes.device), self.processes
-        with torch.autocast(processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            if self.objective == "start":
-                found = start_losses(self.networks, batch, noise, processes)
-            elif self.objective == "outcome":
-                found = outcome_losses(self.networks, batch, noise, self.config)
-            elif self.objective == "motion":
-                found = motion_losses(self.networks, batch, noise, self.tables, beta)
-            else:
-                found = losses(
-                    self.networks, batch, noise, self.tables, self.config, denoiser=denoiser, processes=processes
-                )
-        if found.total.requires_grad:
-            (weight * found.total).backward()
-        return found
+        noise, batch, networks = self.noise(batch, generator), batch.to(self.processes.device), self.networks
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            match self.objective:
+                case "start":
+                    lost = start_losses(networks, batch, noise, self.processes)
+                case "outcome":
+                    lost = outcome_losses(networks, batch, noise, self.config)
+                case "motion":
+                    lost = motion_losses(networks, batch, noise, self.tables, beta)
+                case _:
+                    lost = losses(networks, batch, noise, self.tables, self.config, denoiser=denoiser,
+                                  processes=self.processes)
+        if lost.total.requires_grad:
+            (weight * lost.total).backward()
+        return lost
 
-    def whole(self) -> Networks:
-        """The networks with all their weights, on the main process; on the others their shapes."""
+    @torch.no_grad()
+    def validate(self, held_out: Sampler, batches: int = 4) -> dict[str, float]:
+        """Return the excess nats per frame of held-out windows: of true starts, and of frames after the first."""
+        later: list[Tensor] = []
+        first: list[Tensor] = []
+        # Outside of layers this is float32; their matrices are gathered in the precision that they are trained in.
+        mixed = self.sharded and self.config.precision == "bf16"
+        for index in range(batches):
+            generator = torch.Generator().manual_seed(index)
+            draws = ((held_out.batch(index), later), (held_out.starts(index), first))
+            for batch, excess in draws[: 1 if self.objective == "motion" else 2]:
+                noise, batch = self.noise(batch, generator), batch.to(self.processes.device)
+                if self.objective == "motion":
+                    excess.append(motion_losses(self.networks, batch, noise, self.tables, 0.0).excess[:, 1:].flatten())
+                    continue
+                with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=mixed):
+                    lost = losses(self.networks, batch, noise, self.tables, self.config, denoiser=False,
+                                  processes=self.processes)
+                excess.append((lost.excess[:, 1:] if lost.excess.shape[1] > 1 else lost.excess).flatten())
+        figures = {"valid_excess": torch.cat(later), **({"valid_start_excess": torch.cat(first)} if first else {})}
+        return self.processes.means({name: float(excess.mean()) for name, excess in figures.items()})
+
+    def write_model(self, out: Path) -> None:
+        """Write the checkpoint and its card."""
+        networks = self._whole()
+        if self.processes.main:
+            save_checkpoint(out, networks, {**self.card, "steps": self.step}, self.config.half)
+
+    def _whole(self) -> Networks:
+        """Return the networks with all their weights on the main process, and their shapes on the others."""
         if self.processes.mesh is None:
             return self.networks
         where = "cpu" if self.processes.main else "meta"
-        tensors = {name: whole(t).to(where) for name, t in self.networks.state_dict().items()}
+        tensors = {name: full_tensor(t).to(where) for name, t in self.networks.state_dict().items()}
         with torch.device("meta"):
             networks = Networks(self.world)
         networks.load_state_dict(tensors, assign=True)
@@ -137,95 +181,70 @@ class Trainer(Steps):
 
 def train(
     recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
-    init: Path | str | None = None, command: str = "", processes: Processes = ALONE,
+    init: Path | str | None = None, command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:
-    """Train a world on the episodes in `data` into the folder `out`; returns it.
+    """Train a world on the episodes in `data` into the folder `out`; return that folder.
 
-    `resume` goes on where a killed run saved last; `init` starts from the weights of a checkpoint. Learning curves are
-    JSON lines in `out`/metrics.jsonl, figures of held-out episodes (`valid`) among them. All `processes` call this
-    alike; told to stop (SIGINT, SIGTERM) they save and raise KeyboardInterrupt.
+    `resume` continues from the last save; `init` starts from the weights of a checkpoint. Learning curves are JSON
+    lines in `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed
+    copies of the episodes (default: .cache in their own folders). All `processes` call this with the same arguments;
+    on SIGINT or SIGTERM they save and raise KeyboardInterrupt. Raises DataError before the first step if episodes or
+    `init` do not fit the recipe, ConfigError if `out` holds another run.
     """
-    out, dataset = Path(out), EpisodeDataset(data)
-    world = replace(recipe.world, action_space=dataset.action_space_json)
-    windows = processes.in_turn(dataset.memory_map)
-    trainer = Trainer(world, recipe.train, windows, init=None if resume else init, processes=processes)
-    metrics = out / METRICS
-    card = {"data": str(Path(data).name), "episodes": len(dataset), **origin(data)}
-    card |= {"seed": recipe.train.seed, "command": command}
-    processes.once(lambda: remove_leftovers(out))
+    out, data, dataset = Path(out), Path(data), EpisodeDataset(data)
+    open_folder(out, (CONFIG, TRAINING, STATE), processes, resume=resume)
+    begun = begun_recipe(out, RecipeConfig, sharded=processes.mesh is not None) if resume else None
+    windows = processes.in_turn(lambda: dataset.memory_map(cache))
+    facts, before = data_facts(dataset, windows), None if init is None or resume else load_config(init)[0]
+    recipe = complete_recipe(recipe, facts, windows, init=before, begun=begun)
+    check_data(recipe.world, facts, "the recipe")
+    held_out = None if valid is None else _held_out(recipe, valid, cache, data, processes)
+    if init is not None and before is not None:
+        check_init(recipe.world, before, init, data)
+    if processes.main:
+        print_facts(recipe.world, facts)
+    card = {"data": data.name, "episodes": len(dataset), **origin(data), "seed": recipe.train.seed, "command": command}
+    trainer = WorldTrainer(
+        recipe.world, recipe.train, windows, init=None if resume else init, processes=processes, card=card
+    )
     if resume:
-        trainer.resume(out, recipe, MAY_CHANGE)
-        # The run may have died between its last two files.
-        _save_checkpoint(trainer, out, card)
-    elif any((out / name).exists() for name in (CONFIG, TRAINING, STATE)):
-        raise ConfigError(f"{out}: expected an empty folder, found a checkpoint; add --resume or choose another folder")
+        trainer.resume(out)
+        trainer.write_model(out)  # the run may have died between its last two files
     elif init is None:
         trainer.fit_codec()
     if processes.main:
-        out.mkdir(parents=True, exist_ok=True)
-        keep_until(metrics, trainer.step)
-        _write_starts(out, trainer.sampler.windows)
-    held_out = None
-    if valid is not None:
-        undropped = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
-        held_out = Sampler(processes.in_turn(EpisodeDataset(valid).memory_map), undropped, processes)
-    for figures in run(trainer, trainer.config, world.name, lambda: _save(trainer, out, recipe, card)):
+        cut_metrics(out, trainer.step)
+        _write_starts(out, windows)
+
+    def judge() -> dict[str, float]:
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
-        if held_out and due and trainer.objective in ("all", "motion"):
-            figures |= validate(trainer, held_out)
-        if processes.main:
-            note(metrics, figures)
+        return trainer.validate(held_out) if held_out and due and trainer.objective in ("all", "motion") else {}
+
+    trainer.run(out, judge)
     if processes.main:
-        write_curves(metrics, out / "curves.png")
+        write_curves(out / METRICS, out / "curves.png")
     return out
 
 
+def _held_out(
+    recipe: RecipeConfig, valid: Path | str, cache: Path | str | None, data: Path, processes: Processes
+) -> Sampler:
+    """Return a sampler of held-out windows that drops no condition."""
+    episodes = EpisodeDataset(valid)
+    windows = processes.in_turn(lambda: episodes.memory_map(cache))
+    check_data(recipe.world, data_facts(episodes, windows), f"the world that learns from {data}")
+    return Sampler(windows, replace(recipe.train, action_dropout=0.0, text_dropout=0.0), processes)
+
+
 def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
-    """The start set: first frames and texts of episodes spread over the dataset."""
+    """Write the start set: first frames and texts of episodes spread over the dataset."""
     chosen = sorted(set(torch.linspace(0, len(windows.lengths) - 1, min(most, len(windows.lengths))).long().tolist()))
     frames = torch.from_numpy(windows.frames[windows.offsets[chosen]])
     save_starts(out, frames, [windows.texts[index] for index in chosen])
 
 
-def _save(trainer: Trainer, out: Path, recipe: RecipeConfig, card: dict[str, object]) -> None:
-    trainer.save(out, recipe)
-    _save_checkpoint(trainer, out, card)
-
-
-def _save_checkpoint(trainer: Trainer, out: Path, card: dict[str, object]) -> None:
-    networks = trainer.whole()
-    if trainer.processes.main:
-        save_checkpoint(out, networks, {**card, "steps": trainer.step}, trainer.config.half)
-
-
 def _initialise(networks: Networks, init: Path | str) -> None:
-    found, _ = load_networks(init)
-    tensors = found.state_dict()
-    if found.start is None:  # a start diffusion may be added to a world that has none
-        tensors |= {name: t for name, t in networks.state_dict().items() if name.startswith("start.")}
+    tensors = (known := load_networks(init)[0]).state_dict()
+    if networks.start is not None and known.start is None:  # a start diffusion may be added to a world without one
+        tensors |= {f"start.{name}": tensor for name, tensor in networks.start.state_dict().items()}
     load_strictly(networks, tensors, init)
-
-
-@torch.no_grad()
-def validate(trainer: Trainer, held_out: Sampler, batches: int = 4) -> dict[str, float]:
-    """Excess nats per frame on held-out windows: first frames of true starts, and frames after the first."""
-    excess: list[Tensor] = []
-    first: list[Tensor] = []
-    # Outside of layers this is float32; their matrices are gathered in what they are trained in.
-    mixed = trainer.sharded and trainer.config.precision == "bf16"
-    for index in range(batches):
-        generator = torch.Generator().manual_seed(index)
-        parts = ((held_out.batch(index), excess), (held_out.starts(index), first))
-        for batch, found in parts[: 1 if trainer.objective == "motion" else 2]:
-            noise, batch = trainer.noise(batch, generator), batch.to(trainer.processes.device)
-            if trainer.objective == "motion":
-                found.append(motion_losses(trainer.networks, batch, noise, trainer.tables, 0.0).excess[:, 1:].flatten())
-                continue
-            with torch.autocast(trainer.processes.device.type, torch.bfloat16, enabled=mixed):
-                part = losses(
-                    trainer.networks, batch, noise, trainer.tables, trainer.config, denoiser=False,
-                    processes=trainer.processes,
-                )
-            found.append(part.excess[:, 1:].flatten() if part.excess.shape[1] > 1 else part.excess.flatten())
-    figures = {"valid_excess": float(torch.cat(excess).mean())}
-    return trainer.processes.means(figures | ({"valid_start_excess": float(torch.cat(first).mean())} if first else {}))

@@ -36,7 +36,7 @@ from starflow_world.model.checkpoint import (
     training_facts,
 )
 from starflow_world.model.networks import Networks
-from starflow_world.training.optimizers import make_optimizers
+from starflow_world.training.optimizers import world_optimizers
 from starflow_world.world import World, find_world
 from tests.worlds import TINY, randomise
 
@@ -321,7 +321,7 @@ def test_damage_to_a_start_set_is_a_checkpoint_error(folder):
 def test_a_training_comes_back_or_is_refused(tmp_path):
     def fresh() -> tuple[Networks, list[torch.optim.Optimizer]]:
         networks = small()
-        return networks, make_optimizers(networks, TrainConfig())
+        return networks, world_optimizers(networks, TrainConfig())
 
     networks, optimizers = fresh()
     for parameter in networks.parameters():

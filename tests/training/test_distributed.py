@@ -28,10 +28,10 @@ from starflow_world.io.shards import open_shards
 from starflow_world.model.checkpoint import WEIGHTS, load_networks, save_checkpoint
 from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Sampler
-from starflow_world.training.distributed import ALONE, Processes, whole
+from starflow_world.training.distributed import ALONE, Processes, full_tensor
 from starflow_world.training.objective import frame_weights
 from starflow_world.training.state import STATE
-from starflow_world.training.world import Trainer, train, validate
+from starflow_world.training.world import WorldTrainer, train
 from tests.processes import Work, alone, ended, over, start, together
 from tests.squares import FAST, SMALL, fill, recipe, world_config
 from tests.worlds import randomise
@@ -114,9 +114,9 @@ def test_two_processes_have_the_gradients_of_one(data, tmp_path, changes):
     save_checkpoint(tmp_path / "begun", randomise(Networks(world)), {})  # fresh layers have no gradient yet
 
     def work(processes: Processes) -> None:
-        made = Trainer(world, config, windows, init=tmp_path / "begun", processes=processes)
+        made = WorldTrainer(world, config, windows, init=tmp_path / "begun", processes=processes)
         made.advance()
-        found = {name: whole(p.grad) for name, p in made.networks.named_parameters() if p.grad is not None}
+        found = {name: full_tensor(p.grad) for name, p in made.networks.named_parameters() if p.grad is not None}
         if processes.main:
             write_tensors(tmp_path / f"{processes.count}.safetensors", found)
 
@@ -135,14 +135,14 @@ def test_a_run_told_to_stop_is_saved_and_goes_on_to_the_bit(data, undisturbed, t
     """One of two processes is told to; both stop behind the same step."""
 
     def tell(processes: Processes) -> None:
-        advance = Trainer.advance
+        advance = WorldTrainer.advance
 
-        def told(trainer: Trainer) -> dict[str, float]:
+        def told(trainer: WorldTrainer) -> dict[str, float]:
             if trainer.step == 1 and processes.rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return advance(trainer)
 
-        Trainer.advance = told  # type: ignore[method-assign]
+        WorldTrainer.advance = told  # type: ignore[method-assign]
 
     assert ended(start(2, training(data, tmp_path, tell))) == [1, 1]
     assert [line["step"] for line in figures(tmp_path)] == [1, 2]
@@ -211,7 +211,7 @@ def test_a_damaged_save_is_refused_by_all(data, undisturbed, tmp_path):
 
 def test_a_batch_that_is_not_finite_on_one_process_is_skipped_by_all(data, tmp_path):
     def work(processes: Processes) -> None:
-        made = Trainer(world_config(), FAST, EpisodeDataset(data).memory_map(), processes=processes)
+        made = WorldTrainer(world_config(), FAST, EpisodeDataset(data).memory_map(), processes=processes)
         encode = made.networks.codec.encode
 
         def spoil(frames: Tensor) -> tuple[Tensor, Streams]:
@@ -220,9 +220,9 @@ def test_a_batch_that_is_not_finite_on_one_process_is_skipped_by_all(data, tmp_p
 
         made.networks.codec.encode = spoil  # type: ignore[method-assign]
         for step, skipped in enumerate((0, 1, 1)):
-            before = {name: whole(t).clone() for name, t in made.networks.state_dict().items()}
+            before = {name: full_tensor(t).clone() for name, t in made.networks.state_dict().items()}
             assert made.advance()["skipped"] == skipped
-            same = all(torch.equal(whole(t), before[name]) for name, t in made.networks.state_dict().items())
+            same = all(torch.equal(full_tensor(t), before[name]) for name, t in made.networks.state_dict().items())
             assert same == (step == 1)
 
     together(2, work)
@@ -234,7 +234,7 @@ def test_in_bf16_weights_and_sums_stay_float32(data):
 
     def work(processes: Processes) -> None:
         kinds = (("bf16", processes), ("bf16", ALONE), ("f32", ALONE))
-        made = [Trainer(world_config(), replace(FAST, precision=kind), EpisodeDataset(data).memory_map(),
+        made = [WorldTrainer(world_config(), replace(FAST, precision=kind), EpisodeDataset(data).memory_map(),
                         processes=where) for kind, where in kinds]
         seen: list[torch.dtype] = []
         layer = made[0].networks.flow.deep.layers[0]
@@ -244,7 +244,7 @@ def test_in_bf16_weights_and_sums_stay_float32(data):
         assert seen[:2] == [torch.float32, torch.bfloat16]
         assert {p.dtype for p in made[0].networks.parameters()} == {torch.float32}
         assert {p.grad.dtype for p in made[0].networks.parameters() if p.grad is not None} == {torch.float32}
-        assert all(math.isfinite(value) for value in validate(made[0], made[0].sampler, batches=1).values())
+        assert all(math.isfinite(value) for value in made[0].validate(made[0].sampler, batches=1).values())
         for mine, theirs, precise in zip(two, one, exact, strict=True):
             assert mine["nats_per_dim"] == pytest.approx(theirs["nats_per_dim"], rel=1e-2)
             assert mine["nats_per_dim"] != pytest.approx(precise["nats_per_dim"], rel=1e-9)
@@ -254,4 +254,4 @@ def test_in_bf16_weights_and_sums_stay_float32(data):
 
 def test_rows_that_cannot_be_shared_evenly_are_refused(data):
     with pytest.raises(ConfigError, match="expected rows that 3 processes can share evenly, found 4"):
-        Trainer(world_config(), FAST, EpisodeDataset(data).memory_map(), processes=Processes(0, 3)).sampler.batch(0)
+        Sampler(EpisodeDataset(data).memory_map(), FAST, Processes(0, 3)).batch(0)

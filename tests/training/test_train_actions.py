@@ -72,7 +72,8 @@ def recipe(root: Path, **changes: object) -> VideoRecipe:
 
 
 def sampler(root: Path, processes: Processes = ALONE, **changes: object) -> EpisodeSampler:
-    return EpisodeSampler(EpisodeDataset(root / "data"), recipe(root, **changes), processes)
+    episodes = EpisodeDataset(root / "data")
+    return EpisodeSampler(episodes, episodes.memory_map(), recipe(root, **changes), processes)
 
 
 def trainer(root: Path, **changes: object) -> VideoTrainer:
@@ -142,7 +143,7 @@ def test_two_processes_draw_the_windows_of_one(root):
 
 @pytest.mark.parametrize(("changes", "error", "reason"), [
     ({"frames": 21}, DataError, "data: expected an episode of at least train.frames = 21 frames, the longest has 18"),
-    ({"parts": ("action", "flow.dep")}, ConfigError, "train.parts: expected beginnings of parameter names.*'flow.dep'"),
+    ({"parts": ("action", "flow.dep")}, ConfigError, "parts: expected modules such as flow, action, found 'flow.dep'"),
 ])
 def test_what_cannot_be_learned_is_one_clear_error(root, tmp_path, changes, error, reason):
     with pytest.raises(error, match=reason):

@@ -17,21 +17,25 @@ from torch import Tensor
 import starflow_world.training.world
 from starflow_world.codec import Streams
 from starflow_world.config.train import TrainConfig
-from starflow_world.config.world import WorldConfig
+from starflow_world.config.world import StartConfig, WorldConfig
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.errors import ConfigError, StarflowError
 from starflow_world.model.networks import Networks
-from starflow_world.training.objective import losses, motion_losses
-from starflow_world.training.optimizers import rate
-from starflow_world.training.world import Trainer, objective
+from starflow_world.training.loop import freeze_outside
+from starflow_world.training.objective import losses, motion_losses, objective
+from starflow_world.training.optimizers import schedule
+from starflow_world.training.world import WorldTrainer
 from tests.squares import FAST, SIDE, SMALL, fill, world_config
 from tests.worlds import randomise
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
 
-def trainer(data: Path, world: WorldConfig | None = None, *, random_weights: bool = True, **changes: object) -> Trainer:
-    made = Trainer(world or world_config(), replace(FAST, **changes), EpisodeDataset(data).memory_map())  # type: ignore[arg-type]
+def trainer(
+    data: Path, world: WorldConfig | None = None, *, random_weights: bool = True, **changes: object
+) -> WorldTrainer:
+    config = replace(FAST, **changes)  # type: ignore[arg-type]
+    made = WorldTrainer(world or world_config(), config, EpisodeDataset(data).memory_map())
     if random_weights:
         randomise(made.networks)
     return made
@@ -93,7 +97,7 @@ def test_only_the_parts_that_are_asked_for_learn(data):
     made.advance()
     changed = {name for name, value in before.items() if not torch.equal(value, made.networks.state_dict()[name])}
     assert changed == {name for name in before if name.startswith(("flow.motion.head", "outcome"))}
-    with pytest.raises(ConfigError, match=r"train.parts: expected beginnings of parameter names"):
+    with pytest.raises(ConfigError, match=r"train.parts: expected modules such as codec, flow, .*'flow.moton'"):
         trainer(data, parts=("flow.moton",))
 
 
@@ -120,7 +124,7 @@ def test_rewards_and_ends_do_not_shape_the_deep_block(data):
 
 
 def test_the_learning_rate_rises_while_warming_up_and_falls_to_zero():
-    rates = [rate(step, TrainConfig(steps=100, warmup=10)) for step in range(101)]
+    rates = [schedule(step, TrainConfig(steps=100, warmup=10)) for step in range(101)]
     assert rates[:9] == pytest.approx([(step + 1) / 10 for step in range(9)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert max(rates) > 0.9
@@ -213,7 +217,7 @@ def test_a_batch_that_weighs_nothing_teaches_nothing_and_is_no_accident(data):
 # ---- what is not finite ----------------------------------------------------------------------------------------------
 
 
-def spoiled(made: Trainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+def spoiled(made: WorldTrainer, monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the latents of some steps NaN."""
     encode = made.networks.codec.encode
 
@@ -247,11 +251,20 @@ def test_ten_such_batches_in_a_row_end_the_run(data, monkeypatch):
 
 
 def test_what_is_minimised_follows_from_the_parts():
-    assert objective(()) == objective(("flow.motion", "flow.deep")) == objective(("action",)) == "all"
-    assert objective(("flow.motion", "flow.carry", "action")) == "motion"
-    assert objective(("start.layers", "start.")) == "start"
-    assert objective(("outcome",)) == "all"
-    assert objective(("outcome",), history=False) == "outcome"
+    networks, frameless = (
+        Networks(world_config(start=StartConfig(20, 1, 4), outcome=replace(SMALL.outcome, history=history)))
+        for history in (True, False)
+    )
+
+    def found(*parts: str, of: Networks = networks) -> str:
+        freeze_outside(of, parts)
+        return objective(of)
+
+    assert found() == found("flow.motion", "flow.deep") == found("action") == "all"
+    assert found("flow.motion", "flow.carry", "action") == found("flow.motion.tell") == "motion"
+    assert found("start.layers", "start.") == found("start.head.numbers.weight") == "start"
+    assert found("outcome") == "all"
+    assert found("outcome", of=frameless) == "outcome"
 
 
 def test_the_motion_s_loss_is_the_mean_over_the_noise_of_the_frame_it_predicts(data):

@@ -1,0 +1,28 @@
+"""The precision of matrix products in training: as the recipe says, or the faster on this machine."""
+
+import sys
+
+import torch
+from torch import nn
+
+from starflow_world.model.rates import choose_precision, layer_sizes, measured_rates
+from starflow_world.training.distributed import Processes
+
+PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def resolve_precision(precision: str, processes: Processes, *networks: nn.Module) -> str:
+    """Return bf16 or f32 for the products inside `networks`.
+
+    `auto` is resolved by timing products of the networks' layer sizes for about a second on the main process, whose
+    choice and both rates go to stderr; a tie is float32.
+    """
+    if precision != "auto":
+        return precision
+    choice = torch.zeros(1, device=processes.device)
+    if processes.main:
+        rates = measured_rates(layer_sizes(*networks), processes.device)
+        choice += choose_precision(rates) == torch.bfloat16
+        found = ", ".join(f"{name} {rates[kind] / 1e9:.1f}" for kind, name in PRECISIONS.items())
+        print(f"train: precision {'bf16' if choice else 'f32'}, the faster here (GFLOP/s: {found})", file=sys.stderr)
+    return "bf16" if processes.first(choice) else "f32"
