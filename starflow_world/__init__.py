@@ -1,7 +1,12 @@
-"""A learned video world model with exact likelihoods, behind Gymnasium.
+"""A learned video world model with exact likelihoods, as a Gymnasium environment.
 
-The public names are imported when they are first asked for, so that `import starflow_world` stays quick; it registers
-the shipped worlds with Gymnasium, as StarflowWorld/<Name>-v0, and StarflowWorld/Custom-v0, which takes path=<folder>.
+The public names are imported at their first use, so that `import starflow_world` stays quick. The import registers the
+shipped worlds with Gymnasium, as StarflowWorld/<Name>-v0, and StarflowWorld/Custom-v0, which takes path=<folder>.
+
+`agents`, `configs` and `envs` are symbolic links to the folders at the top of the repository. A package-dir mapping or
+a shim that sets `__path__` would do at run time, but mypy and pyright resolve neither, and an editor does not find
+definitions through them; moving the folders would hide them from the top level. Wheels and source distributions hold
+plain folders. A checkout without links, as on Windows by default, is refused with one sentence.
 """
 
 import json
@@ -58,6 +63,20 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
 
 _ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels"}
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
+
+
+def _check_links(package: Path) -> None:
+    """ImportError if Git wrote a link of the package as a text file."""
+    for name in ("agents", "configs", "envs"):
+        if (package / name).is_file():
+            raise ImportError(
+                f"{package / name}: expected a link to the folder ../{name}, found a text file, as Git writes without "
+                "symbolic links; run `git config core.symlinks true` and `git checkout -- starflow_world` (on Windows "
+                "in developer mode), or install the wheel"
+            )
+
+
+_check_links(Path(__file__).parent)
 
 
 def __getattr__(name: str) -> Any:

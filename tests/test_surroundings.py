@@ -18,7 +18,8 @@ import torch
 import starflow_world.training.world
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.collect import rollout
-from starflow_world.model.checkpoint import WEIGHTS, digest
+from starflow_world.io.shards import file_digest
+from starflow_world.model.checkpoint import WEIGHTS
 from starflow_world.world import World
 from tests.squares import recipe, world_config
 
@@ -30,8 +31,9 @@ starflow_world.training.world.train(recipe(world_config(), steps=2), out / "data
 world = World.load(out / "run")
 state, seen = world.start(text=["gr\\u00fcn", "go"], seed=3)
 state, seen = world.step(state, [1, 2])
-print(*(digest(path) for path in sorted((out / "data").glob("*.h5"))), digest(out / "run" / WEIGHTS), state.digest())
-print(*(digest(out / name) for name in ("data/collection.json", "run/config.json", "run/starts.safetensors")))
+print(*(file_digest(path) for path in sorted((out / "data").glob("*.h5"))))
+print(file_digest(out / "run" / WEIGHTS), state.digest())
+print(*(file_digest(out / name) for name in ("data/collection.json", "run/config.json", "run/starts.safetensors")))
 """
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from starflow_world.errors import DataError
-from starflow_world.io.files import atomic
+from starflow_world.io.files import atomic, not_written
 
 FORMAT = 1
 HEADER = 512
@@ -149,7 +149,7 @@ def write_episode(path: Path | str, episode: Episode) -> None:
                 raw.seek(0)
                 raw.write(line.ljust(HEADER, b"\0"))
     except OSError as error:
-        raise DataError(f"{path}: expected to write an episode, found {error}; make room for it") from error
+        raise DataError(not_written(path, error)) from error
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -191,8 +191,8 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, h5py.Dataset], dict[str, Any
             strings = {key: str(file.attrs[key]) for key in ("text", "space", "info")}
             yield arrays, strings | {"info": json.loads(strings["info"])}
     except (DataError, OSError, KeyError, ValueError, TypeError, RuntimeError, RecursionError) as error:
-        raise DataError(f"{path}: expected an episode, found: {error}. Collect this episode again, or leave it out "
-                        "with skip_bad=True") from error
+        raise DataError(f"{path}: expected an episode, found: {error}. Collect this episode again, or remove "
+                        "the file") from error
 
 
 def read_header(path: Path | str) -> Header:

@@ -3,6 +3,7 @@
 A sealed tensor file carries a digest of its own content: safetensors recognises a wrong length, not a wrong number.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from starflow_world.errors import CheckpointError, DataError, StarflowError
+from starflow_world.errors import CheckpointError, ConfigError, DataError, StarflowError
 
 TEMPORARY = ".writing-"
 SEAL, FACTS = "digest", "starflow_world"
@@ -28,13 +29,27 @@ DAMAGE = (  # what is raised on a file that is not what it says; RecursionError 
 )
 
 
+def not_written(path: Path | str, problem: Exception) -> str:
+    """Return the sentence about a file that could not be written: what the system said, and what to do about it."""
+    code = problem.errno if isinstance(problem, OSError) else None
+    todo = "choose another path"
+    if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        todo = "make room for it"
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        todo = "choose a folder that you may write"
+    return f"{path}: expected to write a file, found {problem}; {todo}"
+
+
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends without an error it is synced and takes the name.
 
-    After an error the temporary is removed and an existing file at `path` stays as it was.
+    After an error the temporary is removed and an existing file at `path` stays as it was. Raises ConfigError for an
+    empty path.
     """
     path = Path(path)
+    if not path.name:
+        raise ConfigError(f"path: expected the name of a file, found {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -79,7 +94,7 @@ def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None
     try:
         write_text(path, json.dumps(wanted, indent=1))
     except OSError as error:
-        raise DataError(f"{path}: expected to write a file, found {error}; make room for it") from error
+        raise DataError(not_written(path, error)) from error
     remove_leftovers(path.parent)
 
 
@@ -97,7 +112,7 @@ def write_tensors(
             # Not save_file: it writes to a temporary of its own beside this one, which nobody removes if it is killed.
             temporary.write_bytes(save(found, {FACTS: json.dumps(facts, sort_keys=True)}))
     except (OSError, SafetensorError) as problem:
-        raise error(f"{path}: expected to write a file, found {problem}; make room for it") from None
+        raise error(not_written(path, problem)) from None
 
 
 def read_tensors(
@@ -115,14 +130,24 @@ def read_tensors(
             metadata = _unpacked(dict(file.metadata() or {}))
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         floats = {name: t for name, t in tensors.items() if t.is_floating_point()}
-        bad = [name for name, t in floats.items() if t.dtype not in FLOATS or not bool(torch.isfinite(t).all())]
+        bad = [name for name, t in floats.items() if odd_numbers(t)]
     except DAMAGE as damage:
         raise error(f"{path}: expected a whole safetensors file, found damage: {damage}; fetch it again") from None
     if bad:
-        raise error(f"{path}: {bad[0]}: expected finite numbers of 16 to 64 bits, found others")
-    if (sealed or SEAL in metadata) and metadata.get(SEAL) != _seal(tensors, metadata):
-        raise error(f"{path}: expected content that fits the file's own digest, found other: damaged; fetch it again")
+        raise error(f"{path}: {bad[0]}: expected finite numbers of 16 to 64 bits, found {odd_numbers(tensors[bad[0]])}")
+    if (sealed or SEAL in metadata) and (own := _seal(tensors, metadata)) != (named := metadata.get(SEAL, "none")):
+        expected = f"content of the digest {named:.12} that the file names"
+        raise error(f"{path}: expected {expected}, found {own:.12}: damaged; fetch it again")
     return tensors, metadata
+
+
+def odd_numbers(tensor: Tensor) -> str:
+    """Return what is wrong with the numbers of a tensor of floats: another dtype, or how many are not finite; "" if
+    nothing is."""
+    if tensor.dtype not in FLOATS:
+        return str(tensor.dtype).removeprefix("torch.")
+    count = int((~torch.isfinite(tensor)).sum())
+    return f"{count} that are NaN or infinite" if count else ""
 
 
 def _unpacked(metadata: dict[str, str]) -> dict[str, str]:

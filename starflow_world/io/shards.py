@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from starflow_world.errors import CheckpointError
-from starflow_world.io.files import DAMAGE, FLOATS, atomic, is_file, write_text
+from starflow_world.io.files import DAMAGE, atomic, is_file, not_written, odd_numbers, write_text
 
 INDEX = "model.safetensors.index.json"
 LARGEST_INDEX, LARGEST_FILE = 1 << 24, 4 << 30
@@ -57,7 +57,7 @@ def write_shards(folder: Path | str, tensors: TensorSource, *, largest: int = LA
             with atomic(folder / file) as temporary:
                 digests[file] = _write(temporary, tensors, group)
         except OSError as problem:
-            raise CheckpointError(f"{folder / file}: expected to write a file, found {problem}; make room") from None
+            raise CheckpointError(not_written(folder / file, problem)) from None
         homes |= dict.fromkeys(group, file)
     index = {"metadata": {"total_size": sum(sizes.values()), "digests": digests}, "weight_map": homes}
     text = json.dumps(index, indent=1) + "\n"
@@ -114,8 +114,9 @@ def open_shards(folder: Path | str, *, digest: str | None = None) -> TensorSourc
     homes, digests = _index(folder, digest)
     pieces: dict[str, list[_Piece]] = {}
     for file in sorted(set(homes.values())) if homes else [path.name for path in sorted(folder.glob("*.safetensors"))]:
-        if digest is not None and _digest(folder / file) != digests.get(file):
-            raise CheckpointError(f"{folder / file}: expected the digest that {INDEX} names, found another; damaged")
+        if digest is not None and (own := file_digest(folder / file)) != (named := digests.get(file, "none")):
+            expected = f"the digest {named:.12} that {INDEX} names"
+            raise CheckpointError(f"{folder / file}: expected {expected}, found {own:.12}: damaged; fetch it again")
         for piece in _pieces(folder / file):
             if not homes or homes.get(piece.name) == file:
                 pieces.setdefault(piece.name, []).append(piece)
@@ -156,14 +157,15 @@ def _index(folder: Path, expected: str | None) -> tuple[dict[str, str], dict[str
         absent = [name for name in homes.values() if not is_file(folder / name)]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected an index of tensors, found damage: {error}; fetch it again") from None
-    if expected is not None and hashlib.sha256(text).hexdigest() != expected:
-        raise CheckpointError(f"{path}: expected digest {expected[:12]}, found another; it belongs to other weights")
+    if expected is not None and (own := hashlib.sha256(text).hexdigest()) != expected:
+        raise CheckpointError(f"{path}: expected digest {expected:.12}, found {own:.12}; it belongs to other weights")
     if absent:
         raise CheckpointError(f"{folder / absent[0]}: expected a file that {INDEX} names, found none; fetch it again")
     return homes, digests
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -204,9 +206,10 @@ def _whole(folder: Path, pieces: list[_Piece]) -> tuple[int, ...]:
         raise CheckpointError(f"{folder}: expected pieces of one kind, found {name} with several ranks or dtypes")
     ends = [[at + size for at, size in zip(p.offsets, p.shape, strict=True)] for p in pieces]
     shape = tuple(max(axis) for axis in zip(*ends, strict=True))
-    found = {(piece.offsets, piece.shape) for piece in pieces}
-    if sum(math.prod(box) for _, box in found) != math.prod(shape) or len(found) < len(pieces):
-        raise CheckpointError(f"{folder}: expected pieces that fill {name} {shape}, found others; a file is missing")
+    boxes = {(piece.offsets, piece.shape) for piece in pieces}
+    if sum(math.prod(box) for _, box in boxes) != math.prod(shape) or len(boxes) < len(pieces):
+        some = f"{len(pieces)} of {sorted(boxes)!s:.200}"
+        raise CheckpointError(f"{folder}: expected pieces that fill {name} {shape}, found {some}; a file is missing")
     return shape
 
 
@@ -231,11 +234,10 @@ def read_shards(folder: Path | str, digest: str) -> dict[str, Tensor]:
     """All tensors of a folder whose index has this digest; every float is checked to be finite."""
     source = open_shards(folder, digest=digest)
     tensors = {name: source.read(name) for name in source.shapes}
-    bad = [name for name, t in tensors.items() if t.dtype not in FLOATS or not bool(torch.isfinite(t).all())]
-    if bad:
-        raise CheckpointError(f"{folder}: {bad[0]}: expected finite numbers of 16 to 64 bits, found others")
+    for name, tensor in tensors.items():
+        if wrong := odd_numbers(tensor):
+            raise CheckpointError(f"{folder}: {name}: expected finite numbers of 16 to 64 bits, found {wrong}")
     return tensors
-
 
 
 def refuse(path: Path | str, problems: list[str]) -> None:

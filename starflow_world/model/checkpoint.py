@@ -21,8 +21,8 @@ from torch import Tensor
 from starflow_world.config.reading import from_dict, to_dict
 from starflow_world.config.world import WorldConfig
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.io.files import is_file, read_tensors, write_tensors, write_text
-from starflow_world.io.shards import INDEX, read_shards
+from starflow_world.io.files import is_file, not_written, read_tensors, write_tensors, write_text
+from starflow_world.io.shards import INDEX, file_digest, read_shards
 from starflow_world.model.networks import Networks
 
 FORMAT = 1
@@ -44,12 +44,6 @@ def read_json(path: Path | str, most: int = 1 << 24) -> Any:
         raise CheckpointError(f"{path}: expected JSON, found damage: {error}; fetch it again") from None
 
 
-def digest(path: Path | str) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_checkpoint(
     folder: Path | str, networks: Networks, card: Mapping[str, Any], half: tuple[str, ...] = ()
 ) -> None:
@@ -60,13 +54,13 @@ def save_checkpoint(
     _finish(folder)
     tensors = {name: t.half() if half and name.startswith(half) else t for name, t in networks.state_dict().items()}
     write_tensors(folder / NEXT, tensors, {"format": str(FORMAT)})
-    values = {"format": FORMAT, "weights": digest(folder / NEXT), "world": to_dict(networks.config)}
+    values = {"format": FORMAT, "weights": file_digest(folder / NEXT), "world": to_dict(networks.config)}
     try:
         write_text(folder / CARD, json.dumps(dict(card), indent=1) + "\n")
         write_text(folder / CONFIG, json.dumps({**values, "digest": _seal(values)}, indent=1) + "\n")
         (folder / NEXT).replace(folder / WEIGHTS)
     except OSError as error:
-        raise CheckpointError(f"{folder}: expected to write a checkpoint, found {error}; make room for it") from None
+        raise CheckpointError(not_written(folder, error)) from None
 
 
 def _finish(folder: Path) -> None:
@@ -78,7 +72,7 @@ def _finish(folder: Path) -> None:
 
 def _weights(folder: Path, expected: str) -> Path:
     """The file with the expected digest: weights, their index, or those that a dying writer did not put in place."""
-    found = {path: digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
+    found = {path: file_digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
     for path, value in found.items():
         if value == expected:
             return path
@@ -102,8 +96,11 @@ def load_config(folder: Path | str) -> tuple[WorldConfig, str]:
         raise CheckpointError(f"{path}: expected format {FORMAT} with the digest of the weights; "
                               "it was written by another version or is damaged")
     known = {"format", "weights", "world", "digest"}
-    if not set(values) <= known or values.get("digest", _seal(values)) != _seal(values):
-        raise CheckpointError(f"{path}: expected {', '.join(known)} that fit the digest, found damage; fetch it again")
+    if unknown := sorted(set(values) - known):
+        raise CheckpointError(f"{path}: expected {', '.join(sorted(known))}, found also {unknown!s:.80}")
+    own = _seal(values)
+    if (named := values.get("digest", own)) != own:
+        raise CheckpointError(f"{path}: expected content of the digest {named!s:.12}, found {own:.12}; fetch it again")
     try:
         return from_dict(WorldConfig, values.get("world")), values["weights"]
     except ConfigError as error:

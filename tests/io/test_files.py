@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starflow_world.errors import CheckpointError, DataError, StarflowError, StateError
+from starflow_world.errors import CheckpointError, ConfigError, DataError, StarflowError, StateError
 from starflow_world.io.files import TEMPORARY, atomic, claim, read_tensors, remove_leftovers, write_tensors, write_text
 
 
@@ -253,3 +253,23 @@ def test_a_damaged_record_is_refused_and_stays(tmp_path: Path, damage: bytes) ->
     with pytest.raises(DataError, match=r"record\.json: expected the record of a run.*use a new folder"):
         claim(tmp_path / "record.json", {"fixed": 1}, key="fixed")
     assert (tmp_path / "record.json").read_bytes() == damage
+
+
+@pytest.mark.parametrize(("code", "todo"), [
+    (errno.ENOSPC, "make room for it"), (errno.EROFS, "choose a folder that you may write"),
+    (errno.EACCES, "choose a folder that you may write"), (errno.ENAMETOOLONG, "choose another path"),
+])
+def test_a_file_that_cannot_be_written_is_named_with_what_helps(code, todo, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("starflow_world.io.files.tempfile.mkstemp", refuse)
+    with pytest.raises(DataError, match=f"record.json: expected to write a file, found .*; {todo}$"):
+        claim(tmp_path / "record.json", {})
+    with pytest.raises(CheckpointError, match=f"x.safetensors: expected to write a file, found .*; {todo}$"):
+        write_tensors(tmp_path / "x.safetensors", {})
+
+
+def test_an_empty_path_is_no_file():
+    with pytest.raises(ConfigError, match="path: expected the name of a file, found"), atomic(""):
+        pass

@@ -21,12 +21,12 @@ from starflow_world.config.train import TrainConfig
 from starflow_world.config.world import WorldConfig
 from starflow_world.errors import CheckpointError, ConfigError, StarflowError
 from starflow_world.io.files import read_tensors, write_tensors
+from starflow_world.io.shards import file_digest
 from starflow_world.model.checkpoint import (
     CONFIG,
     STARTS,
     TRAINING,
     WEIGHTS,
-    digest,
     load_networks,
     load_starts,
     load_training,
@@ -64,7 +64,7 @@ def resealed(folder: Path, **changes: Any) -> None:
     """Rewrite config.json as its owner could, with digests that fit."""
     values = json.loads((folder / CONFIG).read_text())
     values["world"] |= changes
-    values["weights"] = digest(folder / WEIGHTS)
+    values["weights"] = file_digest(folder / WEIGHTS)
     del values["digest"]
     seal = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     (folder / CONFIG).write_text(json.dumps({**values, "digest": seal}))
@@ -89,7 +89,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def test_what_is_loaded_is_what_was_saved(folder):
     networks, found = load_networks(folder)
     assert content(networks) == content(small())
-    assert found == digest(folder / WEIGHTS)
+    assert found == file_digest(folder / WEIGHTS)
     assert not networks.training
     assert all(parameter.requires_grad for parameter in networks.parameters())
     assert not any(tensor.is_meta for tensor in [*networks.parameters(), *networks.buffers()])
@@ -242,7 +242,7 @@ def test_a_number_changed_in_a_config_is_noticed_although_it_could_be_meant(fold
     text = (folder / CONFIG).read_text()
     assert text.count(change[0]) == 1
     (folder / CONFIG).write_text(text.replace(*change))
-    with pytest.raises(CheckpointError, match="that fit the digest"):
+    with pytest.raises(CheckpointError, match="expected content of the digest"):
         load_networks(folder)
 
 

@@ -20,7 +20,7 @@ from starflow_world.data.episodes import Episode, read_episode
 from starflow_world.errors import DataError
 from starflow_world.io.files import claim, write_text
 from starflow_world.io.reports import csv_text
-from starflow_world.model.checkpoint import digest
+from starflow_world.io.shards import file_digest
 from starflow_world.score import Scorer, Scores
 from starflow_world.score.normal import check_episode
 from starflow_world.score.store import NUMBERS
@@ -45,7 +45,7 @@ def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
                        settings.skip_bad, settings.overlays, batch)
     score = (replace(task, device="cpu") if actors else task).open()  # refuses a scorer of another world first of all
     episodes = EpisodeDataset(settings.data, skip_bad=settings.skip_bad)
-    claim(out / RECORD, {"scorer": digest(settings.scorer / NUMBERS), "data": str(settings.data.resolve())})
+    claim(out / RECORD, {"scorer": file_digest(settings.scorer / NUMBERS), "data": str(settings.data.resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
     done = {name for name in lines if not settings.overlays or (out / f"{name}.mp4").exists()}
     files = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
