@@ -243,7 +243,8 @@ def _receipts(
         return
     try:
         with Pool(work, crew) as pool:
-            yield from (receipt for _, receipt in pool.run(specs, found=work.find, name=lambda i: str(specs[i].index)))
+            named = pool.run(specs, recover=work.find, name=lambda index: str(specs[index].index))
+            yield from (receipt for _, receipt in named)
     finally:
         remove_leftovers(work.out)
 

@@ -1,8 +1,7 @@
-"""A pool of Ray actors, and the driver that owns all retries.
+"""A pool of Ray actors, and the driver that retries their tasks.
 
-Each actor opens the same work and is given one task after the other. An actor that dies, fails or hangs is replaced and
-its task is given out again: tasks are run at least once, so a task must be deterministic and its result must not depend
-on how often it ran. Then nothing is lost and nothing is there twice.
+Each actor opens the same work and receives one task after another. An actor that dies, fails or hangs is replaced and
+its task is given out again: every task runs at least once, so it must be deterministic and idempotent.
 """
 
 import os
@@ -25,8 +24,8 @@ REASON = 200  # characters of a task's last error in the report
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """What one episode follows from: its index, the collection's seed, the policy; and in a dream the place of its
-    start in the start set, its text (None: drawn) and its time limit (None: the world's own)."""
+    """The inputs of one episode: its index, the collection's seed, the policy; in a world also the index in its start
+    set, the text (None: drawn) and the time limit (None: the world's own)."""
 
     index: int
     seed: int
@@ -38,8 +37,8 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was written for a spec: file name, SHA-256 of the episode's content, frames; the lowest and the highest
-    reward, if the episode's form cannot hold them."""
+    """The file written for a spec: name, SHA-256 of the episode's content, number of frames; `lost`: lowest and highest
+    reward of the env, if they are not stored as they are."""
 
     index: int
     file: str
@@ -49,16 +48,16 @@ class Receipt:
 
 
 class Work(Protocol):
-    """What the actors do; it travels to each of them."""
+    """The work of a pool, sent to each actor."""
 
     def open(self) -> Callable[[Any], Any]:
-        """Prepare for tasks in this process; returns what does one, and raises WorkerError when none can be done."""
+        """Prepare this process; returns a function that does one task. Raises WorkerError if no task can be done."""
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work. actors: processes; gpus_per_actor: a share or number of GPUs for each; threads of each;
-    time_limit: seconds that a task may take; address: of the Ray cluster to use (None: one started for the purpose)."""
+    """Settings of a pool. actors: number of processes; gpus_per_actor: GPUs or a share of one for each; threads: of
+    each; time_limit: seconds for one task; address: of a Ray cluster (None: a new local one)."""
 
     actors: int = 1
     gpus_per_actor: float = 0.0
@@ -72,7 +71,7 @@ class Crew:
 
 
 class Ledger:
-    """Which tasks wait, which are done and which are given up; the part of the driver that knows no Ray."""
+    """The tasks that wait, are done or are given up; the part of the driver that does not use Ray."""
 
     def __init__(self, count: int, attempts: int = ATTEMPTS) -> None:
         self.attempts = attempts
@@ -88,10 +87,10 @@ class Ledger:
         self._streak = []
 
     def lost(self, task: int, reason: str, *, fresh: bool = False) -> None:
-        """A task came back without a result: it waits again behind the others, or is given up.
+        """A task ended without a result: it waits again after the others, or is given up.
 
-        fresh: an actor that had done nothing before reported it. WorkerError when such actors report one error in a row
-        for different tasks, and others have not been tried yet: then it is not the tasks' fault.
+        fresh: its actor had done no task before. Raises WorkerError if fresh actors fail in a row with one error on
+        different tasks while others are untried: then the cause is not the tasks.
         """
         self._tries[task] += 1
         if self._tries[task] >= self.attempts:
@@ -115,10 +114,10 @@ class Ledger:
 
 
 class Actor:
-    """What runs in the process of an actor. Whatever a call raises, a device error too, the driver ends the process."""
+    """The class that runs in an actor's process; the driver ends the process after any exception."""
 
     def open(self, work: Work, threads: int) -> int:
-        """Prepare; returns the process id."""
+        """Open the work; returns the process id."""
         torch.set_num_threads(threads)
         self._do = work.open()
         return os.getpid()
@@ -130,7 +129,7 @@ class Actor:
 
 @dataclass
 class Member:
-    """An actor at work; `proven` once it has done a task."""
+    """An actor of the pool; `proven`: it has done a task."""
 
     actor: Any
     pid: int = 0
@@ -139,7 +138,7 @@ class Member:
 
 @dataclass
 class Job:
-    """What an actor is busy with: a task, or None while it opens its work; `until` when it should be through."""
+    """A call that an actor executes: a task, or None for opening its work; `until`: its deadline."""
 
     member: Member
     task: int | None
@@ -147,7 +146,7 @@ class Job:
 
 
 class Lost(Exception):
-    """A job that came to nothing; `reported` by its actor."""
+    """A job that ended without a result; `reported`: its actor raised an exception."""
 
     def __init__(self, reason: str, *, reported: bool = False) -> None:
         super().__init__(reason)
@@ -155,7 +154,7 @@ class Lost(Exception):
 
 
 class Pool:
-    """Actors that do one kind of work. A context: when it is left, all their processes are ended."""
+    """Actors that do one kind of work; a context manager that ends their processes."""
 
     def __init__(self, work: Work, crew: Crew) -> None:
         self.work, self.crew = work, crew
@@ -165,7 +164,7 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that are ready for tasks or busy with one."""
+        """The process ids of actors that are idle or busy with a task."""
         return [member.pid for member in self._members() if member.pid]
 
     def _members(self) -> list[Member]:
@@ -185,12 +184,13 @@ class Pool:
             ray.shutdown()
 
     def run(
-        self, tasks: Sequence[Any], *, found: Callable[[Any], Any] | None = None, name: Callable[[int], str] = str
+        self, tasks: Sequence[Any], *, recover: Callable[[Any], Any] | None = None, name: Callable[[int], str] = str
     ) -> Iterator[tuple[int, Any]]:
-        """Yield (place, result) of each task as it is done; WorkerError at the end when some could not be.
+        """Yield (index, result) of each task as it is done; raises WorkerError at the end if some were given up.
 
-        found: the result of a task that was done although its actor died before it said so, else None. name: what the
-        report calls the task at a place. A WorkerError of a task, and any StarflowError of opening, ends the run.
+        recover: returns the result of a task that was done although its actor died before it reported, else None. name:
+        the name of the task at an index, for errors. A WorkerError of a task and any StarflowError of opening end the
+        run.
         """
         import ray
 
@@ -208,7 +208,7 @@ class Pool:
                 except Lost as lost:
                     if job.task is None:
                         continue
-                    result = None if found is None else found(tasks[job.task])
+                    result = None if recover is None else recover(tasks[job.task])
                     if result is None:
                         ledger.lost(job.task, str(lost), fresh=lost.reported and not job.member.proven)
                         continue
@@ -219,7 +219,7 @@ class Pool:
         ledger.close(name)
 
     def _hand_out(self, tasks: Sequence[Any], ledger: Ledger) -> None:
-        """Give tasks to idle actors, and start actors where some are missing."""
+        """Give tasks to idle actors, and start missing actors."""
         now = time.monotonic()
         while self._idle and ledger.waiting:
             member, task = self._idle.pop(), ledger.waiting.popleft()
@@ -230,7 +230,7 @@ class Pool:
             self._jobs[actor.open.remote(self.work, self.crew.threads)] = Job(Member(actor), None, now + START_LIMIT)
 
     def _fetch(self, reference: Any, job: Job) -> Any:
-        """The result of a job that is over, its actor idle again; Lost when there is none, and the actor ended."""
+        """Return the result of a finished job and set its actor idle; raises Lost, and ends the actor, if it failed."""
         import ray
 
         try:
@@ -252,7 +252,7 @@ class Pool:
         return result
 
     def _late(self) -> list[Any]:
-        """The jobs whose time is up; an actor may wait for its place as long as others work."""
+        """Return the jobs past their deadline; while other actors work, one that waits for resources gets more time."""
         now, working = time.monotonic(), any(member.pid for member in self._members())
         late = [reference for reference, job in self._jobs.items() if job.until <= now]
         for reference in late:
@@ -261,7 +261,7 @@ class Pool:
         return [reference for reference in late if self._jobs[reference].until <= now]
 
     def _give_up(self, job: Job) -> NoReturn:
-        """End an actor whose time is up."""
+        """End an actor past its deadline, and raise Lost or WorkerError."""
         end_actor(job.member.actor)
         if job.task is None:
             raise WorkerError(f"actors: expected one to start within {START_LIMIT:g} s, found none; each needs a node "
@@ -270,12 +270,12 @@ class Pool:
 
 
 def ordered(work: Work, tasks: Sequence[Any], crew: Crew, *, name: Callable[[int], str] = str) -> Iterator[Any]:
-    """The results of tasks in their order, each as soon as those before it are there; else as Pool.run."""
+    """Yield the results of tasks in their order, each as soon as all before it are done; otherwise as Pool.run."""
     with Pool(work, crew) as pool:
         early: dict[int, Any] = {}
         due = 0
-        for place, result in pool.run(tasks, name=name):
-            early[place] = result
+        for index, result in pool.run(tasks, name=name):
+            early[index] = result
             while due in early:
                 yield early.pop(due)
                 due += 1

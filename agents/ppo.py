@@ -1,9 +1,10 @@
-"""An agent that learns by PPO (Schulman et al. 2017; Stable-Baselines3's) from pictures, saved without pickle.
+"""Agents trained by PPO (Schulman et al. 2017; Stable-Baselines3's implementation) from frames, saved without pickle.
 
-Training goes in chunks. Each begins with new episodes and with generators seeded by (seed, steps so far), and ends with
-the agent judged and saved with its optimizer: a run that was interrupted goes on as if it had not been.
+Training is cut into chunks. Each begins with new episodes and generators seeded by (seed, steps so far), and ends with
+an evaluation and a checkpoint of agent and optimizer: an interrupted run continues exactly.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -24,20 +25,20 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from starflow_world.agents.babyai.rooms import TILE
 from starflow_world.agents.policy import Policy
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.io.files import read_tensors, write_tensors
 
-AGENT = "agent.safetensors"
+AGENT, TILE = "agent.safetensors", 8
 Judge = Callable[[Policy], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """What a run is made of, beside its env, steps and seed. The defaults learn "go to the red ball" in real rooms.
+    """Settings of a run beside its env, steps and seed.
 
-    rollout: steps of every row between updates; pairs, frequencies: of `Places`; width: of the layers behind it.
+    rollout: steps of each sub-environment between updates; pairs, frequencies: of `Places`; width: of the layers after
+    it.
     """
 
     rollout: int = 32
@@ -53,11 +54,11 @@ class PPOSettings:
 
 
 class Places(BaseFeaturesExtractor):
-    """Where kinds of tile lie relative to each other: pictures (B, 3, H, W) -> features (B, width).
+    """Relative positions of tiles of 8 x 8 pixels: frames (B, 3, H, W) -> features (B, width).
 
-    Each of `pairs` pairs of maps over the tiles is correlated with itself over all shifts, as FlowNet (Dosovitskiy et
-    al. 2015) correlates patches, but in Fourier space, where a correlation is a product: "the ball is two to the left"
-    is then one feature wherever it happens.
+    The two maps of each of `pairs` pairs over the tiles are correlated over all shifts, as FlowNet (Dosovitskiy et al.
+    2015) correlates patches, but in Fourier space, where a correlation is a product: "the ball is two tiles to the
+    left" is one feature wherever it occurs.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Places(BaseFeaturesExtractor):
 
 
 def _waves(grid: tuple[int, int], frequencies: int) -> Tensor:
-    """Cosines, then sines, over the tiles: (h w, 2 m). The period is twice the side, so that no shift wraps around."""
+    """Cosines, then sines, over the tiles: (h w, 2 m). The period is twice the side: no shift wraps around."""
     rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
     down, right = torch.arange(-frequencies, frequencies + 1), torch.arange(frequencies + 1)
     turns = down[:, None, None, None] * rows[:, None] / grid[0] + right[:, None, None] * columns / grid[1]
@@ -92,7 +93,7 @@ def _waves(grid: tuple[int, int], frequencies: int) -> Tensor:
 
 
 def make_ppo(env: VecEnv, settings: PPOSettings, seed: int) -> PPO:
-    """A learner that has not learned yet."""
+    """Return an untrained agent; ConfigError if its batch is larger than a rollout."""
     if settings.batch > settings.rollout * env.num_envs:
         settings_say = f"a batch of {settings.batch} of {settings.rollout} steps in {env.num_envs} envs"
         raise ConfigError(f"batch: expected at most the steps of a rollout, found {settings_say}; take more envs")
@@ -116,10 +117,10 @@ def learn(
     env: VecEnv, folder: Path | str, settings: PPOSettings, judge: Judge, *, steps: int, chunk: int, seed: int = 0,
     resume: bool = False, name: str = "ppo",
 ) -> list[dict[str, float]]:
-    """Learn in `env` for `steps` steps of all rows together; returns the curve, one point per chunk and one before.
+    """Train in `env` for `steps` steps of all rows together; returns the curve, a point before and after each chunk.
 
-    A point has `steps` and what `judge` says of the agent. `folder` gets the agent, with the curve. With `resume` the
-    run goes on from there; ConfigError where it was begun with other settings.
+    A point has `steps` and the figures that `judge` returns for the agent. The agent is saved to `folder` with its
+    curve. `resume` continues from there; ConfigError if that run had other settings.
     """
     agent, curve = make_ppo(env, settings, seed), []
     recipe = {**asdict(settings), "chunk": chunk, "seed": seed, "envs": env.num_envs}
@@ -145,7 +146,7 @@ def _seed(seed: int, steps: int) -> int:
 
 
 class _Progress(BaseCallback):
-    """Moves a bar."""
+    """Advances a progress bar."""
 
     def __init__(self, bar: tqdm) -> None:
         super().__init__()
@@ -179,14 +180,15 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _fill(policy: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     for name, parameter in policy.named_parameters():
-        found = tensors.get(f"policy/{name}")
-        if found is None or found.shape != parameter.shape:
-            raise CheckpointError(f"{path}: {name}: expected shape {tuple(parameter.shape)}, found none or another")
-        parameter.data.copy_(found)
+        saved = tensors.get(f"policy/{name}")
+        if saved is None or saved.shape != parameter.shape:
+            shape = None if saved is None else tuple(saved.shape)
+            raise CheckpointError(f"{path}: {name}: expected shape {tuple(parameter.shape)}, found {shape}")
+        parameter.data.copy_(saved)
 
 
 def _restore(agent: PPO, path: Path, recipe: dict[str, Any]) -> list[dict[str, float]]:
-    """Parameters, optimizer and steps of a saved agent; returns its curve."""
+    """Load parameters, optimizer and steps of a saved agent; returns its curve."""
     tensors, facts = _read(path)
     if facts["recipe"] != recipe:
         raise ConfigError(f"{path}: expected a run of {recipe}, found {facts['recipe']}; use a new folder")
@@ -206,8 +208,8 @@ def _restore(agent: PPO, path: Path, recipe: dict[str, Any]) -> list[dict[str, f
 
 
 @dataclass
-class PPOPolicy:
-    """A `Policy` that draws its actions (H, W, 3) u8 -> int as the trained agent does, from its own seed."""
+class PPOPolicy(Policy):
+    """Draws actions from a trained agent: frames (H, W, 3) u8 -> int."""
 
     network: ActorCriticCnnPolicy = field(repr=False)
     name: str = "ppo"
@@ -221,12 +223,20 @@ class PPOPolicy:
         chances = self.network.get_distribution(seen).distribution.probs[0].double().cumsum(0).numpy()
         return min(int(np.searchsorted(chances, self._rng.random() * chances[-1], side="right")), len(chances) - 1)
 
-    def played(self, action: Any) -> None:
-        pass
+    def check(self, env: gymnasium.Env) -> None:
+        channels, height, width = self.network.observation_space.shape or (0, 0, 0)
+        needed = getattr(self.network.action_space, "n", 0)
+        if env.observation_space.shape != (height, width, channels) or getattr(env.action_space, "n", 0) < needed:
+            raise ConfigError(f"policy {self.name}: expected observations ({height}, {width}, {channels}) and at least "
+                              f"{needed} actions, found {env.observation_space} and {env.action_space}")
+
+    def recipe(self) -> dict[str, Any]:
+        tensors = (tensor.detach().cpu().numpy().tobytes() for tensor in self.network.state_dict().values())
+        return super().recipe() | {"weights": hashlib.sha256(b"".join(tensors)).hexdigest()}
 
 
 def load_policy(folder: Path | str, name: str | None = None) -> PPOPolicy:
-    """The agent that `learn` saved in a folder, ready to act."""
+    """Load the agent that `learn` saved in a folder; `name`: default the folder's."""
     tensors, facts = _read(Path(folder) / AGENT)
     settings = PPOSettings(**{key: facts["recipe"][key] for key in asdict(PPOSettings())})
     pictures = spaces.Box(0, 255, tuple(facts["observation"]), np.uint8)

@@ -95,9 +95,7 @@ def test_a_full_disk_is_one_clear_error_and_what_is_written_stays(
 def test_actors_without_ray_are_refused_and_everything_else_works(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from starflow_world.envs import ray_runtime
-
-    monkeypatch.setattr(ray_runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert len(imagine(saved, tmp_path)) == 3
     for call in (
         lambda: imagine(saved, tmp_path / "a", actors=2),

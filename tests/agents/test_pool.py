@@ -9,7 +9,7 @@ import pytest
 
 from starflow_world.agents import pool
 from starflow_world.agents.pool import Crew, Ledger, Pool
-from starflow_world.envs import ray_vector_env
+from starflow_world.envs import ray_runtime
 from starflow_world.errors import ConfigError, DataError, WorkerError
 from tests.fake_ray import FakeActor, FakeRay, Fate
 
@@ -35,13 +35,13 @@ class Squares:
 
 def drive(
     patch: pytest.MonkeyPatch, work: Squares, tasks: int = 20, *, fate: Fate = lambda *_: 1.0, actors: int = 4,
-    found: Callable[[int], Any] | None = None,
+    recover: Callable[[int], Any] | None = None,
 ) -> tuple[list[tuple[int, int]], FakeRay]:
     """Run all tasks; the results and the Ray they were run with."""
     ray = FakeRay(fate, eager=False).install(patch, pool)
     patch.setattr(pool, "time", SimpleNamespace(monotonic=ray.monotonic))
     with Pool(work, Crew(actors, time_limit=10.0)) as running:
-        results = list(running.run(range(tasks), found=found, name=lambda task: f"task {task}"))
+        results = list(running.run(range(tasks), recover=recover, name=lambda task: f"task {task}"))
     assert all(actor.dead for actor in ray.actors)
     return results, ray
 
@@ -133,7 +133,7 @@ def test_a_hanging_actor_is_ended_when_the_time_of_its_task_is_up(monkeypatch: p
 def test_a_task_that_was_done_before_its_actor_died_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     work = Squares()
     found = {4: 16, 9: 81}
-    results, _ = drive(monkeypatch, work, fate=dies({4: 3, 9: 1, 11: 1}), found=found.get)
+    results, _ = drive(monkeypatch, work, fate=dies({4: 3, 9: 1, 11: 1}), recover=found.get)
     assert whole(results, 20)
     assert {task: work.ran[task] for task in (4, 9, 11)} == {4: 0, 9: 0, 11: 1}
 
@@ -210,7 +210,7 @@ def test_failed_tasks_wait_behind_the_others_and_only_so_often() -> None:
 
 
 def test_without_ray_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_vector_env.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "starflow-world\[ray\]"'), Pool(Squares(), Crew(1)):
         pass
 
@@ -228,8 +228,8 @@ def test_crews_that_cannot_be_meant_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_fewer_gpus_than_asked_are_named_with_both_numbers_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
-    monkeypatch.setattr(ray_vector_env, "_start_alone", lambda actors: pytest.fail("Ray was started"))
-    monkeypatch.setattr(ray_vector_env.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ray_runtime, "_start_alone", lambda actors: pytest.fail("Ray was started"))
+    monkeypatch.setattr(ray_runtime.torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"expected 6 free GPUs.*found 1"), Pool(Squares(), Crew(4, 1.5)):
         pass
 
@@ -237,5 +237,5 @@ def test_fewer_gpus_than_asked_are_named_with_both_numbers_before_ray_starts(mon
 def test_what_cannot_travel_is_refused(tmp_path: Any) -> None:
     pytest.importorskip("ray")
     with (tmp_path / "open").open("w") as file, pytest.raises(ConfigError, match="policy: expected something that can"):
-        ray_vector_env.check_portable("policy", {"log": file})
-    ray_vector_env.check_portable("policy", lambda observation: 0)
+        ray_runtime.check_portable("policy", {"log": file})
+    ray_runtime.check_portable("policy", lambda observation: 0)

@@ -203,7 +203,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_
 other = cluster.add_node(num_cpus=2)
 work, crew = Rollouts(Dream(world, "cpu"), out), Crew(3, address=cluster.address)
 with Pool(work, crew) as pool:
-    for count, _ in enumerate(pool.run(specs(30), found=work.find)):
+    for count, _ in enumerate(pool.run(specs(30), recover=work.find)):
         if count == 8:
             nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
             cluster.remove_node(other, allow_graceful=False)

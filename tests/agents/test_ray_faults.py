@@ -60,7 +60,7 @@ def faulty(world: Path, tmp: Path, faults: dict[int, tuple[str, int]]) -> Faulty
 def drive(work: Faulty, count: int, actors: int = 2, limit: float = LIMIT) -> list[int]:
     """Play all; the indices of the receipts."""
     with Pool(work, Crew(actors, time_limit=limit)) as pool:
-        return [receipt.index for _, receipt in pool.run(specs(count), found=work.find)]
+        return [receipt.index for _, receipt in pool.run(specs(count), recover=work.find)]
 
 
 def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(saved: Path, one_thread: None) -> None:
@@ -99,7 +99,7 @@ def test_200_episodes_survive_20_kills(
 ) -> None:
     work, rng, killed, seen = faulty(saved, tmp_path, {}), random.Random(0), 0, []
     with Pool(work, Crew(4, time_limit=LIMIT)) as pool:
-        for _, receipt in pool.run(specs(200), found=work.find):
+        for _, receipt in pool.run(specs(200), recover=work.find):
             seen.append(receipt.index)
             assert len(ray.cloudpickle.dumps(receipt)) <= 4096
             if killed < 20 and len(seen) >= 8 * killed:
