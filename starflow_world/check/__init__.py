@@ -1,7 +1,7 @@
-"""The public examiner: does a world keep what its README promises? For any checkpoint, in about a minute.
+"""The public examiner: checks in about a minute whether a world, any checkpoint, keeps the promises of the README.
 
-It looks at a world through its verbs and its states, so that a fault shows wherever it lies. What cannot be measured on
-a world is reported as not applicable, with the reason. It examines the machinery, not what the world has learned.
+It uses the verbs and states of the world, so that it finds faults in all parts. A promise that cannot be measured on a
+world is reported as not applicable, with the reason. The examiner checks the machinery, not what the world has learned.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from starflow_world.check.density import DECODING, DENSITY, NOISE
 from starflow_world.check.memory import CACHES, ROWS, TOGETHER
-from starflow_world.check.result import FAILED, NOT_APPLICABLE, PASSED, Check, Figure, Report, Result
+from starflow_world.check.result import FAILED, NOT_APPLICABLE, PASSED, Check, Report, Result
 from starflow_world.check.subject import Subject
 from starflow_world.check.value import CONDITIONS, VALUE
 from starflow_world.codec import frame_codec
@@ -18,13 +18,13 @@ from starflow_world.world import World
 __all__ = ["CHECKS", "Report", "Result", "check_world", "examine"]
 
 CHECKS: tuple[Check, ...] = (*NOISE, *DENSITY, *ROWS, *DECODING, *CACHES, *TOGETHER, *CONDITIONS, *VALUE)
-"""In an order in which what is at fault comes before what suffers from it."""
+"""In an order in which a cause comes before its consequences."""
 
 
 def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object] | None = None) -> Report:
-    """Examine a world. `seed`: of its actions and noise; `said` is called with every result as soon as it is there.
+    """Examine a world. `seed`: seed of its actions and noise; `said` is called with every result when it is ready.
 
-    Nothing of the world is changed. A check that raises has failed; no error of the world comes through. ConfigError
+    The world is not changed. A check that raises has failed; no error of the world comes through. Raises ConfigError
     for a published video model, whose frames the checks cannot make.
     """
     begin, results = time.perf_counter(), []
@@ -36,7 +36,7 @@ def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object]
 
 
 def examine(world: World, seed: int = 0) -> Iterator[Result]:
-    """The results of `check_world`, one by one: who wants the first broken promise only can stop there."""
+    """Yield the results of `check_world` one by one, so that a caller can stop at the first broken promise."""
     frame_codec(world.networks.codec)
     subject = Subject(world, seed)
     for check in CHECKS:
@@ -45,13 +45,9 @@ def examine(world: World, seed: int = 0) -> Iterator[Result]:
 
 def _results(check: Check, subject: Subject) -> Iterator[Result]:
     try:
-        for figure in check.examine(subject):
-            yield _result(check, figure)
-    except Exception as error:  # whatever a broken world raises is its fault, and the examination goes on
+        for m in check.examine(subject):
+            status = NOT_APPLICABLE if m.reason else PASSED if m.measured <= m.limit else FAILED
+            yield Result(check.id, check.promise, m.what, m.measured, m.limit, status, m.reason)
+    except Exception as error:  # any error that a broken world raises is its fault, and the examination continues
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         yield Result(check.id, check.promise, "the check could not be finished", float("nan"), 0.0, FAILED, words)
-
-
-def _result(check: Check, figure: Figure) -> Result:
-    status = NOT_APPLICABLE if figure.reason else PASSED if figure.measured <= figure.limit else FAILED
-    return Result(check.id, check.promise, figure.what, figure.measured, figure.limit, status, figure.reason)

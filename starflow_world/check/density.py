@@ -1,4 +1,4 @@
-"""Noise, density and decoding: the world is a flow, its noise is a function, and what is not solved is said."""
+"""Checks of noise, density and decoding: the world is a flow, its noise is a function, unsolved rows are reported."""
 
 import math
 import random
@@ -7,62 +7,63 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from starflow_world.check.compare import apart, fields_apart, same_bits, worst
-from starflow_world.check.result import Check, Figure
+from starflow_world.check.compare import differing_fields, largest_difference, same_bits, worst
+from starflow_world.check.result import Check, Measurement
 from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
 from starflow_world.noise import normals
 
 WIDTHS = (2, 8, 32)
 
 
-def noise_is_a_function(subject: Subject) -> Iterator[Figure]:
-    """S6: of keys, and of the position of a row in the world's verbs."""
+def noise_is_a_function(subject: Subject) -> Iterator[Measurement]:
+    """Check S6 for the generator and, at several positions and widths, for the verbs of the world."""
     keys, steps = torch.arange(1, 33), torch.arange(32) % 5
     whole, faults = normals(keys, steps, "prior", (7,)), 0
     order = torch.from_numpy(np.random.default_rng(subject.seed).permutation(32))
     for width in (1, *WIDTHS):
         rows = order[:width]
         faults += not same_bits(normals(keys[rows], steps[rows], "prior", (7,)), whole[rows])
-    yield Figure("widths at which it differs", faults)
-    world, faults, found = subject.worlds[F32], 0, []
-    root, action, shown = subject.aged(world, [1]), subject.action(0, 1), subject.shown([1])
+    yield Measurement("widths at which it differs", faults)
+    world, faults, differences = subject.worlds[F32], 0, []
+    root, action, shown = subject.aged(world, [1]), subject.action(0, 1), subject.frames([1])
     for width in WIDTHS:
         state, actions, frames = root[[0] * width], [action] * width, shown.expand(width, -1, -1, -1)
         imagined, again = (world.step(state, actions)[1] for _ in range(2))
         observed, twice = (world.observe(state, actions, frames)[1] for _ in range(2))
-        faults += fields_apart(imagined, again) + fields_apart(observed, twice)
-        found += [apart(seen.latents, seen.latents[:1].expand(width, -1, -1)) for seen in (imagined, observed)]
-    yield Figure("fields that differ between equal calls", faults)
-    yield Figure("latents of equal rows, float32", worst(found), 1e-5)
+        faults += differing_fields(imagined, again) + differing_fields(observed, twice)
+        for latents in (imagined.latents, observed.latents):
+            differences.append(largest_difference(latents, latents[:1].expand(width, -1, -1)))
+    yield Measurement("fields that differ between equal calls", faults)
+    yield Measurement("latents of equal rows, float32", worst(differences), 1e-5)
 
 
-def global_generators(subject: Subject) -> Iterator[Figure]:
-    """E15."""
+def global_generators(subject: Subject) -> Iterator[Measurement]:
+    """Check E15."""
     world, state = subject.worlds[F32], subject.aged(subject.worlds[F32], [1, subject.config.window])
-    before, shown = _generators(), subject.shown([1, 2])
-    world.step(state, subject.moves([1, 2]))
-    world.observe(state, subject.moves([1, 2]), shown)
+    before, shown = _generators(), subject.frames([1, 2])
+    world.step(state, subject.actions([1, 2]))
+    world.observe(state, subject.actions([1, 2]), shown)
     world.start(text=subject.texts[:2])
     world.log_prob(shown[:, None])
-    yield Figure("generators moved", sum(a != b for a, b in zip(before, _generators(), strict=True)))
+    yield Measurement("generators moved", sum(a != b for a, b in zip(before, _generators(), strict=True)))
 
 
 def _generators() -> tuple[str, str, str]:
-    legacy = np.random.get_state(legacy=False)  # noqa: NPY002 (looked at)
+    legacy = np.random.get_state(legacy=False)  # noqa: NPY002 (only read)
     return str(torch.get_rng_state().tolist()), repr(random.getstate()), str(legacy)
 
 
-def log_determinants(subject: Subject) -> Iterator[Figure]:
-    """N6: nats without the prior's part are the logarithm of the Jacobian's determinant."""
+def log_determinants(subject: Subject) -> Iterator[Measurement]:
+    """Check N6: nats minus those of the prior are the logarithm of the Jacobian's determinant."""
     for name, (matrix, seen) in zip(("first", "later"), subject.jacobians, strict=True):
-        told = seen.nats[0] + 0.5 * (seen.noise[0].square() + math.log(2 * math.pi)).sum()
-        error = abs(float(told - torch.linalg.slogdet(matrix)[1]))
+        log_determinant = seen.nats[0] + 0.5 * (seen.noise[0].square() + math.log(2 * math.pi)).sum()
+        error = abs(float(log_determinant - torch.linalg.slogdet(matrix)[1]))
         tokens = seen.noise.shape[1]
-        yield Figure(f"{name} frame, {tokens} tokens, {len(matrix)} dims, float64", error, 1e-9)
+        yield Measurement(f"{name} frame, {tokens} tokens, {len(matrix)} dims, float64", error, 1e-9)
 
 
-def causality(subject: Subject) -> Iterator[Figure]:
-    """N7: of frames, rows and, where a frame follows another by a motion, of tokens."""
+def causality(subject: Subject) -> Iterator[Measurement]:
+    """Check N7 for frames, rows and, in a world with motion, tokens."""
     world, count = subject.worlds[F32], subject.config.window
     frames, actions, texts = subject.clip[:2, :count], subject.clip_actions(2, count), subject.texts[:2]
     nats = world.log_prob(frames, actions, text=texts)
@@ -72,50 +73,50 @@ def causality(subject: Subject) -> Iterator[Figure]:
         changed, moved = frames.clone(), [[*row] for row in actions]
         changed[0, t:] = 255 - changed[0, t:]
         moved[0][t:] = [None if action is not None else subject.pool[0] for action in moved[0][t:]]
-        found = world.log_prob(changed, moved, text=texts)
+        after = world.log_prob(changed, moved, text=texts)
         grown, _ = world.start(changed, moved, text=texts)
-        earlier += not same_bits(found[0, :t], nats[0, :t])
+        earlier += not same_bits(after[0, :t], nats[0, :t])
         earlier += not same_bits(grown.tokens[0, :t], state.tokens[0, :t])
-        others += not same_bits(found[1], nats[1]) or not same_bits(grown.tokens[1], state.tokens[1])
-    yield Figure("earlier frames changed", earlier)
-    yield Figure("other rows changed", others)
+        others += not same_bits(after[1], nats[1]) or not same_bits(grown.tokens[1], state.tokens[1])
+    yield Measurement("earlier frames changed", earlier)
+    yield Measurement("other rows changed", others)
     what = "slope of a token along later ones of its frame"
     if world.networks.flow.motion is None:
-        yield Figure(what, reason="shallow blocks mix the tokens of a frame in both orders")
+        yield Measurement(what, reason="shallow blocks mix the tokens of a frame in both orders")
         return
     matrix, seen = subject.jacobians[1]
     c = seen.noise.shape[2]
     slopes = matrix.unflatten(0, (-1, c)).unflatten(2, (-1, c)).abs().amax((1, 3))
-    yield Figure(what, float(slopes.triu(1).max()))
+    yield Measurement(what, float(slopes.triu(1).max()))
 
 
-def round_trip(subject: Subject) -> Iterator[Figure]:
-    """N2: noise to a frame and back."""
+def round_trip(subject: Subject) -> Iterator[Measurement]:
+    """Check N2: noise to a frame and back."""
     window = subject.config.window
     for dtype, tolerance, limit in ((F32, 1e-6, 1e-4), (F64, 1e-12, 1e-10)):
-        world, found = subject.decoded(dtype, tolerance=tolerance), []
+        world, differences = subject.decoded(dtype, tolerance=tolerance), []
         state = subject.aged(world, [0, 1, window - 1, window])
         for t in range(1, 3):
             noise = some_noise(subject, world, len(state), t)
-            after, said = world.step(state, subject.moves([t] * 4), noise=noise)
-            _, heard = world.observe(state, subject.moves([t] * 4), latents=said.latents)
-            found.append(apart(heard.noise, noise))
+            after, said = world.step(state, subject.actions([t] * 4), noise=noise)
+            _, heard = world.observe(state, subject.actions([t] * 4), latents=said.latents)
+            differences.append(largest_difference(heard.noise, noise))
             state = after
-        yield Figure(NAMES[dtype], worst(found), limit)
+        yield Measurement(NAMES[dtype], worst(differences), limit)
 
 
-def convergence(subject: Subject) -> Iterator[Figure]:
-    """N14: rows that are called converged are within the tolerance, also after far too few sweeps."""
-    tolerance, found = 1e-6, []
+def convergence(subject: Subject) -> Iterator[Measurement]:
+    """Check N14: rows reported as converged are within the tolerance, also after far too few sweeps."""
+    tolerance, residuals = 1e-6, []
     for sweeps in (1, 2, 0):
         world = subject.decoded(F64, tolerance=tolerance, max_sweeps=sweeps)
-        state, moves = subject.aged(world, [0, 1, 2, subject.config.window]), subject.moves([1, 2, 3, 4])
+        state, actions = subject.aged(world, [0, 1, 2, subject.config.window]), subject.actions([1, 2, 3, 4])
         noise = some_noise(subject, world, len(state), sweeps)
-        _, said = world.step(state, moves, noise=noise)
-        _, heard = world.observe(state, moves, latents=said.latents)
+        _, said = world.step(state, actions, noise=noise)
+        _, heard = world.observe(state, actions, latents=said.latents)
         residual = (heard.noise - noise).square().mean((1, 2)).sqrt()
-        found += residual[said.converged].tolist()
-    yield Figure("largest residual that is called converged", worst(found), 1.001 * tolerance)
+        residuals += residual[said.converged].tolist()
+    yield Measurement("largest residual that is called converged", worst(residuals), 1.001 * tolerance)
 
 
 NOISE = (

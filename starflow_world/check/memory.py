@@ -1,4 +1,4 @@
-"""Rows, caches and windows: fast ways equal the slow way, and what was imagined, when observed, is the same."""
+"""Checks of rows, caches and windows: fast paths equal slow ones; an imagined frame, when observed, is the same."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from starflow_world.check.compare import (
-    apart,
-    apart_in_nats,
-    apart_in_size,
+    cache_difference,
     cached,
-    caches_apart,
-    fields_apart,
+    differing_fields,
+    largest_difference,
+    nats_difference,
+    relative_difference,
     same_bits,
     worst,
 )
-from starflow_world.check.result import Check, Figure
+from starflow_world.check.result import Check, Measurement
 from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
@@ -28,11 +28,11 @@ OPERATIONS = 60
 KINDS = (*("step", "observe") * 4, "choose", "clone", "forget", "restart")
 
 
-def rows_are_alone(subject: Subject) -> Iterator[Figure]:
-    """N15: a row whose window is full, among rows at other places, of other ages and of easy or difficult noise; also
-    where decoding stops early, as rows then stop at different sweeps."""
+def rows_are_alone(subject: Subject) -> Iterator[Measurement]:
+    """Check N15 on a row whose window is full, at several places among rows of other ages with easy or difficult noise;
+    also with early stopping, where rows stop at different sweeps."""
     rng, window = np.random.default_rng(subject.seed), subject.config.window
-    moves, shown, faults = subject.moves(range(1, 9)), subject.shown(range(1, 9)), 0
+    moves, shown, faults = subject.actions(range(1, 9)), subject.frames(range(1, 9)), 0
     for world in (subject.worlds[F32], subject.decoded(F32, tolerance=0.03)):
         pool = subject.aged(world, [window, 0, 1, window - 1, window, 0, 2, window + 1])
         noise, kept = some_noise(subject, world, len(pool), 0), []
@@ -46,59 +46,59 @@ def rows_are_alone(subject: Subject) -> Iterator[Figure]:
             kept.append((place, (stepped, world.observe(state, actions, shown[chosen]))))
             first, before = kept[0]
             for (grown, seen), (old, said) in zip(kept[-1][1], before, strict=True):
-                faults += fields_apart(seen, said, place, first) + (grown[place].digest() != old[first].digest())
-    yield Figure("fields changed by other contents and places, width 4", faults)
+                faults += differing_fields(seen, said, place, first) + (grown[place].digest() != old[first].digest())
+    yield Measurement("fields changed by other contents and places, width 4", faults)
 
 
-def widths_agree(subject: Subject) -> Iterator[Figure]:
-    """N16: what a row is told, alone and in company."""
+def widths_agree(subject: Subject) -> Iterator[Measurement]:
+    """Check N16: observe a row alone and among others."""
     window = subject.config.window
     for dtype, limit in RELATIVE.items():
         world, ages = subject.worlds[dtype], [1, 2, window, window - 1]
         state, steps = subject.aged(world, ages), [age + 1 for age in ages]
         rows = [row % 4 for row in range(32)]
-        moves, shown = subject.moves(steps), subject.shown(steps)
-        alone = [world.observe(state[row], moves[row : row + 1], shown[row : row + 1])[1].nats for row in range(4)]
-        found = []
+        actions, shown = subject.actions(steps), subject.frames(steps)
+        alone = [world.observe(state[row], actions[row : row + 1], shown[row : row + 1])[1].nats for row in range(4)]
+        differences = []
         for width in (2, 3, 8, 32):
             some = rows[:width]
-            _, seen = world.observe(state[some], [moves[row] for row in some], shown[some])
-            found.append(apart_in_nats(seen.nats, torch.cat(alone)[some], subject.dims))
-        yield Figure(f"relative, widths 1 to 32, {NAMES[dtype]}", worst(found), limit)
+            _, seen = world.observe(state[some], [actions[row] for row in some], shown[some])
+            differences.append(nats_difference(seen.nats, torch.cat(alone)[some], subject.dims))
+        yield Measurement(f"relative, widths 1 to 32, {NAMES[dtype]}", worst(differences), limit)
 
 
-def caches_are_recomputed(subject: Subject) -> Iterator[Figure]:
-    """N17: a window that is encoded at once, frame by frame, and anew."""
+def caches_are_recomputed(subject: Subject) -> Iterator[Measurement]:
+    """Check N17: encode a window at once, frame by frame, and again."""
     window = subject.config.window
     frames, actions, texts = subject.clip[:2, :window], subject.clip_actions(2, window), subject.texts[2:]
     for dtype, limit in RELATIVE.items():
-        world, found = subject.worlds[dtype], []
-        world.start(frames, actions, text=subject.texts[:2])  # another episode: nothing of it may be left
+        world, differences = subject.worlds[dtype], []
+        world.start(frames, actions, text=subject.texts[:2])  # another episode must leave nothing
         whole, last = world.start(frames, actions, text=texts)
         for split in sorted({1, min(3, window - 1), window - 1}):
             state, seen = world.start(frames[:, :split], [row[:split] for row in actions], text=texts)
             for t in range(split, window):
                 state, seen = world.observe(state, [row[t] for row in actions], frames[:, t], reuse=True)
                 if t in (split, window - 1):
-                    found.append(caches_apart(state, world.with_text(state, state.texts)))
-            found += [caches_apart(state, whole), apart_in_nats(seen.nats, last.nats, subject.dims)]
-        yield Figure(f"encoded at once, by frames, anew, {NAMES[dtype]}", worst(found), limit)
+                    differences.append(cache_difference(state, world.with_text(state, state.texts)))
+            differences += [cache_difference(state, whole), nats_difference(seen.nats, last.nats, subject.dims)]
+        yield Measurement(f"encoded at once, by frames, again, {NAMES[dtype]}", worst(differences), limit)
 
 
-def commit_is_exact(subject: Subject) -> Iterator[Figure]:
-    """N18: also where decoding stops early, at a residual of 0.1."""
-    window, found = subject.config.window, []
+def commit_is_exact(subject: Subject) -> Iterator[Measurement]:
+    """Check N18, also with early stopping at a residual of 0.1."""
+    window, differences = subject.config.window, []
     for world in (subject.worlds[F32], subject.decoded(F32, tolerance=0.1)):
-        state = subject.aged(world, [0, 1, max(1, window - 4)])  # no slide: that is another promise
+        state = subject.aged(world, [0, 1, max(1, window - 4)])  # no slide; N20 checks slides
         for t in range(1, min(5, window)):
-            state, _ = world.step(state, subject.moves([t] * 3))
-            found.append(caches_apart(state, world.with_text(state, state.texts)))
-    yield Figure("keys and values, float32", worst(found), 1e-5)
+            state, _ = world.step(state, subject.actions([t] * 3))
+            differences.append(cache_difference(state, world.with_text(state, state.texts)))
+    yield Measurement("keys and values, float32", worst(differences), 1e-5)
 
 
 @dataclass
 class _Row:
-    """What a row must hold, as plain lists."""
+    """The expected content of a row, as plain lists."""
 
     length: int
     step: int
@@ -115,19 +115,19 @@ class _Row:
         self.actions.append(action)
 
     def faults(self, state: WorldState, row: int, text: int) -> int:
-        """Differences to row `row` of a state. The first frame of a window is encoded anew when the window slides."""
+        """Count differences to row `row` of a state; a slide re-encodes the first frame of the window."""
         held, count = self.length, state.tokens.shape[2]
         lengths = [int(state.length[row]) - held, int(state.step[row]) - self.step]
         if state.cache is not None:
             lengths.append(int(state.cache.length[row]) - text - held * count)
-        found = sum(difference != 0 for difference in lengths)
+        faults = sum(difference != 0 for difference in lengths)
         if held > 1:
-            found += not same_bits(state.tokens[row, 1:held], torch.stack(self.tokens[1 - held :]))
-        return found + (not same_bits(state.actions[row, :held], torch.stack(self.actions[-held:])))
+            faults += not same_bits(state.tokens[row, 1:held], torch.stack(self.tokens[1 - held :]))
+        return faults + (not same_bits(state.actions[row, :held], torch.stack(self.actions[-held:])))
 
 
-def states_are_lists(subject: Subject) -> Iterator[Figure]:
-    """N19: random verbs and methods against plain lists."""
+def states_are_lists(subject: Subject) -> Iterator[Measurement]:
+    """Check N19: random verbs and methods against plain lists."""
     world, rng, faults = subject.worlds[F32], np.random.default_rng(subject.seed), 0
     fresh = subject.aged(world, [1, 1])
     empty = world.empty(subject.texts[:1], [0]).cache
@@ -136,11 +136,11 @@ def states_are_lists(subject: Subject) -> Iterator[Figure]:
     for t in range(OPERATIONS):
         kind = KINDS[int(rng.integers(len(KINDS)))]
         if kind in ("step", "observe"):
-            actions = subject.moves([t] * len(rows))
+            actions = subject.actions([t] * len(rows))
             if kind == "step":
                 state, _ = world.step(state, actions)
             else:
-                state, _ = world.observe(state, actions, subject.shown([t] * len(rows)))
+                state, _ = world.observe(state, actions, subject.frames([t] * len(rows)))
             flat = world.flatten(actions)
             for i, row in enumerate(rows):
                 place = int(state.length[i]) - 1
@@ -156,47 +156,43 @@ def states_are_lists(subject: Subject) -> Iterator[Figure]:
             if kind == "forget":
                 state.take_cache()
         faults += sum(row.faults(state, i, text) for i, row in enumerate(rows))
-    yield Figure(f"faults in {OPERATIONS} random operations", faults)
+    yield Measurement(f"faults in {OPERATIONS} random operations", faults)
 
 
 def _row(state: WorldState, row: int) -> _Row:
     return _Row(1, 1, [state.tokens[row, 0].clone()], [state.actions[row, 0].clone()])
 
 
-def slides_leave_nothing(subject: Subject) -> Iterator[Figure]:
-    """N20: a state behind a slide, and a new one that is told only the frames that the slide kept, and what was carried
-    behind the first of them; rows slide at other times."""
+def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
+    """Check N20: compare a state after a slide with a new one that observes only the kept frames and gets the carry of
+    the first of them; rows slide at different times."""
     for dtype, limit in RELATIVE.items():
-        world, found = subject.worlds[dtype], []
+        world, differences = subject.worlds[dtype], []
         texts, keys = subject.texts[:2], [1, 2]
-        state, tapes = world.empty(texts, keys), _tapes()
+        state = world.empty(texts, keys)
+        tapes: tuple[list[tuple[Tensor, list[Any]]], ...] = [], []
         for t in range(subject.length):
             if t == 2:
                 state = state.replace_rows(torch.tensor([1]), world.empty(texts[1:], keys[1:]))
                 tapes[1].clear()
-            moves, slid = subject.moves([t, t]), state.length == subject.config.window
-            state, seen = world.observe(state, moves, subject.shown([t, t]))
+            actions, slid = subject.actions([t, t]), state.length == subject.config.window
+            state, seen = world.observe(state, actions, subject.frames([t, t]))
             for row, tape in enumerate(tapes):
-                tape.append((seen.latents[row : row + 1], moves[row : row + 1]))
+                tape.append((seen.latents[row : row + 1], actions[row : row + 1]))
             for row in slid.nonzero()[:, 0].tolist():
                 kept, one = tapes[row][-int(state.length[row]) :], slice(row, row + 1)
-                fresh, nats = _told(world, world.empty(texts[one], [0]), kept, state.carried[one, :1])
-                found.append(apart_in_nats(seen.nats[row : row + 1], nats, subject.dims))
+                fresh, nats = _replayed(world, world.empty(texts[one], [0]), kept, state.carried[one, :1])
+                differences.append(nats_difference(seen.nats[row : row + 1], nats, subject.dims))
                 held = [(state.tokens[row], fresh.tokens[0]), (state.carried[row], fresh.carried[0])]
-                found += [apart_in_size(mine, its) for mine, its in held]
-                found.append(apart_in_size(cached(state, row), cached(fresh, 0)))
-        yield Figure(f"against the kept frames alone, {NAMES[dtype]}", worst(found), limit)
+                differences += [relative_difference(mine, its) for mine, its in held]
+                differences.append(relative_difference(cached(state, row), cached(fresh, 0)))
+        yield Measurement(f"against the kept frames alone, {NAMES[dtype]}", worst(differences), limit)
 
 
-def _tapes() -> tuple[list[tuple[Tensor, list[Any]]], ...]:
-    return [], []
-
-
-def _told(
+def _replayed(
     world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]], carried: Tensor
 ) -> tuple[WorldState, Tensor]:
-    """The state behind the noisy latents and actions of a tape, with what is carried behind its first frame, and the
-    nats of the last."""
+    """Observe noisy latents under actions, set the carry of the first frame; return the state and the last nats."""
     for t, (latents, action) in enumerate(tape):
         state, seen = world.observe(state, action, latents=latents, reuse=True)
         if t == 0:
@@ -204,28 +200,29 @@ def _told(
     return state, seen.nats
 
 
-def imagined_is_observed(subject: Subject) -> Iterator[Figure]:
-    """N21."""
+def imagined_is_observed(subject: Subject) -> Iterator[Measurement]:
+    """Check N21."""
     window = subject.config.window
     for dtype, limit in ((F32, 0.05 * subject.dims / 1024), (F64, 1e-9)):
         world, nats, held = subject.worlds[dtype], [], []
         state = subject.aged(world, [0, 1, window - 1, window])
         for t in range(1, 5):
-            moves = subject.moves([t] * 4)
-            imagined, said = world.step(state, moves)
-            observed, heard = world.observe(state, moves, latents=said.latents)
-            nats.append(apart(said.nats, heard.nats))
+            actions = subject.actions([t] * 4)
+            imagined, said = world.step(state, actions)
+            observed, heard = world.observe(state, actions, latents=said.latents)
+            nats.append(largest_difference(said.nats, heard.nats))
             names = ("tokens", "latents", "carried", "actions", "length", "step")
-            held += [apart(getattr(imagined, name).double(), getattr(observed, name).double()) for name in names]
-            held.append(caches_apart(imagined, observed))
+            pairs = [(getattr(imagined, name).double(), getattr(observed, name).double()) for name in names]
+            held += [largest_difference(*pair) for pair in pairs]
+            held.append(cache_difference(imagined, observed))
             state = imagined
-        yield Figure(f"nats per frame of {subject.dims} dims, {NAMES[dtype]}", worst(nats), limit)
+        yield Measurement(f"nats per frame of {subject.dims} dims, {NAMES[dtype]}", worst(nats), limit)
         if dtype == F64:
-            yield Figure("states, float64", worst(held), 1e-5)
+            yield Measurement("states, float64", worst(held), 1e-5)
 
 
-def streamed_is_parallel(subject: Subject) -> Iterator[Figure]:
-    """N22: frame by frame and all at once, over the first slide."""
+def streamed_is_parallel(subject: Subject) -> Iterator[Measurement]:
+    """Check N22 over the first slide."""
     count, texts = subject.config.window + 2, subject.texts[:2]
     frames, actions = subject.clip[:2, :count], subject.clip_actions(2, count)
     for dtype, limit in RELATIVE.items():
@@ -236,8 +233,8 @@ def streamed_is_parallel(subject: Subject) -> Iterator[Figure]:
         for t in range(1, count):
             state, seen = world.observe(state, [row[t] for row in actions], frames[:, t], reuse=True)
             nats.append(seen.nats)
-        error = apart_in_nats(torch.stack(nats, 1), parallel, subject.dims)
-        yield Figure(f"relative, {NAMES[dtype]}", error, limit)
+        error = nats_difference(torch.stack(nats, 1), parallel, subject.dims)
+        yield Measurement(f"relative, {NAMES[dtype]}", error, limit)
 
 
 ROWS = (
@@ -246,9 +243,9 @@ ROWS = (
 )
 CACHES = (
     Check("N17", "a cache is what recomputing gives", caches_are_recomputed),
-    Check("N18", "the cache behind an imagined frame is that of the frame", commit_is_exact),
+    Check("N18", "the cache after an imagined frame is that of the frame", commit_is_exact),
     Check("N19", "a state holds what was put into it", states_are_lists),
-    Check("N20", "behind a slide only the kept frames count", slides_leave_nothing),
+    Check("N20", "after a slide only the kept frames count", slides_leave_nothing),
 )
 TOGETHER = (
     Check("N21", "what was imagined, when observed, gives the same state and nats", imagined_is_observed),

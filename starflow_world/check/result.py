@@ -1,4 +1,4 @@
-"""What the examiner says: a figure against its limit, one line each."""
+"""The results of the examiner: measured values with their limits, one line each."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What a check measured and how large it may be. With a `reason` there was nothing to measure."""
+class Measurement:
+    """A measured value and its upper limit; with a `reason` nothing could be measured."""
 
     what: str
     measured: float = math.nan
@@ -25,17 +25,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, in one sentence, and what measures whether a world keeps it."""
+    """A promise, in one sentence, and the function that measures whether a world keeps it."""
 
     id: str
     promise: str
-    examine: "Callable[[Subject], Iterator[Figure]]"
+    examine: "Callable[[Subject], Iterator[Measurement]]"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One figure of one promise. `status`: passed, failed, or not applicable for the `reason`; a check that could not
-    be finished has failed, with the error as its reason."""
+    """One measurement of one promise. `status`: passed, failed, or not applicable for the `reason`; a check that could
+    not be finished has failed, with the error as its reason."""
 
     id: str
     promise: str
@@ -47,7 +47,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure was measured and is within its limit."""
+        """Whether the value was measured and is within its limit."""
         return self.status == PASSED
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results in the order of the examination, in which what is at fault is named before what suffers from it."""
+    """All results in the order of the examination, in which a cause comes before its consequences."""
 
     world: str
     results: tuple[Result, ...]
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """Counts by status, in one line."""
         counts = dict.fromkeys((PASSED, FAILED, NOT_APPLICABLE), 0)
         for result in self.results:
             counts[result.status] += 1
@@ -88,12 +88,12 @@ class Report:
         return "\n".join([*map(str, self.results), self.summary])
 
     def raise_if_broken(self) -> None:
-        """StarflowError naming the first broken promise and all others by their ids."""
+        """Raise StarflowError that names the first broken promise and the ids of all others."""
         if self.passed:
             return
         first, ids = self.broken[0], list(dict.fromkeys(result.id for result in self.broken))
-        found = first.reason or f"{first.measured:.2g} where at most {first.limit:.2g} is allowed"
+        value = first.reason or f"{first.measured:.2g} where at most {first.limit:.2g} is allowed"
         others = f"; also broken: {', '.join(ids[1:])}" if ids[1:] else ""
         raise StarflowError(
-            f"world {self.world}: promise {first.id} is broken: {first.promise}: {first.what}: found {found}{others}"
+            f"world {self.world}: promise {first.id} is broken: {first.promise}: {first.what}: found {value}{others}"
         )

@@ -1,4 +1,4 @@
-"""Conditions count where they should, and a state is a value: cloned, saved and branched."""
+"""Checks of conditions, which affect the right frames, and of states, which are values: cloned, saved, branched."""
 
 import tempfile
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from starflow_world.check.compare import apart, fields_apart, same_bits, worst
-from starflow_world.check.result import Check, Figure
+from starflow_world.check.compare import differing_fields, largest_difference, same_bits, worst
+from starflow_world.check.result import Check, Measurement
 from starflow_world.check.subject import F32, F64, Subject
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, Transition, WorldState
@@ -16,8 +16,8 @@ from starflow_world.world.state import TENSORS, Transition, WorldState
 STEPS, LATER, BRANCHES = 105, 10, 64
 
 
-def conditions_count(subject: Subject) -> Iterator[Figure]:
-    """N23: an action in its own frame and in none before; a text in every frame."""
+def conditions_count(subject: Subject) -> Iterator[Measurement]:
+    """Check N23."""
     world, count = subject.worlds[F64], min(subject.config.window, 6)
     frames, actions, text = subject.clip[:1, :count], subject.clip_actions(1, count), subject.texts[0]
     nats, place = world.log_prob(frames, actions, text=text)[0], count // 2
@@ -26,55 +26,57 @@ def conditions_count(subject: Subject) -> Iterator[Figure]:
     changed = world.log_prob(frames, other, text=text)[0] != nats
     what = "frames that an action changes or leaves wrongly"
     if bool(changed.any()):
-        yield Figure(what, int(changed[:place].sum()) + int(~changed[place]))
+        yield Measurement(what, int(changed[:place].sum()) + int(~changed[place]))
     else:
-        yield Figure(what, reason="this world has not learned to heed actions")
+        yield Measurement(what, reason="this world has not learned to heed actions")
     what, texts = "frames that another text leaves unchanged", [t for t in subject.texts if t != text]
     if not texts:
-        yield Figure(what, reason="this world takes no text" if not any(subject.texts) else "all texts are the same")
+        why = "all texts are the same" if any(subject.texts) else "this world takes no text"
+        yield Measurement(what, reason=why)
         return
     changed = world.log_prob(frames, actions, text=texts[0])[0] != nats
     if bool(changed.any()):
-        yield Figure(what, int((~changed).sum()))
+        yield Measurement(what, int((~changed).sum()))
     else:
-        yield Figure(what, reason="this world has not learned to heed its text")
+        yield Measurement(what, reason="this world has not learned to heed its text")
 
 
-def guidance_keeps_the_density(subject: Subject) -> Iterator[Figure]:
-    """N24."""
+def guidance_keeps_the_density(subject: Subject) -> Iterator[Measurement]:
+    """Check N24."""
     if not any(subject.texts):
-        yield Figure("difference of nats", reason="guidance leads from no text to a text, and this world takes none")
+        why = "guidance leads from no text to a text, and this world takes none"
+        yield Measurement("difference of nats", reason=why)
         return
     world, texts = subject.worlds[F64], subject.texts[:2]
     state, guided = world.start(text=texts, guidance=1.5)
     _, heard = world.observe(world.empty(texts, state.key.tolist()), [None, None], latents=guided.latents)
-    yield Figure("difference of nats, float64", apart(guided.nats, heard.nats), 1e-9)
+    yield Measurement("difference of nats, float64", largest_difference(guided.nats, heard.nats), 1e-9)
 
 
-def clones_continue(subject: Subject) -> Iterator[Figure]:
-    """S1."""
+def clones_continue(subject: Subject) -> Iterator[Measurement]:
+    """Check S1."""
     world, faults, wrong = subject.worlds[F32], 0, 0
     state = subject.aged(world, [1, subject.config.window])
     twin = state.clone()
     for t in range(1, STEPS + 1):
-        state, said = world.step(state, subject.moves([t, t]), reuse=t > 1)
-        twin, again = world.step(twin, subject.moves([t, t]), reuse=t > 1)
-        faults += fields_apart(said, again)
+        state, said = world.step(state, subject.actions([t, t]), reuse=t > 1)
+        twin, again = world.step(twin, subject.actions([t, t]), reuse=t > 1)
+        faults += differing_fields(said, again)
         wrong += sum(int((~value.isfinite()).sum()) for value in (said.latents, said.nats, said.noise))
-    yield Figure(f"fields that differ in {STEPS} steps", faults + (state.digest() != twin.digest()))
-    yield Figure(f"numbers not finite in {STEPS} steps", wrong)
+    yield Measurement(f"fields that differ in {STEPS} steps", faults + (state.digest() != twin.digest()))
+    yield Measurement(f"numbers not finite in {STEPS} steps", wrong)
 
 
-def clones_share_nothing(subject: Subject) -> Iterator[Figure]:
-    """S2."""
+def clones_share_nothing(subject: Subject) -> Iterator[Measurement]:
+    """Check S2."""
     world, window = subject.worlds[F32], subject.config.window
     state = subject.aged(world, [1, window])
     before, copies = state.digest(), (state.clone(), state[[0, 1]], state.with_keys([1, 2]))
-    yield Figure("storages shared", sum(len(_storages(state) & _storages(copy)) for copy in copies))
+    yield Measurement("storages shared", sum(len(_storages(state) & _storages(copy)) for copy in copies))
     moved = copies[0]
     for t in range(window + 1):
-        moved, _ = world.step(moved, subject.moves([t, t]), reuse=True)
-    yield Figure("states changed by stepping their clone", int(state.digest() != before))
+        moved, _ = world.step(moved, subject.actions([t, t]), reuse=True)
+    yield Measurement("states changed by stepping their clone", int(state.digest() != before))
 
 
 def _storages(state: WorldState) -> set[int]:
@@ -84,8 +86,8 @@ def _storages(state: WorldState) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None and tensor.numel()}
 
 
-def snapshots_continue(subject: Subject) -> Iterator[Figure]:
-    """S3: saved and loaded by the same process, rows of six ages in one state."""
+def snapshots_continue(subject: Subject) -> Iterator[Measurement]:
+    """Check S3 within one process, on one state with rows of six ages."""
     world, window = subject.worlds[F32], subject.config.window
     ages = [0, 1, window - 1, window, window + 1, 3 * window + 2]
     state = subject.aged(world, ages)
@@ -96,20 +98,20 @@ def snapshots_continue(subject: Subject) -> Iterator[Figure]:
             state.save(path, exact=exact)
             loaded.append(WorldState.load(path, world))
     real, exact_one, compact = (_continued(subject, world, one) for one in (state, *loaded))
-    faults = sum(fields_apart(one, other) for one, other in zip(real, exact_one, strict=True))
-    yield Figure(f"exact: fields that differ in {LATER} steps", faults)
-    latents = worst(apart(one.latents, other.latents) for one, other in zip(real, compact, strict=True))
-    yield Figure(f"compact: latents, {LATER} steps", latents, 1e-4)
+    faults = sum(differing_fields(one, other) for one, other in zip(real, exact_one, strict=True))
+    yield Measurement(f"exact: fields that differ in {LATER} steps", faults)
+    latents = worst(largest_difference(one.latents, other.latents) for one, other in zip(real, compact, strict=True))
+    yield Measurement(f"compact: latents, {LATER} steps", latents, 1e-4)
     pixels = worst(_far_pixels(one.frames, other.frames) for one, other in zip(real, compact, strict=True))
-    yield Figure("compact: share of pixels off by a level (all, if by more)", pixels, 1e-3)
+    yield Measurement("compact: share of pixels off by a level (all, if by more)", pixels, 1e-3)
 
 
 def _continued(subject: Subject, world: World, state: WorldState) -> list[Transition]:
-    found = []
+    transitions = []
     for t in range(1, LATER + 1):
-        state, seen = world.step(state, subject.moves([t] * len(state)))
-        found.append(seen)
-    return found
+        state, seen = world.step(state, subject.actions([t] * len(state)))
+        transitions.append(seen)
+    return transitions
 
 
 def _far_pixels(one: Tensor, other: Tensor) -> float:
@@ -117,8 +119,8 @@ def _far_pixels(one: Tensor, other: Tensor) -> float:
     return 1.0 if int(levels.max()) > 1 else float((levels > 0).float().mean())
 
 
-def branches_are_rows(subject: Subject) -> Iterator[Figure]:
-    """S4."""
+def branches_are_rows(subject: Subject) -> Iterator[Measurement]:
+    """Check S4."""
     world, pick = subject.worlds[F32], 37
     root, keys = subject.aged(world, [2]), list(range(100, 100 + BRANCHES))
     twins, branches = root[[0] * BRANCHES], root[[0] * BRANCHES].with_keys(keys)
@@ -128,10 +130,11 @@ def branches_are_rows(subject: Subject) -> Iterator[Figure]:
     _, many = world.step(branches, [action] * BRANCHES, reuse=True)
     _, one = world.step(alone, [action], reuse=True)
     equal = sum(not same_bits(same.latents[row], same.latents[0]) for row in range(BRANCHES))
-    yield Figure(f"branches of one key unlike the first, of {BRANCHES}", equal)
+    yield Measurement(f"branches of one key unlike the first, of {BRANCHES}", equal)
     distinct = len(torch.unique(many.latents, dim=0))
-    yield Figure(f"branches of other keys not distinct, of {BRANCHES}", BRANCHES - distinct)
-    yield Figure("a branch in company and alone, float32", apart(many.latents[pick], one.latents[0]), 1e-5)
+    yield Measurement(f"branches of other keys not distinct, of {BRANCHES}", BRANCHES - distinct)
+    difference = largest_difference(many.latents[pick], one.latents[0])
+    yield Measurement("a branch in company and alone, float32", difference, 1e-5)
 
 
 CONDITIONS = (
