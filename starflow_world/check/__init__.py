@@ -7,17 +7,21 @@ world is reported as not applicable, with the reason. The examiner checks the ma
 import time
 from collections.abc import Callable, Iterator
 
-from starflow_world.check.density import DECODING, DENSITY, NOISE
-from starflow_world.check.memory import CACHES, ROWS, TOGETHER
+from starflow_world.check import density, memory, value
 from starflow_world.check.result import FAILED, NOT_APPLICABLE, PASSED, Check, Report, Result
 from starflow_world.check.subject import Subject
-from starflow_world.check.value import CONDITIONS, VALUE
 from starflow_world.codec import frame_codec
 from starflow_world.world import World
 
 __all__ = ["CHECKS", "Report", "Result", "check_world", "examine"]
 
-CHECKS: tuple[Check, ...] = (*NOISE, *DENSITY, *ROWS, *DECODING, *CACHES, *TOGETHER, *CONDITIONS, *VALUE)
+CHECKS: tuple[Check, ...] = (
+    density.noise_is_a_function, density.global_generators, density.log_determinants, density.causality,
+    density.round_trip, memory.rows_are_alone, memory.widths_agree, density.convergence, memory.caches_are_recomputed,
+    memory.commit_is_exact, memory.states_are_lists, memory.slides_leave_nothing, memory.imagined_is_observed,
+    memory.streamed_is_parallel, value.conditions_count, value.guidance_keeps_the_density, value.clones_share_nothing,
+    value.clones_continue, value.snapshots_continue, value.branches_are_rows,
+)
 """In an order in which a cause comes before its consequences."""
 
 

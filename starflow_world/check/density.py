@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from starflow_world.check.compare import differing_fields, largest_difference, same_bits, worst
-from starflow_world.check.result import Check, Measurement
+from starflow_world.check.result import Measurement, promise
 from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
 from starflow_world.noise import normals
 
 WIDTHS = (2, 8, 32)
 
 
+@promise("S6", "noise is a function of key and step, at any width and place")
 def noise_is_a_function(subject: Subject) -> Iterator[Measurement]:
     """Check S6 for the generator and, at several positions and widths, for the verbs of the world."""
     keys, steps = torch.arange(1, 33), torch.arange(32) % 5
@@ -37,8 +38,8 @@ def noise_is_a_function(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("latents of equal rows, float32", worst(differences), 1e-5)
 
 
+@promise("E15", "no global random number generator is touched")
 def global_generators(subject: Subject) -> Iterator[Measurement]:
-    """Check E15."""
     world, state = subject.worlds[F32], subject.aged(subject.worlds[F32], [1, subject.config.window])
     before, shown = _generators(), subject.frames([1, 2])
     world.step(state, subject.actions([1, 2]))
@@ -53,8 +54,9 @@ def _generators() -> tuple[str, str, str]:
     return str(torch.get_rng_state().tolist()), repr(random.getstate()), str(legacy)
 
 
+@promise("N6", "the log-determinant in the nats is the Jacobian's")
 def log_determinants(subject: Subject) -> Iterator[Measurement]:
-    """Check N6: nats minus those of the prior are the logarithm of the Jacobian's determinant."""
+    """Nats minus those of the prior are the logarithm of the Jacobian's determinant."""
     for name, (matrix, seen) in zip(("first", "later"), subject.jacobians, strict=True):
         log_determinant = seen.nats[0] + 0.5 * (seen.noise[0].square() + math.log(2 * math.pi)).sum()
         error = abs(float(log_determinant - torch.linalg.slogdet(matrix)[1]))
@@ -62,6 +64,7 @@ def log_determinants(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(f"{name} frame, {tokens} tokens, {len(matrix)} dims, float64", error, 1e-9)
 
 
+@promise("N7", "nothing later and no other row changes a result")
 def causality(subject: Subject) -> Iterator[Measurement]:
     """Check N7 for frames, rows and, in a world with motion, tokens."""
     world, count = subject.worlds[F32], subject.config.window
@@ -90,8 +93,9 @@ def causality(subject: Subject) -> Iterator[Measurement]:
     yield Measurement(what, float(slopes.triu(1).max()))
 
 
+@promise("N2", "noise to frame to noise gives the noise again")
 def round_trip(subject: Subject) -> Iterator[Measurement]:
-    """Check N2: noise to a frame and back."""
+    """Noise to a frame and back."""
     window = subject.config.window
     for dtype, tolerance, limit in ((F32, 1e-6, 1e-4), (F64, 1e-12, 1e-10)):
         world, differences = subject.decoded(dtype, tolerance=tolerance), []
@@ -105,8 +109,9 @@ def round_trip(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(NAMES[dtype], worst(differences), limit)
 
 
+@promise("N14", "a row that was not solved is not called converged")
 def convergence(subject: Subject) -> Iterator[Measurement]:
-    """Check N14: rows reported as converged are within the tolerance, also after far too few sweeps."""
+    """Rows reported as converged are within the tolerance, also after far too few sweeps."""
     tolerance, residuals = 1e-6, []
     for sweeps in (1, 2, 0):
         world = subject.decoded(F64, tolerance=tolerance, max_sweeps=sweeps)
@@ -117,15 +122,3 @@ def convergence(subject: Subject) -> Iterator[Measurement]:
         residual = (heard.noise - noise).square().mean((1, 2)).sqrt()
         residuals += residual[said.converged].tolist()
     yield Measurement("largest residual that is called converged", worst(residuals), 1.001 * tolerance)
-
-
-NOISE = (
-    Check("S6", "noise is a function of key and step, at any width and place", noise_is_a_function),
-    Check("E15", "no global random number generator is touched", global_generators),
-)
-DENSITY = (
-    Check("N6", "the log-determinant in the nats is the Jacobian's", log_determinants),
-    Check("N7", "nothing later and no other row changes a result", causality),
-    Check("N2", "noise to frame to noise gives the noise again", round_trip),
-)
-DECODING = (Check("N14", "a row that was not solved is not called converged", convergence),)

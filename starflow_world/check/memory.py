@@ -18,7 +18,7 @@ from starflow_world.check.compare import (
     same_bits,
     worst,
 )
-from starflow_world.check.result import Check, Measurement
+from starflow_world.check.result import Measurement, promise
 from starflow_world.check.subject import F32, F64, NAMES, Subject, some_noise
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
@@ -28,6 +28,7 @@ OPERATIONS = 60
 KINDS = (*("step", "observe") * 4, "choose", "clone", "forget", "restart")
 
 
+@promise("N15", "a row has the same bits whatever the other rows are")
 def rows_are_alone(subject: Subject) -> Iterator[Measurement]:
     """Check N15 on a row whose window is full, at several places among rows of other ages with easy or difficult noise;
     also with early stopping, where rows stop at different sweeps."""
@@ -50,8 +51,9 @@ def rows_are_alone(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("fields changed by other contents and places, width 4", faults)
 
 
+@promise("N16", "a row's nats are the same at any width")
 def widths_agree(subject: Subject) -> Iterator[Measurement]:
-    """Check N16: observe a row alone and among others."""
+    """Observe a row alone and among others."""
     window = subject.config.window
     for dtype, limit in RELATIVE.items():
         world, ages = subject.worlds[dtype], [1, 2, window, window - 1]
@@ -67,8 +69,9 @@ def widths_agree(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(f"relative, widths 1 to 32, {NAMES[dtype]}", worst(differences), limit)
 
 
+@promise("N17", "a cache is what recomputing gives")
 def caches_are_recomputed(subject: Subject) -> Iterator[Measurement]:
-    """Check N17: encode a window at once, frame by frame, and again."""
+    """Encode a window at once, frame by frame, and again."""
     window = subject.config.window
     frames, actions, texts = subject.clip[:2, :window], subject.clip_actions(2, window), subject.texts[2:]
     for dtype, limit in RELATIVE.items():
@@ -85,6 +88,7 @@ def caches_are_recomputed(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(f"encoded at once, by frames, again, {NAMES[dtype]}", worst(differences), limit)
 
 
+@promise("N18", "the cache after an imagined frame is that of the frame")
 def commit_is_exact(subject: Subject) -> Iterator[Measurement]:
     """Check N18, also with early stopping at a residual of 0.1."""
     window, differences = subject.config.window, []
@@ -126,8 +130,9 @@ class _Row:
         return faults + (not same_bits(state.actions[row, :held], torch.stack(self.actions[-held:])))
 
 
+@promise("N19", "a state holds what was put into it")
 def states_are_lists(subject: Subject) -> Iterator[Measurement]:
-    """Check N19: random verbs and methods against plain lists."""
+    """Random verbs and methods against plain lists."""
     world, rng, faults = subject.worlds[F32], np.random.default_rng(subject.seed), 0
     fresh = subject.aged(world, [1, 1])
     empty = world.empty(subject.texts[:1], [0]).cache
@@ -163,8 +168,9 @@ def _row(state: WorldState, row: int) -> _Row:
     return _Row(1, 1, [state.tokens[row, 0].clone()], [state.actions[row, 0].clone()])
 
 
+@promise("N20", "after a slide only the kept frames count")
 def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
-    """Check N20: compare a state after a slide with a new one that observes only the kept frames and gets the carry of
+    """Compare a state after a slide with a new one that observes only the kept frames and gets the carry of
     the first of them; rows slide at different times."""
     for dtype, limit in RELATIVE.items():
         world, differences = subject.worlds[dtype], []
@@ -200,8 +206,8 @@ def _replayed(
     return state, seen.nats
 
 
+@promise("N21", "what was imagined, when observed, gives the same state and nats")
 def imagined_is_observed(subject: Subject) -> Iterator[Measurement]:
-    """Check N21."""
     window = subject.config.window
     for dtype, limit in ((F32, 0.05 * subject.dims / 1024), (F64, 1e-9)):
         world, nats, held = subject.worlds[dtype], [], []
@@ -221,6 +227,7 @@ def imagined_is_observed(subject: Subject) -> Iterator[Measurement]:
             yield Measurement("states, float64", worst(held), 1e-5)
 
 
+@promise("N22", "nats frame by frame are those of all frames at once")
 def streamed_is_parallel(subject: Subject) -> Iterator[Measurement]:
     """Check N22 over the first slide."""
     count, texts = subject.config.window + 2, subject.texts[:2]
@@ -235,19 +242,3 @@ def streamed_is_parallel(subject: Subject) -> Iterator[Measurement]:
             nats.append(seen.nats)
         error = nats_difference(torch.stack(nats, 1), parallel, subject.dims)
         yield Measurement(f"relative, {NAMES[dtype]}", error, limit)
-
-
-ROWS = (
-    Check("N15", "a row has the same bits whatever the other rows are", rows_are_alone),
-    Check("N16", "a row's nats are the same at any width", widths_agree),
-)
-CACHES = (
-    Check("N17", "a cache is what recomputing gives", caches_are_recomputed),
-    Check("N18", "the cache after an imagined frame is that of the frame", commit_is_exact),
-    Check("N19", "a state holds what was put into it", states_are_lists),
-    Check("N20", "after a slide only the kept frames count", slides_leave_nothing),
-)
-TOGETHER = (
-    Check("N21", "what was imagined, when observed, gives the same state and nats", imagined_is_observed),
-    Check("N22", "nats frame by frame are those of all frames at once", streamed_is_parallel),
-)

@@ -32,6 +32,11 @@ class Check:
     examine: "Callable[[Subject], Iterator[Measurement]]"
 
 
+def promise(id: str, text: str) -> "Callable[[Callable[[Subject], Iterator[Measurement]]], Check]":
+    """Make a check of the decorated function."""
+    return lambda examine: Check(id, text, examine)
+
+
 @dataclass(frozen=True)
 class Result:
     """One measurement of one promise. `status`: passed, failed, or not applicable for the `reason`; a check that could

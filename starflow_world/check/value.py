@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from starflow_world.check.compare import differing_fields, largest_difference, same_bits, worst
-from starflow_world.check.result import Check, Measurement
+from starflow_world.check.result import Measurement, promise
 from starflow_world.check.subject import F32, F64, Subject
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, Transition, WorldState
@@ -16,8 +16,8 @@ from starflow_world.world.state import TENSORS, Transition, WorldState
 STEPS, LATER, BRANCHES = 105, 10, 64
 
 
+@promise("N23", "an action counts from its own frame on, a text in every frame")
 def conditions_count(subject: Subject) -> Iterator[Measurement]:
-    """Check N23."""
     world, count = subject.worlds[F64], min(subject.config.window, 6)
     frames, actions, text = subject.clip[:1, :count], subject.clip_actions(1, count), subject.texts[0]
     nats, place = world.log_prob(frames, actions, text=text)[0], count // 2
@@ -41,8 +41,8 @@ def conditions_count(subject: Subject) -> Iterator[Measurement]:
         yield Measurement(what, reason="this world has not learned to heed its text")
 
 
+@promise("N24", "a guided frame has the unguided model's nats")
 def guidance_keeps_the_density(subject: Subject) -> Iterator[Measurement]:
-    """Check N24."""
     if not any(subject.texts):
         why = "guidance leads from no text to a text, and this world takes none"
         yield Measurement("difference of nats", reason=why)
@@ -53,8 +53,8 @@ def guidance_keeps_the_density(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("difference of nats, float64", largest_difference(guided.nats, heard.nats), 1e-9)
 
 
+@promise("S1", "a clone continues bit-identically, in finite numbers")
 def clones_continue(subject: Subject) -> Iterator[Measurement]:
-    """Check S1."""
     world, faults, wrong = subject.worlds[F32], 0, 0
     state = subject.aged(world, [1, subject.config.window])
     twin = state.clone()
@@ -67,8 +67,8 @@ def clones_continue(subject: Subject) -> Iterator[Measurement]:
     yield Measurement(f"numbers not finite in {STEPS} steps", wrong)
 
 
+@promise("S2", "a copy of a state shares nothing with it")
 def clones_share_nothing(subject: Subject) -> Iterator[Measurement]:
-    """Check S2."""
     world, window = subject.worlds[F32], subject.config.window
     state = subject.aged(world, [1, window])
     before, copies = state.digest(), (state.clone(), state[[0, 1]], state.with_keys([1, 2]))
@@ -86,6 +86,7 @@ def _storages(state: WorldState) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None and tensor.numel()}
 
 
+@promise("S3", "a snapshot continues what was saved")
 def snapshots_continue(subject: Subject) -> Iterator[Measurement]:
     """Check S3 within one process, on one state with rows of six ages."""
     world, window = subject.worlds[F32], subject.config.window
@@ -119,8 +120,8 @@ def _far_pixels(one: Tensor, other: Tensor) -> float:
     return 1.0 if int(levels.max()) > 1 else float((levels > 0).float().mean())
 
 
+@promise("S4", "branches of a state differ by their keys only")
 def branches_are_rows(subject: Subject) -> Iterator[Measurement]:
-    """Check S4."""
     world, pick = subject.worlds[F32], 37
     root, keys = subject.aged(world, [2]), list(range(100, 100 + BRANCHES))
     twins, branches = root[[0] * BRANCHES], root[[0] * BRANCHES].with_keys(keys)
@@ -135,15 +136,3 @@ def branches_are_rows(subject: Subject) -> Iterator[Measurement]:
     yield Measurement(f"branches of other keys not distinct, of {BRANCHES}", BRANCHES - distinct)
     difference = largest_difference(many.latents[pick], one.latents[0])
     yield Measurement("a branch in company and alone, float32", difference, 1e-5)
-
-
-CONDITIONS = (
-    Check("N23", "an action counts from its own frame on, a text in every frame", conditions_count),
-    Check("N24", "a guided frame has the unguided model's nats", guidance_keeps_the_density),
-)
-VALUE = (
-    Check("S2", "a copy of a state shares nothing with it", clones_share_nothing),
-    Check("S1", "a clone continues bit-identically, in finite numbers", clones_continue),
-    Check("S3", "a snapshot continues what was saved", snapshots_continue),
-    Check("S4", "branches of a state differ by their keys only", branches_are_rows),
-)

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from starflow_world.errors import ScorerError
-from starflow_world.score.tails import FEWEST, FLOOR
+from starflow_world.score.tails import FLOOR, by_group
 
 FRAMES_PER_RATE = 5
 """Product of frames and false-alarm rate that a threshold needs: 500 frames for 1 %."""
@@ -88,14 +88,8 @@ class Change:
     @staticmethod
     def fit(surprise: np.ndarray, group: np.ndarray, groups: int, window: int) -> "Change":
         """Fit to surprises (N,) of normal frames in groups (N,); group 0, the first frames, is always separate."""
-        logs, moments = _log(surprise), []
-        for number in range(groups):
-            own = logs[group == number]
-            enough = len(own) >= FEWEST or (number == 0 and len(own) > 0)
-            own = own if enough else logs[group > 0] if (group > 0).any() else logs
-            moments.append((own.mean(), max(own.std(), 1e-3)))
-        mean, deviation = np.array(moments).T
-        return Change(mean, deviation, window)
+        parts = by_group(_log(surprise), group, groups)
+        return Change(*np.array([(part.mean(), max(part.std(), 1e-3)) for part in parts]).T, window)
 
     def standardised(self, surprise: np.ndarray, group: np.ndarray) -> np.ndarray:
         """Return the log surprise (T,) in deviations from the mean of its group."""

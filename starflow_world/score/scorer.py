@@ -7,7 +7,6 @@ normal episodes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -113,31 +112,36 @@ class Scorer:
         return scores
 
     def _scores(self, episode: Episode, evidence: Evidence) -> Scores:
+        group, age = group_of(self.world, episode.actions), np.arange(len(episode))
         values, heat = frame_statistics(self.world, episode.frames, evidence, self.fitted.known)
-        judged = self.judge(values, group_of(self.world, episode.actions), np.arange(len(values)), Memory())
-        nats = evidence.nats.sum(1) / (evidence.nats.shape[1] * self.world.config.channels)
-        alarm, change = judged.p <= self.false_alarms, judged.cusum > self.fitted.change.threshold
-        whole = _episode_score(judged.score)
+        return self.judge(values, heat, self.nats_per_dim(evidence), group, age, Memory())[0]
+
+    def nats_per_dim(self, evidence: Evidence) -> np.ndarray:
+        """Return the nats per dimension of frames, (T,)."""
+        return evidence.nats.sum(1) / (evidence.nats.shape[1] * self.world.config.channels)
+
+    def judge(
+        self, values: np.ndarray, heat: np.ndarray, nats: np.ndarray, group: np.ndarray, age: np.ndarray, memory: Memory
+    ) -> tuple[Scores, Memory]:
+        """Score frames with statistics (T, K), heat (T, h, w), nats per dim, groups and ages (T,) after the frames in
+        `memory`; return the scores and the memory after the frames."""
+        score, detector = _combined(self.fitted.tails, values, group), self.fitted.change
+        drift = detector.standardised(values[:, 0], group)
+        windowed, cusum = np.empty(len(values)), np.empty(len(values))
+        for t in range(len(values)):
+            memory, windowed[t] = detector.step(memory, float(drift[t]), float(score[t]))
+            cusum[t] = memory.cusum
+        p, whole = self.fitted.ranks(score, age), _episode_score(score)
+        alarm, change = p <= self.false_alarms, cusum > detector.threshold
         higher = len(self.fitted.episodes) - np.searchsorted(self.fitted.episodes, whole, side="left")
         return Scores(
-            score=judged.score, p=judged.p, alarm=alarm, windowed=judged.windowed, typicality=np.abs(judged.windowed),
-            cusum=judged.cusum, change=change, nats_per_dim=nats,
-            action_ratio=-values[:, PARTS.index("against_action")], values=values, heat=heat,
+            score=score, p=p, alarm=alarm, windowed=windowed, typicality=np.abs(windowed), cusum=cusum, change=change,
+            nats_per_dim=nats, action_ratio=-values[:, PARTS.index("against_action")], values=values, heat=heat,
             episode={
                 "score": whole, "p": float(1 + higher) / (1 + len(self.fitted.episodes)),
                 "nats_per_dim": float(nats.mean()), "alarms": float(alarm.sum()), "change": float(first_true(change)),
             },
-        )
-
-    def judge(self, values: np.ndarray, group: np.ndarray, age: np.ndarray, memory: Memory) -> "Judged":
-        """Judge frames with statistics (T, K), groups (T,) and ages (T,) after the frames in `memory`."""
-        score, change = _combined(self.fitted.tails, values, group), self.fitted.change
-        drift = change.standardised(values[:, 0], group)
-        windowed, cusum = np.empty(len(values)), np.empty(len(values))
-        for t in range(len(values)):
-            memory, windowed[t] = change.step(memory, float(drift[t]), float(score[t]))
-            cusum[t] = memory.cusum
-        return Judged(score, self.fitted.ranks(score, age), windowed, cusum, memory)
+        ), memory
 
     # ---- files ---------------------------------------------------------------------------------------------------
 
@@ -149,17 +153,6 @@ class Scorer:
     def load(folder: Path | str, world: World) -> "Scorer":
         """Read a scorer of `world`. Raises ScorerError for damage, or for another world, size, codec or format."""
         return Scorer(world, *read_scorer(folder, world))
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Scores, p-values and online statistics of frames, (T,) each, and the memory after them."""
-
-    score: np.ndarray
-    p: np.ndarray
-    windowed: np.ndarray
-    cusum: np.ndarray
-    memory: Memory
 
 
 def _split(normal: Episodes, kept: Episodes | None, seed: int) -> tuple[list[Episode], list[Episode]]:

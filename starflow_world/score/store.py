@@ -19,6 +19,8 @@ from starflow_world.world import World
 
 FORMAT = 2
 FACTS, NUMBERS = "scorer.json", "scorer.safetensors"
+ARRAYS = {"tails": ("knots", "shape", "spread"), "ranks": ("scores", "starts", "ages"), "change": ("mean", "deviation")}
+"""Arrays of each part of Fitted; PART.NAME is the name of the tensor."""
 
 
 def world_facts(world: World) -> dict[str, Any]:
@@ -39,14 +41,12 @@ def write_scorer(folder: Path | str, world: World, settings: Settings, fitted: F
         "change": {name: getattr(fitted.change, name) for name in ("calm", "spread", "threshold")},
     }
     text = json.dumps(facts, indent=1, sort_keys=True)
-    arrays = {
-        "tails.knots": fitted.tails.knots, "tails.shape": fitted.tails.shape, "tails.spread": fitted.tails.spread,
-        "ranks.scores": fitted.ranks.scores, "ranks.starts": fitted.ranks.starts, "ranks.ages": fitted.ranks.ages,
-        "change.mean": fitted.change.mean, "change.deviation": fitted.change.deviation, "episodes": fitted.episodes,
-    }
+    arrays = {"episodes": fitted.episodes}
+    for part, names in ARRAYS.items():
+        arrays |= {f"{part}.{name}": getattr(getattr(fitted, part), name) for name in names}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    numbers = Path(folder) / NUMBERS
-    write_tensors(numbers, {"known": fitted.known, **tensors}, {"facts": text}, sealed=True, error=ScorerError)
+    write_tensors(Path(folder) / NUMBERS, {"known": fitted.known, **tensors}, {"facts": text}, sealed=True,
+                  error=ScorerError)
     write_text(Path(folder) / FACTS, text)
 
 
@@ -86,9 +86,8 @@ def _fitted(tensors: dict[str, Tensor], facts: dict[str, Any], world: World) -> 
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensors[name].shape)}")
-    part = {name: tensor.numpy() for name, tensor in tensors.items()}
-    change = Change(part["change.mean"], part["change.deviation"], facts["settings"]["window"], **facts["change"])
+    tails, ranks, change = ([tensors[f"{part}.{name}"].numpy() for name in names] for part, names in ARRAYS.items())
     return Fitted(
-        tensors["known"], Tails(part["tails.knots"], part["tails.shape"], part["tails.spread"]),
-        Ranks(part["ranks.scores"], part["ranks.starts"], part["ranks.ages"]), change, part["episodes"],
+        tensors["known"], Tails(*tails), Ranks(*ranks),
+        Change(*change, facts["settings"]["window"], **facts["change"]), tensors["episodes"].numpy(),
     )

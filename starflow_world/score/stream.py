@@ -13,8 +13,8 @@ from starflow_world.errors import DataError, StateError
 from starflow_world.score.calibration import Memory
 from starflow_world.score.evidence import Evidence, first, peek
 from starflow_world.score.normal import frame_statistics, group_of
-from starflow_world.score.scorer import Judged, Scorer
-from starflow_world.score.scores import PARTS
+from starflow_world.score.scorer import Scorer
+from starflow_world.score.scores import COLUMNS
 from starflow_world.world.state import WorldState
 
 
@@ -102,21 +102,13 @@ class ScoreStream:
         nats, surprise, against = mean
         evidence = Evidence(nats, surprise, against, clean[::draws].float().cpu().numpy())
         values, heat = frame_statistics(self.scorer.world, shown[:, 0].numpy(), evidence, self.scorer.fitted.known)
-        per_dim = nats.sum(1) / (nats.shape[1] * self.scorer.world.config.channels)
-        verdicts = []
+        per_dim, verdicts = self.scorer.nats_per_dim(evidence), []
         for index, row in enumerate(rows):
-            one = slice(index, index + 1)
-            judged = self.scorer.judge(values[one], group[one], self._age[row : row + 1], self._memory[row])
-            self._memory[row] = judged.memory
-            verdicts.append(self._verdict(judged, float(per_dim[index]), values[index], heat[index]))
+            at, age = slice(index, index + 1), self._age[row : row + 1]
+            scores, self._memory[row] = self.scorer.judge(
+                values[at], heat[at], per_dim[at], group[at], age, self._memory[row]
+            )
+            columns = {name: getattr(scores, name).item() for name in COLUMNS}
+            parts = {name: part.item() for name, part in scores.parts.items()}
+            verdicts.append(Verdict(**columns, parts=parts, heat=heat[index]))
         return verdicts
-
-    def _verdict(self, judged: Judged, nats: float, values: np.ndarray, heat: np.ndarray) -> Verdict:
-        score, p, windowed, cusum = (float(part[0]) for part in (
-            judged.score, judged.p, judged.windowed, judged.cusum))
-        named = dict(zip(PARTS, values.tolist(), strict=True))
-        return Verdict(
-            score=score, p=p, alarm=p <= self.scorer.false_alarms, windowed=windowed, typicality=abs(windowed),
-            cusum=cusum, change=cusum > self.scorer.fitted.change.threshold, nats_per_dim=nats,
-            action_ratio=-named["against_action"], parts=named, heat=heat,
-        )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 KNOTS, BULK = 181, 0.9
+LEVELS = -np.log1p(-np.linspace(0, BULK, KNOTS))
 FLOOR = 0.1
 HEAVIEST, LIGHTEST, UNSURE = 0.9, 0.1, 0.5
 FEWEST_BEYOND = 8
@@ -31,14 +32,8 @@ class Tails:
     @staticmethod
     def fit(values: np.ndarray, group: np.ndarray, groups: int) -> "Tails":
         """Fit to normal values (N, K) in groups (N,); group 0 is always separate."""
-        parts = []
-        later = values[group > 0] if (group > 0).any() else values
-        for number in range(groups):
-            own = values[group == number]
-            enough = len(own) >= FEWEST or (number == 0 and len(own) > 0)
-            parts.append([_tail(column) for column in (own if enough else later).T])
-        knots, shape, spread = (np.array([[tail[i] for tail in row] for row in parts]) for i in range(3))
-        return Tails(knots, shape, spread)
+        tails = [[_tail(column) for column in part.T] for part in by_group(values, group, groups)]
+        return Tails(*(np.array([[tail[i] for tail in row] for row in tails]) for i in range(3)))
 
     def __call__(self, values: np.ndarray, group: np.ndarray) -> np.ndarray:
         """Return -log of the share of larger normal values, for values (N, K) in groups (N,)."""
@@ -46,17 +41,17 @@ class Tails:
         for number in np.unique(group):
             rows = group == number
             for k in range(values.shape[1]):
-                rarity[rows, k] = self._one(values[rows, k], number, k)
+                knots, shape, spread = self.knots[number, k], self.shape[number, k], self.spread[number, k]
+                beyond = np.maximum(values[rows, k] - knots[-1], 0)
+                rarity[rows, k] = np.interp(values[rows, k], knots, LEVELS) + np.log1p(shape * beyond / spread) / shape
         return rarity
 
-    def _one(self, values: np.ndarray, group: int, k: int) -> np.ndarray:
-        knots, shape, spread = self.knots[group, k], self.shape[group, k], self.spread[group, k]
-        bulk = np.interp(values, knots, LEVELS)
-        beyond = np.maximum(values - knots[-1], 0)
-        return np.asarray(bulk + np.log1p(shape * beyond / spread) / shape)
 
-
-LEVELS = -np.log1p(-np.linspace(0, BULK, KNOTS))
+def by_group(values: np.ndarray, group: np.ndarray, groups: int) -> list[np.ndarray]:
+    """Return the normal values (N, ...) of each group; a group that is too small gets those of all groups but 0."""
+    later = values[group > 0] if (group > 0).any() else values
+    parts = [values[group == number] for number in range(groups)]
+    return [own if len(own) >= FEWEST or (number == 0 and len(own)) else later for number, own in enumerate(parts)]
 
 
 def _tail(values: np.ndarray) -> tuple[np.ndarray, float, float]:

@@ -1,1 +1,1 @@
-"""Text-to-video with the published STARFlow-V: conversion, generation, requirements."""
+"""Video generation with the published STARFlow-V: conversion, generation, requirements."""

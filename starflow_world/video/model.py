@@ -1,7 +1,7 @@
-"""Text-, image- and video-to-video by a converted STARFlow-V; the video is written as it is made.
+"""Text-, image- and video-to-video generation with a converted STARFlow-V; the video is written while it is generated.
 
-As published: the noise level is in the prompt and on given frames, the text-free half of guidance reads an empty
-caption, long videos slide a window over u. Given frames are encoded once; their noisy latents are not sampled anew.
+As published: the noise level is in the prompt and on given frames, the unconditional half of guidance reads an empty
+caption, long videos slide a window over u. Given frames are encoded once; their noisy latents are not sampled again.
 """
 
 import sys
@@ -24,7 +24,7 @@ from starflow_world.io.media import VideoWriter, fitted, read_picture, read_vide
 from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.model.video_checkpoint import load_flow, load_video
 from starflow_world.noise import make_key, normals
-from starflow_world.video.pipeline import Task, synthesize
+from starflow_world.video.pipeline import GenerationTask, synthesize
 from starflow_world.video.request import Request
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -33,7 +33,7 @@ ENCODED = 4
 
 
 class VideoModel:
-    """A flow with the text encoder and the codec that it was trained with."""
+    """A video flow with its text encoder and codec."""
 
     def __init__(self, config: VideoConfig, flow: Flow, text: T5Text, codec: WanCodec) -> None:
         codec.check(config.flow.channels, PIXELS)
@@ -45,8 +45,8 @@ class VideoModel:
         folder: Path | str, *, text: str = "", codec: str = "", cache: Path | None = None, device: str = "auto",
         dtype: str = "auto",
     ) -> "VideoModel":
-        """The model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names instead of
-        those of its config; `cache`: folder for the states of prompts. Raises CheckpointError, ConfigError."""
+        """Load the model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names that
+        replace those of its config; `cache`: folder for the states of prompts. Raises CheckpointError, ConfigError."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
@@ -61,8 +61,9 @@ class VideoModel:
         )
         return VideoModel(config, load_flow(folder, device=device, dtype=kind), encoder, vae)
 
-    def task(self, request: Request) -> tuple[Task, int]:
-        """What the flow has to do, and how many frames of that are not part of the result (a translated source)."""
+    def task(self, request: Request) -> tuple[GenerationTask, int]:
+        """Return the task of the flow, and the number of its first frames that the result leaves out (a translated
+        source)."""
         config, key = self.config, make_key(request.seed)
         given = self._given(request, key)
         known = 0 if given is None else given.shape[1]
@@ -79,7 +80,7 @@ class VideoModel:
         ], dim=1).to(self.device)
         window = min(max(config.window, total if translated else 0), total)
         guidance = config.guidance if request.guidance is None else request.guidance
-        return Task(
+        return GenerationTask(
             noise, text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
             null_text=null_text, guidance=guidance, given=given,
             denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
@@ -93,7 +94,7 @@ class VideoModel:
         return text, null_text
 
     def _given(self, request: Request, key: int) -> Tensor | None:
-        """Noisy latents (1, P, n, c) of the frames that the user gave."""
+        """Return the noisy latents (1, P, n, c) of the frames that the user gave."""
         size = self.config.size(request.aspect)
         if request.image is not None:
             frames: Iterable[np.ndarray] = [read_picture(request.image)]
@@ -104,8 +105,8 @@ class VideoModel:
         return torch.cat(list(self.noisy(frames, size, torch.tensor([key]))), dim=1)
 
     def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
-        """Noisy latents (K, t, n, c) of a clip, piece by piece as its frames (H, W, 3) u8 come: K draws of the
-        posterior and of the noise, by keys (K,). What is left of a clip behind 1 + 4k frames is not looked at."""
+        """Yield noisy latents (K, t, n, c) of a clip, piece by piece while its frames (H, W, 3) u8 arrive: K draws of
+        the posterior and of the noise, by keys (K,). Frames after the last 1 + 4k are ignored."""
         stream, place, done, count = iter(frames), self.codec.begin(1), 0, 1
         while piece := list(islice(stream, count)):
             whole = len(piece) // FRAMES * FRAMES if done else 1
@@ -119,11 +120,10 @@ class VideoModel:
             done, count = done + x.shape[1], ENCODED * FRAMES
 
     def run(
-        self, request: Request, show: Callable[[np.ndarray], None], *, said: Callable[[Inverse], None] = lambda _: None,
-        apart: bool | None = None,
+        self, request: Request, show: Callable[[np.ndarray], None], on_frame: Callable[[Inverse], None] = lambda _: None
     ) -> None:
-        """`show` gets the frames (H, W, 3) u8 of the result one by one, as they are made; `said`, `apart` as for
-        `synthesize`."""
+        """Generate; `show` receives the frames (H, W, 3) u8 of the result one by one, `on_frame` the solutions of the
+        latent frames."""
         task, hidden = self.task(request)
         codec = self.codec.on_grid(task.grid)
         done, place = 0, codec.begin(1)
@@ -136,12 +136,12 @@ class VideoModel:
                 for frame in frames[0].cpu().numpy():
                     show(frame)
 
-        synthesize(self.flow, task, self.config.decode, emit, said=said, apart=apart)
+        synthesize(self.flow, task, self.config.decode, emit, on_frame=on_frame)
 
 
 @dataclass
-class Progress:
-    """A bar with frames per second and sweeps per latent frame."""
+class GenerationProgress:
+    """A progress bar of latent frames, with sweeps per latent frame; it moves at every latent frame."""
 
     bar: tqdm
     frames: int = 0
@@ -149,7 +149,7 @@ class Progress:
     open: int = 0
 
     def __call__(self, solved: Inverse) -> None:
-        """One more latent frame."""
+        """Count one more latent frame."""
         self.frames += 1
         self.sweeps += int(solved.sweeps.max())
         self.open += int(not solved.converged.all())
@@ -158,20 +158,20 @@ class Progress:
 
 
 def generate(model: VideoModel, request: Request, out: Path) -> Path:
-    """Write a video (MP4), or a picture (PNG) if one frame is asked for; returns its path. What is in the way of an
-    unfinished one stays as it was."""
+    """Write a video (MP4), or a picture (PNG) of one frame; return its path. An existing file stays until the new one
+    is complete."""
     still = request.frames == 1
     out = out.with_suffix(".png" if still else ".mp4")
     fps = request.fps or model.config.fps
     with ExitStack() as stack:
         total = None if request.extend else request.frames - int(request.image is not None)
         bar = stack.enter_context(tqdm(total=total, unit="frame", file=sys.stderr, desc=out.name))
-        progress = Progress(bar)
+        progress = GenerationProgress(bar)
         if still:
-            model.run(request, lambda frame: write_png(out, frame), said=progress)
+            model.run(request, lambda frame: write_png(out, frame), progress)
         else:
             video = stack.enter_context(VideoWriter(out, fps))
-            model.run(request, video.add, said=progress)
+            model.run(request, video.add, progress)
     if progress.open:
         print(f"{progress.open} of {progress.frames} latent frames did not converge within "
               f"{model.config.decode.max_sweeps} sweeps per chunk", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""From noise and conditions to frames, by a video flow: the deep block frame by frame, and what follows behind it.
+"""Generation with a video flow, from noise and conditions to clean latents.
 
     noise --deep block, guided--> u --shallow blocks--> noisy latents --denoiser, in windows--> latents --> codec
 
-A frame leaves as soon as the windows of the denoiser allow. On a GPU all that follows the deep block runs in a thread
-and a stream of its own, while the deep block is at the next frame; the numbers are the same.
+A frame is emitted as soon as the windows of the denoiser allow. On a GPU the steps after the deep block run in a thread
+and a CUDA stream of their own while the deep block decodes the next frame; the numbers are the same.
 
 Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, L text length.
 """
@@ -19,14 +19,17 @@ from torch import Tensor
 from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Flow, Inverse, Tables, sample_frames
 
-BEHIND = 4
-"""Frames that may wait for what follows the deep block."""
+QUEUE = 4
+"""Frames of the deep block that may wait for the steps after it."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """noise (B, T, n, c) behind text (B, L, w) and given noisy latents (B, P, n, c), if any; `guidance` w > 0 needs a
-    null text. `window` and `context`: latent frames that the deep block sees, and that it keeps when it slides."""
+class GenerationTask:
+    """Noise (B, T, n, c) of the new frames after text (B, L, w) and noisy latents (B, P, n, c) of given frames, if any.
+
+    `guidance` > 0 needs a null text. `window`: latent frames that the deep block sees; `context`: those that it keeps
+    when the window slides.
+    """
 
     noise: Tensor
     text: Tensor | None
@@ -41,38 +44,38 @@ class Task:
 
     @property
     def frames(self) -> int:
-        """P + T."""
+        """Given and new frames, P + T."""
         return self.noise.shape[1] + (0 if self.given is None else self.given.shape[1])
 
 
 def synthesize(
-    flow: Flow, task: Task, decode: DecodeConfig, emit: Callable[[Tensor], None], *,
-    said: Callable[[Inverse], None] = lambda solved: None, apart: bool | None = None,
+    flow: Flow, task: GenerationTask, decode: DecodeConfig, emit: Callable[[Tensor], None], *,
+    on_frame: Callable[[Inverse], None] = lambda solved: None, threaded: bool | None = None,
 ) -> None:
-    """Run a task: `emit` gets clean latents (B, k, n, c) of all P + T frames, in order, as they are made.
+    """Run a task; `emit` receives clean latents (B, k, n, c) of all P + T frames, in order, as they are generated.
 
-    A flow without a denoiser gives noisy ones. `said` is told of every new frame. `apart`: whether what follows the
-    deep block runs in a thread of its own (none: on a GPU).
+    A flow without a denoiser emits noisy latents. `on_frame` receives the solution of each new frame. `threaded`: run
+    the steps after the deep block in a thread of their own (None: on a GPU only).
     """
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
     with torch.no_grad(), flow.products():
         prefix = None if task.given is None else flow.shallow_forward(task.given, tables)[0]
-    finish = _Finish(flow, task, tables, emit)
-    with _Behind(device, device.type == "cuda" if apart is None else apart) as behind, flow.products():
+    finish = _AfterDeepBlock(flow, task, tables, emit)
+    with _Worker(device, device.type == "cuda" if threaded is None else threaded) as worker, flow.products():
         for solved in sample_frames(
             flow, task.noise, task.text, tables, null_text=task.null_text, guidance=task.guidance, prefix=prefix,
             window=task.window, context=task.context, chunk=decode.chunk, tolerance=decode.tolerance,
             max_sweeps=decode.max_sweeps,
         ):
-            behind.do(finish, solved.tokens)
-            said(solved)
+            worker.do(finish, solved.tokens)
+            on_frame(solved)
 
 
-class _Finish:
-    """What follows the deep block. Frames come in order; given ones are there, as noisy latents, from the beginning."""
+class _AfterDeepBlock:
+    """The steps after the deep block, frame by frame in order; given frames are known as noisy latents."""
 
-    def __init__(self, flow: Flow, task: Task, tables: Tables, emit: Callable[[Tensor], None]) -> None:
+    def __init__(self, flow: Flow, task: GenerationTask, tables: Tables, emit: Callable[[Tensor], None]) -> None:
         self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
         self.x: list[Tensor] = [] if task.given is None else list(task.given.split(1, dim=1))
         window, overlap = task.denoise_window, task.denoise_overlap
@@ -81,7 +84,7 @@ class _Finish:
         self.windows = list(windows)
 
     def __call__(self, u: Tensor) -> None:
-        """One more frame u (B, n, c)."""
+        """Take one more frame u (B, n, c)."""
         with torch.no_grad(), self.flow.products():
             self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
@@ -91,25 +94,25 @@ class _Finish:
                 self.emit(clean[:, kept])
 
 
-class _Behind:
-    """Does work in order: at once, or apart in a thread, on a GPU with a stream of its own."""
+class _Worker:
+    """Does work in order: immediately, or in a thread, which has a CUDA stream of its own on a GPU."""
 
-    def __init__(self, device: torch.device, apart: bool) -> None:
-        self.pool = ThreadPoolExecutor(1) if apart else None
-        self.stream = torch.cuda.Stream(device) if apart and device.type == "cuda" else None
+    def __init__(self, device: torch.device, threaded: bool) -> None:
+        self.pool = ThreadPoolExecutor(1) if threaded else None
+        self.stream = torch.cuda.Stream(device) if threaded and device.type == "cuda" else None
         self.waiting: list[Future[None]] = []
 
-    def __enter__(self) -> "_Behind":
+    def __enter__(self) -> "_Worker":
         return self
 
     def do(self, work: Callable[[Tensor], None], tensor: Tensor) -> None:
-        """work(tensor), behind what was to be done before."""
+        """Call work(tensor) after all earlier work; raises the errors of earlier work."""
         if self.pool is None:
             work(tensor)
             return
         ready = torch.cuda.current_stream().record_event() if self.stream is not None else None
         self.waiting.append(self.pool.submit(self._run, work, tensor, ready))
-        while len(self.waiting) > BEHIND or (self.waiting and self.waiting[0].done()):
+        while len(self.waiting) > QUEUE or (self.waiting and self.waiting[0].done()):
             self.waiting.pop(0).result()
 
     def _run(self, work: Callable[[Tensor], None], tensor: Tensor, ready: Any) -> None:

@@ -1,15 +1,14 @@
-"""What a video model needs, from arithmetic: parameters, memory, operations, and the time below which no GPU gets.
+"""Requirements of a video model, from arithmetic: parameters, memory, operations, and the least time on a GPU.
 
-Weights are counted as `load_flow` holds them to run in bfloat16, the cache as `KVCache` allocates it: keys (rotated
-when they are written) and values in bfloat16, one row per half of guidance, text included. A pass over tokens takes at
-least the time to read its weights and keys, and at least that of its products. Shapes: n tokens per frame, c channels,
-d width, L text length. Text encoder and codec are not counted.
+Weights are counted as `load_flow` holds them to run in bfloat16, the cache as `KVCache` allocates it: keys and values
+in bfloat16, one row per half of guidance, text included. A pass over tokens takes at least the time to read its weights
+and keys, and at least the time of its products. Text encoder and codec are not counted.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -24,7 +23,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in bytes, bytes per second, bfloat16 operations per second (dense), as its maker states them."""
+    """Memory in bytes, bytes per second and dense bfloat16 operations per second, as the maker states them."""
 
     memory: float
     bandwidth: float
@@ -41,86 +40,69 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Needs:
-    """What the flow of `config` needs for frames of n = `tokens` tokens."""
+    """Requirements of the flow of `config` for frames of `tokens` tokens."""
 
     config: FlowConfig
     tokens: int
 
-    # ---- weights -------------------------------------------------------------------------------------------------
-
-    def parameters(self) -> dict[str, int]:
-        """Parameters of each part."""
-        return {part: small + large for part, (small, large) in self._weights().items()}
-
-    def weight_bytes(self) -> dict[str, int]:
-        """Bytes of each part: matrices of products in bfloat16; norms, start tokens and heads in float32."""
-        return {part: 4 * small + 2 * large for part, (small, large) in self._weights().items()}
-
-    def _weights(self) -> dict[str, tuple[int, int]]:
-        flow, c = self.config, self.config.channels
-
-        def block(width: int, layers: int, text: int, out: int) -> tuple[int, int]:
-            small = layers * 4 * width + width + (width + 1) * out
-            return small, (c + 1) * width + (text + bool(text)) * width + layers * (12 * width**2 + 9 * width)
-
-        def start(counts: tuple[int, int], times: int = 1) -> tuple[int, int]:
-            return times * (counts[0] + c), times * counts[1]
-
-        text = flow.text_width if flow.denoiser_text else 0
-        parts = {
-            "shallow": start(block(flow.shallow_width, flow.shallow_layers, 0, 2 * c), flow.shallow_blocks),
-            "deep": start(block(flow.deep_width, flow.deep_layers, flow.text_width, 2 * c)),
-        }
-        if flow.denoiser_layers:
-            parts["denoiser"] = block(flow.denoiser_width, flow.denoiser_layers, text, c)
+    @cached_property
+    def weights(self) -> dict[str, list[tuple[int, torch.dtype]]]:
+        """Size and dtype of every tensor of each part: matrices in bfloat16; norms, start tokens, heads in float32."""
+        flow = _empty_flow(self.config)
+        dtypes, parts = running_dtypes(flow, torch.bfloat16), dict[str, list[tuple[int, torch.dtype]]]()
+        for name, tensor in flow.state_dict().items():
+            parts.setdefault(name.split(".")[0], []).append((tensor.numel(), dtypes[name]))
         return parts
 
-    # ---- the deep block ------------------------------------------------------------------------------------------
+    def parameters(self) -> dict[str, int]:
+        """Return the number of parameters of each part."""
+        return {part: sum(count for count, _ in tensors) for part, tensors in self.weights.items()}
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of each part."""
+        return {part: sum(n * dtype.itemsize for n, dtype in tensors) for part, tensors in self.weights.items()}
 
     def cache_bytes(self, frames: int, *, guided: bool) -> int:
-        """Keys and values of a window of `frames` latent frames behind the text."""
+        """Return the bytes of keys and values of the text and a window of `frames` latent frames."""
         positions = self.config.text_length + frames * self.tokens
         return 2 * 2 * self.config.deep_layers * (1 + guided) * positions * self.config.deep_width
 
     def sweep_operations(self, chunk: int, length: int, *, guided: bool, dense: bool = False) -> float:
-        """One pass of the deep block over `chunk` tokens behind `length` positions. Keys that a query may not see do
-        not count, or, `dense`, do."""
+        """Count one pass of the deep block over `chunk` tokens after `length` positions; `dense`: masked keys too."""
         flow, d = self.config, self.config.deep_width
         keys = length + (chunk if dense else (chunk + 1) / 2)
         per_token = 6 * flow.channels * d + flow.deep_layers * (24 * d**2 + 4 * d * keys)
-        shared = 2 * flow.channels * d + 6 * d**2  # the halves are alike until the first layer attends to the text
+        shared = 2 * flow.channels * d + 6 * d**2  # both halves are equal until the first layer attends to the text
         return chunk * ((1 + guided) * per_token - guided * shared)
 
     def sweep_bytes(self, chunk: int, length: int, *, guided: bool) -> float:
-        """Weights, keys and values that such a pass reads."""
+        """Return the bytes of weights, keys and values that such a pass reads."""
         flow = self.config
         weights = self.weight_bytes()["deep"] - 2 * (flow.text_width + 1) * flow.deep_width
         return weights + (1 + guided) * (length + chunk) * 4 * flow.deep_layers * flow.deep_width
 
     def sweep_seconds(self, gpu: Gpu, chunk: int, length: int, *, guided: bool) -> float:
-        """The floor of such a pass."""
+        """Return the least time of such a pass."""
         return max(
             self.sweep_bytes(chunk, length, guided=guided) / gpu.bandwidth,
             self.sweep_operations(chunk, length, guided=guided) / gpu.operations,
         )
 
     def deep_seconds(self, gpu: Gpu, frames: int, chunk: int, *, guided: bool) -> float:
-        """The floor of one sweep over every chunk of a window, chunk after chunk."""
+        """Return the least time of one sweep over each chunk of a window."""
         starts = [(t * self.tokens + k, min(chunk, self.tokens - k))
                   for t in range(frames) for k in range(0, self.tokens, chunk)]
         text = self.config.text_length
         return sum(self.sweep_seconds(gpu, size, text + start, guided=guided) for start, size in starts)
 
-    # ---- around it -----------------------------------------------------------------------------------------------
-
     def shallow_operations(self) -> float:
-        """One sweep of every shallow block over a frame."""
+        """Count one sweep of all shallow blocks over a frame."""
         flow, n, d = self.config, self.tokens, self.config.shallow_width
         layers = flow.shallow_layers * (24 * d**2 + 4 * d * (n + 1) / 2)
         return flow.shallow_blocks * n * (6 * flow.channels * d + layers)
 
     def denoiser_operations(self, frames: int) -> float:
-        """One window of the denoiser; of its band of frames only what is seen counts."""
+        """Count one window of the denoiser; only the visible keys of its band of frames count."""
         flow, d = self.config, self.config.denoiser_width
         text = flow.text_length if flow.denoiser_text else 0
         seen = text + min(flow.denoiser_window + 1, frames) * self.tokens
@@ -128,12 +110,12 @@ class Needs:
         return (frames * self.tokens) * per_token + text * flow.denoiser_layers * 24 * d**2
 
     def activation_bytes(self, chunk: int, frames: int, *, guided: bool) -> float:
-        """About: residuals, projections and mask of one pass of the deep block over `chunk` tokens."""
+        """Estimate the residuals, projections and mask of one pass of the deep block over `chunk` tokens."""
         rows, positions = 1 + guided, self.config.text_length + frames * self.tokens
         return rows * chunk * (self.config.deep_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
 
     def denoiser_bytes(self, frames: int) -> float:
-        """About: the same of a window of the denoiser, whose mask is as large as its sequence squared."""
+        """Estimate the same for a window of the denoiser, whose mask is as large as its sequence squared."""
         text = self.config.text_length if self.config.denoiser_text else 0
         positions = text + frames * self.tokens
         return positions * (self.config.denoiser_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
@@ -143,7 +125,7 @@ def plan(
     config: VideoConfig, gpu: str, *, aspect: str = "16:9", frames: int = 81, guidance: float | None = None,
     sweeps: Sequence[int] = (2, 4, 8),
 ) -> str:
-    """A report on `frames` frames of one video at this aspect on a GPU of GPUS."""
+    """Report the requirements of a video of `frames` frames on one of GPUS. Raises ConfigError."""
     if gpu not in GPUS:
         raise ConfigError(f"gpu: expected one of {', '.join(GPUS)}, found {gpu!r}")
     machine, guided = GPUS[gpu], bool(config.guidance if guidance is None else guidance)
@@ -200,7 +182,7 @@ def _clip(
     )
     whole, hops = weights + cache + work, 0
     deep = needs.deep_seconds(gpu, window, chunk, guided=guided)
-    if frames > window:  # a slide encodes the context again, then the hop is sampled behind it
+    if frames > window:  # a slide encodes the context again, then samples the next hop
         hop = window - config.context
         hops = -(-(frames - window) // hop)
         late = deep - needs.deep_seconds(gpu, config.context, chunk, guided=guided)
@@ -227,7 +209,7 @@ def measure(
     config: VideoConfig, gpu: str, *, aspect: str = "16:9", guidance: float | None = None, device: str = "cuda",
     chunks: Sequence[int] = (32, 128, 512, 1590), frames: Sequence[int] = (1, 5, 10, 20), repeats: int = 5,
 ) -> str:
-    """Time deep sweeps with random weights against their floors: median ms of `repeats`, and the ratio."""
+    """Time deep sweeps with random weights: report the median ms of `repeats` and its ratio to the least time."""
     guided, h_w = bool(config.guidance if guidance is None else guidance), config.grid(aspect)
     needs = Needs(config.flow, h_w[0] * h_w[1])
     kind = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
@@ -240,7 +222,7 @@ def measure(
         for chunk in (min(chunk, needs.tokens) for chunk in chunks):
             length = text + count * needs.tokens
             inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=device)
-            with torch.no_grad(), flow.products():
+            with flow.products():
                 predict = flow.predictor(cache.rollback(length), None, chunk, tables, text=text)
                 seconds = _median(partial(predict, inputs), device, repeats)
             floor = needs.sweep_seconds(GPUS[gpu], chunk, length, guided=guided)
@@ -249,9 +231,13 @@ def measure(
     return "\n".join(lines)
 
 
-def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
+def _empty_flow(config: FlowConfig) -> Flow:
     with torch.device("meta"):
-        flow = Flow(config)
+        return Flow(config)
+
+
+def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
+    flow = _empty_flow(config)
     flow.shallow, flow.denoiser = torch.nn.ModuleList(), None
     kinds = running_dtypes(flow, dtype)
     generator = torch.Generator(device).manual_seed(0)
@@ -264,11 +250,11 @@ def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
 
 
 def _median(work: Callable[[], object], device: str, repeats: int) -> float:
-    found = []
+    seconds = []
     for _ in range(repeats + 1):  # the first warms up
         start = time.perf_counter()
         work()
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return sorted(found[1:])[repeats // 2]
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds[1:])[repeats // 2]

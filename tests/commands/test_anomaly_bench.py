@@ -18,12 +18,11 @@ from starflow_world.commands.anomaly.baselines import (
     MeanRBF,
     Mixture,
     Neighbours,
+    Pixels,
     fit_baselines,
     running_mean,
 )
-from starflow_world.commands.anomaly.features import Pixels
-from starflow_world.commands.anomaly.figures import BASELINES
-from starflow_world.commands.anomaly.goals import better
+from starflow_world.commands.anomaly.figures import BASELINES, better
 from starflow_world.commands.anomaly.predictor import fit_predictor, width_for
 from starflow_world.commands.anomaly.run import OWN
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Scenario, TwinRun, TwinStep, play_twins

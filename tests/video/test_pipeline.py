@@ -13,7 +13,7 @@ from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Flow, sample_deep
 from starflow_world.model.video_checkpoint import load_flow
 from starflow_world.video.convert import convert
-from starflow_world.video.pipeline import Task, synthesize
+from starflow_world.video.pipeline import GenerationTask, synthesize
 from tests.tiny_video import TINY_VIDEO, tiny_video
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -41,7 +41,7 @@ def sampled(flow, file: dict[str, Tensor], *, guidance: float, given: int = 0, *
     """All frames, as the command makes them."""
     noise = tokens(file["z_noise" if "z_noise" in file else "z"])
     known = tokens(file["x_context"])[:, :given] if given else None
-    task = Task(noise[:, given:], file["y"], (3, 4), noise.shape[1], 1, file["y_uncond"], guidance, known)
+    task = GenerationTask(noise[:, given:], file["y"], (3, 4), noise.shape[1], 1, file["y_uncond"], guidance, known)
     parts: list[Tensor] = []
     synthesize(flow, replace(task, **changes), EXACT, parts.append)
     return torch.cat(parts, dim=1)
@@ -82,7 +82,7 @@ def flow(folder) -> Flow:
     return load_flow(folder)
 
 
-def task(frames: int = 3, given: int = 0, **changes) -> Task:
+def task(frames: int = 3, given: int = 0, **changes) -> GenerationTask:
     """Random noise, texts and given frames of 2 x 3 tokens for the tiny flow."""
     generator = torch.Generator().manual_seed(0)
 
@@ -91,14 +91,15 @@ def task(frames: int = 3, given: int = 0, **changes) -> Task:
 
     known = normals(given, 6, 6) if given else None
     return replace(
-        Task(normals(frames, 6, 6), normals(80, 24), (2, 3), 4, 2, normals(80, 24), 2.0, known, 4, 2), **changes
+        GenerationTask(normals(frames, 6, 6), normals(80, 24), (2, 3), 4, 2, normals(80, 24), 2.0, known, 4, 2),
+        **changes,
     )
 
 
-def clean(flow: Flow, task: Task, decode: DecodeConfig = EXACT, apart: bool | None = None) -> list[Tensor]:
+def clean(flow: Flow, task: GenerationTask, decode: DecodeConfig = EXACT, threaded: bool | None = None) -> list[Tensor]:
     """What is emitted, part by part."""
     parts: list[Tensor] = []
-    synthesize(flow, task, decode, parts.append, apart=apart)
+    synthesize(flow, task, decode, parts.append, threaded=threaded)
     return parts
 
 
@@ -122,17 +123,17 @@ def test_every_stage_is_the_documented_one(flow):
 
 def test_work_behind_the_deep_block_gives_the_same_numbers_in_a_thread(flow):
     asked = task(frames=6)
-    together, apart = clean(flow, asked, apart=False), clean(flow, asked, apart=True)
-    assert torch.equal(torch.cat(together, dim=1), torch.cat(apart, dim=1))
+    together, separate = clean(flow, asked, threaded=False), clean(flow, asked, threaded=True)
+    assert torch.equal(torch.cat(together, dim=1), torch.cat(separate, dim=1))
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_an_error_behind_the_deep_block_is_raised(flow, apart):
+@pytest.mark.parametrize("threaded", [False, True])
+def test_an_error_behind_the_deep_block_is_raised(flow, threaded):
     def broken(latents: Tensor) -> None:
         raise ValueError("planted")
 
     with pytest.raises(ValueError, match="planted"):
-        synthesize(flow, task(), EXACT, broken, apart=apart)
+        synthesize(flow, task(), EXACT, broken, threaded=threaded)
 
 
 def test_the_flow_says_of_what_was_generated_that_its_noise_was_drawn(folder):
@@ -173,8 +174,8 @@ def test_half_precision_stays_close_and_its_cache_is_half_as_large(folder, flow)
     assert half.deep.empty_cache(2, 10).keys.dtype == torch.bfloat16
     loose = replace(TINY_VIDEO.decode, tolerance=1e-3)
     found, whole = (torch.cat(clean(which, task(), loose), dim=1) for which in (half, flow))
-    apart = torch.cat(clean(half, task(), loose, apart=True), dim=1)  # precision is a matter of each thread
-    assert torch.equal(apart, found)
-    assert not apart.requires_grad
+    separate = torch.cat(clean(half, task(), loose, threaded=True), dim=1)  # precision is a matter of each thread
+    assert torch.equal(separate, found)
+    assert not separate.requires_grad
     difference = (found - whole).square().mean().sqrt() / whole.std()
     assert 0 < difference < 0.1

@@ -1,8 +1,8 @@
 """The verb anomaly-bench: how well a world's scores find anomalies in real environments, beside simple detectors.
 
 Real environments play twin runs with a label for every frame (twins.py, babyai.py, cartpole.py); a scorer and the
-baselines are fitted on nominal episodes and score all others (run.py); figures.py and goals.py summarise, report.py and
-pictures.py write one report of all parts.
+baselines are fitted on nominal episodes and score all others (run.py); figures.py summarises; report.py and pictures.py
+write one report of all parts.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,7 @@ class AnomalyBench(AnomalySettings):
 
     def measure(self, scenario: "Scenario", world: "World") -> dict[str, Any]:
         """Evaluate a world with all seeds, write the report into `out` and return its figures."""
-        from starflow_world.commands.anomaly.figures import anomaly_figures
-        from starflow_world.commands.anomaly.goals import common_goals
+        from starflow_world.commands.anomaly.figures import anomaly_figures, common_goals
         from starflow_world.commands.anomaly.report import write_anomaly_report
         from starflow_world.commands.anomaly.run import evaluate_seed
 

@@ -177,7 +177,7 @@ def constant_parts(world: Any) -> dict[int, Any]:
     return walls | {id(part): part for part in (getattr(world, name, None) for name in CONSTANT)}
 
 
-# ---- faults: each plays a step and returns the action to record ------------------------------------------------------
+# Faults: each plays a step and returns the action to record.
 
 
 def wrong_action(run: BabyAIRun, action: int) -> int:

@@ -4,24 +4,52 @@ All but the frame difference score transitions (s, a, s') in a space of principa
 deterministic next-frame predictor, is in predictor.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from starflow_world.commands.anomaly.features import Pixels, with_start
 from starflow_world.data.episodes import Episode
 
-MOST = 6000
+COMPONENTS, FRAMES, MOST = 32, 1200, 6000
+
+Detector = Callable[[Episode], np.ndarray]
+"""Scores the frames of an episode, (T,); the first frame is not evaluated."""
 
 
-class Baseline(Protocol):
-    """A detector that scores the frames of an episode."""
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Principal components of frames of P = H * W * 3 pixels, in units of the deviation of the first.
 
-    def __call__(self, episode: Episode) -> np.ndarray:
-        """Return scores (T,); the first frame is not evaluated."""
+    mean (P,), basis (P, k).
+    """
+
+    mean: torch.Tensor
+    basis: torch.Tensor
+
+    @staticmethod
+    def fit(episodes: Sequence[Episode], seed: int, components: int = COMPONENTS) -> "Pixels":
+        """Fit the components to frames drawn from all episodes."""
+        frames = np.concatenate([episode.frames for episode in episodes])
+        chosen = np.random.default_rng(seed).permutation(len(frames))[:FRAMES]
+        pixels = torch.from_numpy(frames[np.sort(chosen)]).flatten(1).float()
+        mean = pixels.mean(0)
+        values, vectors = torch.linalg.eigh((pixels - mean) @ (pixels - mean).T)
+        kept = min(components, len(chosen))
+        values, vectors = values.flip(0)[:kept].clamp_min(1e-6), vectors.flip(1)[:, :kept]
+        basis = (pixels - mean).T @ vectors / values.sqrt()
+        return Pixels(mean, basis / (values[0] / len(chosen)).sqrt())
+
+    def transitions(self, episode: Episode) -> np.ndarray:
+        """Return (s, a, s') of each frame after the first, (T - 1, 2 k + actions)."""
+        parts = ((torch.from_numpy(episode.frames).flatten(1).float() - self.mean) @ self.basis).numpy()
+        return np.concatenate((parts[:-1], episode.actions[1:], parts[1:]), axis=1)
+
+
+def with_start(scores: np.ndarray) -> np.ndarray:
+    """Prepend the lowest score for the first frame, which is never evaluated: (T - 1,) -> (T,)."""
+    return np.append(scores.min(initial=np.inf) if len(scores) else 0.0, scores)
 
 
 class FrameDifference:
@@ -118,7 +146,7 @@ class Mixture:
         return with_start(-np.logaddexp.reduce(self.log_density(self.pixels.transitions(episode)), axis=1))
 
 
-def fit_baselines(normal: Sequence[Episode], seed: int) -> dict[str, Baseline]:
+def fit_baselines(normal: Sequence[Episode], seed: int) -> dict[str, Detector]:
     """Fit all baselines but the predictor; return them by their names in the report."""
     pixels = Pixels.fit(normal, seed)
     transitions = [pixels.transitions(episode) for episode in normal]

@@ -17,8 +17,7 @@ from starflow_world.agents.cartpole import BalancePolicy
 from starflow_world.agents.collect import seeds
 from starflow_world.agents.environment import make_env
 from starflow_world.agents.policy import Policy, RandomPolicy
-from starflow_world.commands.anomaly.figures import mean
-from starflow_world.commands.anomaly.goals import average
+from starflow_world.commands.anomaly.figures import average, mean
 from starflow_world.commands.anomaly.run import INFORMED, OWN, WINDOWED
 from starflow_world.commands.anomaly.twins import SHIFT, Scenario, TwinStep
 from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture

@@ -31,15 +31,20 @@ def _areas(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.nd
     return np.where(pairs > 0, (positive * below).sum(1) / np.where(pairs > 0, pairs, 1), np.nan)
 
 
+def _counts(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count positives and all frames at or above each distinct score, from the highest score on."""
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = scores[order], np.cumsum(labels[order])
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    return hits[ends], ends + 1
+
+
 def aupr(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the average precision: precision at each threshold weighted by the recall gained; ties enter together."""
     if not labels.any():
         return math.nan
-    order = np.argsort(-scores, kind="stable")
-    ordered, hits = scores[order], np.cumsum(labels[order])
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    gained = np.diff(hits[ends], prepend=0)
-    return float((gained * hits[ends] / (ends + 1)).sum() / labels.sum())
+    hits, counts = _counts(scores, labels)
+    return float((np.diff(hits, prepend=0) * hits / counts).sum() / labels.sum())
 
 
 def fpr_at(scores: np.ndarray, labels: np.ndarray, recall: float = 0.95) -> float:
@@ -53,10 +58,8 @@ def fpr_at(scores: np.ndarray, labels: np.ndarray, recall: float = 0.95) -> floa
 
 def roc(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return false and true positive rates at every threshold, from (0, 0) to (1, 1)."""
-    order = np.argsort(-scores, kind="stable")
-    ordered, hits = scores[order], np.cumsum(labels[order])
-    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    true, false = hits[ends] / max(1, labels.sum()), (ends + 1 - hits[ends]) / max(1, (~labels).sum())
+    hits, counts = _counts(scores, labels)
+    true, false = hits / max(1, labels.sum()), (counts - hits) / max(1, (~labels).sum())
     return np.append(0.0, false), np.append(0.0, true)
 
 
@@ -68,9 +71,6 @@ def bootstrap_auroc(
     draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     weights = np.repeat(draws, [len(episode) for episode in scores], axis=1).astype(float)
     return _areas(np.concatenate(scores), np.concatenate(labels), weights)
-
-
-# ---- change detection ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

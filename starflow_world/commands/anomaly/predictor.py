@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from starflow_world.commands.anomaly.features import with_start
+from starflow_world.commands.anomaly.baselines import with_start
 from starflow_world.data.episodes import Episode
 
 PATCH, LAYERS, RATE = 8, 4, 2e-3

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starflow_world.commands.anomaly.figures import BASELINES, RUN_LENGTH
-from starflow_world.commands.anomaly.goals import average, better
+from starflow_world.commands.anomaly.figures import BASELINES, RUN_LENGTH, average, better
 from starflow_world.commands.anomaly.pictures import draw
 from starflow_world.commands.anomaly.run import BLIND, FORMAT, INFORMED, OWN, WINDOW, WINDOWED, SeedResult
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT

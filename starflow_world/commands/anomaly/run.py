@@ -6,7 +6,7 @@ of another policy, and anomalous episodes of every kind. A finished seed is not 
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from starflow_world.commands.anomaly.baselines import fit_baselines
+from starflow_world.commands.anomaly.baselines import Detector, fit_baselines
 from starflow_world.commands.anomaly.predictor import NextFramePredictor, fit_predictor
 from starflow_world.commands.anomaly.settings import AnomalySettings
 from starflow_world.commands.anomaly.twins import NOMINAL, SHIFT, Scenario, Twin, play_twins
@@ -115,7 +115,7 @@ def _evaluate(scenario: Scenario, world: World, settings: AnomalySettings, seed:
     held = [twin.episode for twin in played[CALIBRATION]]
     scorer = Scorer.fit(world, normal, calibration_episodes=held, seed=seed, window=WINDOW)
     predictor = _shared_predictor(scenario, world, settings, normal)
-    detectors: dict[str, Callable[[Episode], np.ndarray]] = {**fit_baselines(normal, seed), PREDICTOR: predictor}
+    detectors: dict[str, Detector] = {**fit_baselines(normal, seed), PREDICTOR: predictor}
     groups, seconds, frames = {}, 0.0, 0
     for name, twins in tqdm(played.items(), desc=f"{scenario.name}, seed {seed}: scoring", unit="split"):
         begin = time.perf_counter()
@@ -134,9 +134,7 @@ def _size(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _group(
-    twins: list[Twin], scores: Sequence[Scores], detectors: dict[str, Callable[[Episode], np.ndarray]]
-) -> ScoredGroup:
+def _group(twins: list[Twin], scores: Sequence[Scores], detectors: dict[str, Detector]) -> ScoredGroup:
     def pooled(parts: list[np.ndarray], dtype: type) -> np.ndarray:
         return np.concatenate(parts).astype(dtype)
 

@@ -50,9 +50,6 @@ def _executed(operations: Operations, run: TimedRun) -> dict[str, float]:
     return total
 
 
-# ---- goals -----------------------------------------------------------------------------------------------------------
-
-
 def _goals(measured: Measured) -> list[Goal]:
     one, many = measured.settings.fewest, measured.settings.many
     p50, p99 = np.percentile(measured.long_run, (50, 99))
@@ -114,9 +111,6 @@ def _scoring_goals(measured: Measured) -> list[Goal]:
         Goal("scoring: frames/s over generation", scored / generated, least=2.5,
              note=f"{scored:.0f} frames/s against {generated:.0f} with {count_envs(envs)}"),
     ]
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _line(measured: Measured, envs: int) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from starflow_world.model.actions import space_from_json
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 
-# ---- states and actions ----------------------------------------------------------------------------------------------
-
 
 def random_actions(world: World, rows: int, count: int, seed: int = 0) -> Tensor:
     """Draw actions (count, rows, 1 + flat) from the action space."""
@@ -62,9 +60,6 @@ def staggered(world: World, rows: int) -> WorldState:
             state, order = state[~ready], order[~ready]
         state, _ = world.step(state, random_actions(world, len(order), 1, length)[0], reuse=True)
     return WorldState.stack(parts)
-
-
-# ---- stepping --------------------------------------------------------------------------------------------------------
 
 
 @dataclass

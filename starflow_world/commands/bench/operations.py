@@ -33,8 +33,6 @@ class Operations:
         """Return the mean number of keys that each of `new` queries sees after `past` older keys."""
         return past + (new if self.dense else (new + 1) / 2)
 
-    # ---- parts ---------------------------------------------------------------------------------------------------
-
     def layers(self, count: int, width: int, tokens: float, keys: float) -> float:
         """Count transformer layers over tokens with `keys` keys each: projections 24 d^2, attention 4 d keys."""
         return count * tokens * (24 * width**2 + 4 * width * keys)
@@ -125,8 +123,6 @@ class Operations:
     def _head(self, width: int, out: int, mean: int) -> float:
         codes = self.config.flow.codes
         return 2.0 * self.sites * (width * out + codes * (width + mean))
-
-    # ---- wholes --------------------------------------------------------------------------------------------------
 
     def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
         """Count an env step of a row with `length` frames: `deep` passes over a chunk each, `shallow` passes over a

@@ -87,9 +87,6 @@ def _profile_table(figures: dict[str, Any]) -> str:
     return f"{markdown_table(head, rows)}\n\nDeep passes per step (those of the slowest row): {passes}."
 
 
-# ---- picture ---------------------------------------------------------------------------------------------------------
-
-
 def _draw(figures: dict[str, Any], out: Path) -> None:
     """Plot speed and time of a step against the number of envs, the sweeps, and the share of each part."""
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What the reference calls our parameters, and the sizes of a flow from the shapes of a reference state dict.
+"""The reference's names of our parameters, and the sizes of a flow from the shapes of a reference state dict.
 
     reference                                    ours
     blocks.k, blocks.{last}                      shallow.k, deep            block 0 is nearest the data in both
@@ -36,7 +36,7 @@ PARTS = {
 
 
 def reference_name(name: str, shallow_blocks: int) -> str:
-    """What the reference calls our parameter `name`."""
+    """Return the reference's name of our parameter `name`."""
     room, rest = name.split(".", 1)
     if room == "shallow":
         index, rest = rest.split(".", 1)
@@ -51,7 +51,7 @@ def reference_name(name: str, shallow_blocks: int) -> str:
 
 
 def reference_shapes(flow: Flow) -> dict[str, tuple[int, ...]]:
-    """The parameters of a reference state dict for this flow; what nothing reads is not among them."""
+    """Return the shapes of a reference state dict for this flow, without the entries that nothing reads."""
     count = flow.config.shallow_blocks
     return {
         reference_name(name, count): (1, 1, *t.shape) if name.endswith(".start") else tuple(t.shape)
@@ -59,10 +59,10 @@ def reference_shapes(flow: Flow) -> dict[str, tuple[int, ...]]:
     }
 
 
-def infer(
+def infer_config(
     shapes: Shapes, head_width: int, text_length: int, position_scale: float, window: int, look_ahead: int
 ) -> FlowConfig:
-    """Sizes from shapes. What is not there counts as one head wide; the comparison that follows then names it."""
+    """Infer sizes from shapes. A missing tensor counts as one head wide; a later comparison then names it."""
 
     def size(name: str, axis: int, otherwise: int) -> int:
         shape = shapes.get(name, ())
@@ -71,7 +71,8 @@ def infer(
     shallow = _count(shapes, r"blocks\.(\d{1,3})\.attn_blocks\.") - 1
     deep = f"blocks.{shallow}"
     if shallow < 0:
-        raise ConfigError("expected a STARFlow state dict, found no tensors named blocks.0.attn_blocks.0 ...")
+        raise ConfigError("expected a STARFlow state dict with tensors named blocks.0.attn_blocks.0 ..., found "
+                          f"{', '.join(sorted(shapes)[:3]) or 'no tensors'}")
     layers, deep_layers, shallow_layers = (
         _count(shapes, rf"{room}\.attn_blocks\.(\d{{1,3}})\.") for room in (DENOISER, deep, "blocks.0")
     )
@@ -99,6 +100,6 @@ def infer(
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that `pattern` finds in the names."""
-    found = [re.match(pattern, name) for name in names]
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    """Return one more than the largest number that `pattern` matches in the names."""
+    matches = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)

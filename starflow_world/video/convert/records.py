@@ -1,8 +1,8 @@
-"""The content of a pickle as plain data: nothing in it is imported, called or built.
+"""The content of a pickle as plain data; nothing in it is imported, called or constructed.
 
-torch's distributed checkpoints keep their table of contents in a pickle. Its opcodes are read here one by one; an
-object comes out as a `Record` of the name of its class, its arguments and its state. Only the few classes of such
-tables are accepted, so that a foreign pickle is refused with the name of what it would have run.
+torch's distributed checkpoints keep their table of contents in a pickle. This module interprets its opcodes; an object
+becomes a `Record` of the name of its class, its arguments and its state. Only the few classes of such tables are
+accepted, so that a foreign pickle is refused with the name that it would have called.
 """
 
 import pickletools
@@ -34,7 +34,7 @@ NUMBERS_AND_TEXT = {
 
 @dataclass
 class Record:
-    """An object that was not built: `kind` (the name of its class), `arguments`, `state`."""
+    """An object that was not constructed: `kind` (the name of its class), `arguments`, `state`."""
 
     kind: str
     arguments: tuple[Any, ...] = ()
@@ -44,19 +44,19 @@ class Record:
         return id(self)
 
     def get(self, name: str) -> Any:
-        """A field of the state."""
+        """Return a field of the state."""
         return self.state[name]
 
 
 def read_records(data: bytes) -> Any:
-    """The content of a pickle. Raises ValueError, naming what is not accepted."""
+    """Return the content of a pickle. Raises ValueError that names the first thing that is not accepted."""
     if len(data) > LARGEST:
-        raise ValueError(f"a table of contents of {len(data)} bytes")
+        raise ValueError(f"a table of contents of {len(data)} bytes, more than {LARGEST}")
     return _Machine().run(data)
 
 
 class _Machine:
-    """The stack, its marks and the memo of a pickle."""
+    """An interpreter of pickle opcodes, with stack, marks and memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -70,7 +70,7 @@ class _Machine:
         raise ValueError("a pickle without an end")
 
     def do(self, name: str, argument: Any) -> None:
-        """One opcode."""
+        """Execute one opcode."""
         stack, memo = self.stack, self.memo
         if name in NUMBERS_AND_TEXT:
             stack.append(argument)
@@ -97,14 +97,14 @@ class _Machine:
             raise ValueError(f"the opcode {name}")
 
     def marked(self) -> list[Any]:
-        """What lies above the last mark, taken off with it."""
+        """Pop the items above the last mark, and the mark."""
         place = len(self.stack) - 1 - next(i for i, item in enumerate(reversed(self.stack)) if item is MARK)
         items = self.stack[place + 1 :]
         del self.stack[place:]
         return items
 
     def put(self, name: str) -> None:
-        """Items into the dictionary or list below them."""
+        """Add items to the dictionary or list below them."""
         if name.endswith("S"):
             items = self.marked()
         else:
@@ -120,7 +120,7 @@ class _Machine:
             raise ValueError(f"items for a {type(target).__name__}")
 
     def record(self, name: str, argument: Any) -> None:
-        """Objects: named, given arguments, given a state."""
+        """Make a record, or set its arguments or state."""
         if name in ("GLOBAL", "STACK_GLOBAL"):
             if name == "GLOBAL":
                 module, _, kind = argument.partition(" ")

@@ -1,11 +1,11 @@
-"""Reference checkpoints as tensors that are read one at a time: .pth, .safetensors, and folders of either kind.
+"""Reference checkpoints whose tensors are read one at a time: .pth, .safetensors, and folders of either kind.
 
     FILE.pth                                a state dict, memory-mapped; its pickle may name tensors and plain data only
     FILE.safetensors
     FOLDER/*.safetensors                    with an index, or as FSDP wrote them through HuggingFaceStorageWriter
     FOLDER/.metadata + FOLDER/*.distcp      torch's distributed checkpoint; its table of contents is never unpickled
 
-The prefix `model.` is dropped, and so are the nine entries that nothing reads and the state of optimizers.
+The prefix `model.`, the nine entries that nothing reads and the state of optimizers are dropped.
 """
 
 import io
@@ -32,7 +32,7 @@ METADATA = ".metadata"
 
 
 def open_reference(path: Path) -> TensorSource:
-    """The tensors of a reference checkpoint under the reference's names; all are floats of one dtype."""
+    """Open a reference checkpoint under the reference's names; its tensors are floats of one dtype."""
     if is_folder(path) and is_file(path / METADATA):
         source = _open_distributed(path)
     elif is_folder(path) and any(path.glob("*.safetensors")):
@@ -45,7 +45,8 @@ def open_reference(path: Path) -> TensorSource:
     kept = {name: name.removeprefix("model.") for name in source.shapes if not name.startswith(OPTIMIZER)}
     names = {new: old for old, new in kept.items() if new not in NOT_READ}
     if len(set(kept.values())) < len(kept):
-        raise CheckpointError(f"{path}: expected each name once, found some with and without the prefix `model.`")
+        twice = [name for name in kept if name != kept[name] and kept[name] in kept]
+        raise CheckpointError(f"{path}: expected each name once, found {twice[0]} also without the prefix `model.`")
     refuse(path, [f"{new} is no tensor of floats" for new, old in names.items() if old not in source.dtypes
                   or not source.dtypes[old].is_floating_point])
     dtypes = sorted({str(source.dtypes[old]) for old in names.values()})
@@ -55,7 +56,7 @@ def open_reference(path: Path) -> TensorSource:
 
 
 def _open_pickle(path: Path) -> TensorSource:
-    """A .pth file. What was read stays mapped, so the file is mapped anew every now and then."""
+    """Open a .pth file. Tensors that were read stay mapped, so the file is mapped again from time to time."""
     state, touched = _unpickle(path, path), 0
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
@@ -77,7 +78,7 @@ def _open_pickle(path: Path) -> TensorSource:
 
 
 def _unpickle(file: Path | io.BytesIO, path: Path) -> object:
-    """What a file of torch.save holds; its pickle may name tensors and plain data only."""
+    """Return the content of a file of torch.save; its pickle may name tensors and plain data only."""
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
         raise CheckpointError(
@@ -91,7 +92,7 @@ def _unpickle(file: Path | io.BytesIO, path: Path) -> object:
 
 
 def _open_distributed(folder: Path) -> TensorSource:
-    """A folder of torch.distributed.checkpoint."""
+    """Open a folder of torch.distributed.checkpoint."""
     path = folder / METADATA
     try:
         table = read_records(path.read_bytes())
@@ -120,7 +121,9 @@ def _open_distributed(folder: Path) -> TensorSource:
         for at, box in boxes[name]:
             part = _read_slice(folder, *places[name, at])
             if not isinstance(part, Tensor) or tuple(part.shape) != box or part.dtype != whole.dtype:
-                raise CheckpointError(f"{folder}: expected a piece {box} of {name}, found another; it is damaged")
+                shown = f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+                raise CheckpointError(f"{folder}: expected a piece {box} {whole.dtype} of {name}, found {shown}; it is "
+                                      "damaged")
             whole[tuple(slice(start, start + size) for start, size in zip(at, box, strict=True))] = part
         return whole
 
@@ -133,7 +136,7 @@ def _key(index: Record) -> tuple[str, tuple[int, ...] | None]:
 
 
 def _numbers(size: Any) -> tuple[int, ...]:
-    """The numbers of a torch.Size."""
+    """Return the numbers of a torch.Size."""
     numbers = tuple(size.arguments[0] if size.arguments else ())
     if size.kind != "Size" or not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError(f"{size} for a size")
@@ -141,7 +144,7 @@ def _numbers(size: Any) -> tuple[int, ...]:
 
 
 def _place(state: Mapping[str, Any]) -> tuple[str, int, int]:
-    """File, first byte and length of a piece."""
+    """Return file, first byte and length of a piece."""
     name, start, length = state["relative_path"], state["offset"], state["length"]
     if not isinstance(name, str) or Path(name).name != name or start < 0 or length < 0:
         raise ValueError(f"{name!r:.80} for a file in the folder")
@@ -152,8 +155,9 @@ def _place(state: Mapping[str, Any]) -> tuple[str, int, int]:
 
 def _read_slice(folder: Path, name: str, start: int, length: int) -> object:
     path = folder / name
-    if not is_file(path) or path.stat().st_size < start + length:
-        raise CheckpointError(f"{path}: expected at least {start + length} bytes, found fewer; fetch it again")
+    size = path.stat().st_size if is_file(path) else 0
+    if size < start + length:
+        raise CheckpointError(f"{path}: expected at least {start + length} bytes, found {size}; fetch it again")
     with path.open("rb") as file:
         file.seek(start)
         return _unpickle(io.BytesIO(file.read(length)), path)
