@@ -25,9 +25,9 @@ class PlanVideo:
     def run(self) -> None:
         """Print the report."""
         from starflow_world.config.video import load_video_config
-        from starflow_world.video.requirements import measure, plan
+        from starflow_world.video.requirements import requirements_report, sweep_timings
 
         known = load_video_config(self.config)
-        print(plan(known, self.gpu, aspect=self.aspect, frames=self.frames, guidance=self.guidance))
+        print(requirements_report(known, self.gpu, aspect=self.aspect, frames=self.frames, guidance=self.guidance))
         if self.measured:
-            print(measure(known, self.gpu, aspect=self.aspect, guidance=self.guidance, device=self.device))
+            print(sweep_timings(known, self.gpu, aspect=self.aspect, guidance=self.guidance, device=self.device))

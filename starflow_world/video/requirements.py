@@ -121,7 +121,7 @@ class Needs:
         return positions * (self.config.denoiser_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
 
 
-def plan(
+def requirements_report(
     config: VideoConfig, gpu: str, *, aspect: str = "16:9", frames: int = 81, guidance: float | None = None,
     sweeps: Sequence[int] = (2, 4, 8),
 ) -> str:
@@ -205,7 +205,7 @@ def _clip(
 
 
 @torch.no_grad()
-def measure(
+def sweep_timings(
     config: VideoConfig, gpu: str, *, aspect: str = "16:9", guidance: float | None = None, device: str = "cuda",
     chunks: Sequence[int] = (32, 128, 512, 1590), frames: Sequence[int] = (1, 5, 10, 20), repeats: int = 5,
 ) -> str:

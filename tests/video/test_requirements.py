@@ -11,7 +11,7 @@ from starflow_world.cli import main
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
 from starflow_world.model.video_checkpoint import load_flow
-from starflow_world.video.requirements import GIB, GPUS, Needs, measure, plan
+from starflow_world.video.requirements import GIB, GPUS, Needs, requirements_report, sweep_timings
 from tests.tiny_video import PUBLISHED, TINY_VIDEO, tiny_video
 
 TOKENS, GRID = 6, (2, 3)
@@ -127,7 +127,8 @@ def test_the_command_prints_a_table(capsys):
 
 def test_more_frames_more_guidance_and_a_smaller_gpu_never_cost_less():
     def seconds(**changes: object) -> float:
-        report = plan(PUBLISHED, **{"gpu": "h200", "frames": 81, "guidance": 3.5, **changes}, sweeps=(4,))  # type: ignore[arg-type]
+        options = {"gpu": "h200", "frames": 81, "guidance": 3.5, **changes}
+        report = requirements_report(PUBLISHED, **options, sweeps=(4,))  # type: ignore[arg-type]
         return float(report.rsplit("k = 4:", 1)[1].split()[0])
 
     base = seconds()
@@ -139,10 +140,10 @@ def test_more_frames_more_guidance_and_a_smaller_gpu_never_cost_less():
 @pytest.mark.parametrize("changes", [{"gpu": "abacus"}, {"aspect": "4:3"}, {"frames": 80}])
 def test_what_cannot_be_planned_is_refused(changes):
     with pytest.raises(ConfigError):
-        plan(PUBLISHED, **{"gpu": "h200", **changes})
+        requirements_report(PUBLISHED, **{"gpu": "h200", **changes})
 
 
 def test_sweeps_can_be_measured_against_their_floor():
-    report = measure(TINY_VIDEO, "h200", device="cpu", chunks=(2, 6), frames=(1, 2), repeats=1)
+    report = sweep_timings(TINY_VIDEO, "h200", device="cpu", chunks=(2, 6), frames=(1, 2), repeats=1)
     assert report.count("tokens:") == 4
     assert "behind 86 positions" in report
