@@ -6,23 +6,14 @@ from pathlib import Path
 import torch
 from gymnasium import spaces
 
-from starflow_world.config.world import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
+from starflow_world.check.golden import CONFIG
+from starflow_world.config.world import NO_ACTIONS, TextConfig, WorldConfig
 from starflow_world.model.actions import space_to_json
 from starflow_world.model.checkpoint import save_checkpoint, save_starts
 from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
 
-TINY = WorldConfig(
-    "tiny",
-    FlowConfig(
-        channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
-        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1,
-        carry_slots=2, carry_width=8, codes=4, denoiser_layers=1, denoiser_width=40,
-        denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
-    ),
-    height=16, width=16, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),
-    outcome=OutcomeConfig(16, bins=5), noise_level=0.3, window=6, context=2,
-)
+TINY = replace(CONFIG, height=16, width=16, action_space=NO_ACTIONS)
 
 
 def tiny_config(space: spaces.Space | None = None, **changes: object) -> WorldConfig:

@@ -1,0 +1,59 @@
+"""Golden nats of a whole tiny world: codec, noise, text, actions, motion, carried slots, and the slide of the window.
+
+Weights and clips come from keyed noise, whose own numbers are golden (tests/test_noise.py), so nothing here depends on
+torch's generators, and no file is needed. A change that moves these numbers changes every likelihood there is.
+"""
+
+import torch
+
+from starflow_world.config.world import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
+from starflow_world.model.networks import Networks
+from starflow_world.noise import normals
+from starflow_world.world import World
+
+CONFIG = WorldConfig(
+    "tiny",
+    FlowConfig(
+        channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
+        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1,
+        carry_slots=2, carry_width=8, codes=4, denoiser_layers=1, denoiser_width=40,
+        denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
+    ),
+    height=8, width=8, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),
+    outcome=OutcomeConfig(16, bins=5), noise_level=0.3, window=6, context=2,
+    action_space='{"n": 4, "start": 0, "type": "Discrete"}',
+)
+TEXTS = ["", "go", "to the"]
+FRAMES = 8
+"""Two more than the window holds."""
+NATS = [
+    [-407.1616509, -233.9691038, -226.2145965, -285.4830419,
+     -237.7407687, -257.2502106, -230.2798743, -271.336352],
+    [-539.433324, -222.5406048, -273.440163, -240.4231442,
+     -261.3170827, -245.3781882, -296.1502017, -240.2308088],
+    [-483.3976136, -259.5426814, -234.065187, -257.9457292,
+     -231.8273257, -238.0103427, -253.2622913, -255.0145919],
+]
+LARGEST_ERROR = 1e-6
+"""Relative error of a frame's nats that different processors and versions of torch may have."""
+
+
+def golden_world() -> World:
+    """Return a tiny world in float64 whose every weight is drawn by its name's place in the alphabet."""
+    networks = Networks(CONFIG).double()
+    with torch.no_grad():
+        for key, (_, weight) in enumerate(sorted(networks.named_parameters())):
+            weight.copy_(0.5 * _drawn(key, tuple(weight.shape)) / weight.shape[-1] ** 0.5)
+    return World(networks)
+
+
+def golden_error() -> float:
+    """Return the largest relative error of the nats of three clips, computed here, from the golden ones."""
+    clips = torch.stack([128 + 50 * _drawn(1000 + row, (FRAMES, 8, 8, 3)) for row in range(3)]).clamp(0, 255)
+    actions = [[None, *((row + t) % 4 for t in range(1, FRAMES))] for row in range(3)]
+    nats = golden_world().log_prob(clips.to(torch.uint8), actions, text=TEXTS, seed=7)
+    return float((nats / torch.tensor(NATS, dtype=torch.float64) - 1).abs().max())
+
+
+def _drawn(key: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return normals(torch.tensor([key]), torch.tensor([0]), "prior", shape)[0].double()
