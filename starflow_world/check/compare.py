@@ -45,7 +45,7 @@ def cached(state: WorldState, row: int) -> Tensor:
     if state.cache is None:
         return state.tokens.new_zeros(0)
     length = int(state.cache.length[row])
-    return torch.stack((state.cache.keys[:, row, :length], state.cache.values[:, row, :length]))
+    return torch.stack((state.cache.keys[:, row, :, :length], state.cache.values[:, row, :, :length]))
 
 
 def cache_difference(one: WorldState, other: WorldState) -> float:

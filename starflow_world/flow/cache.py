@@ -44,7 +44,8 @@ class Visible:
 
 @dataclass(frozen=True)
 class KVCache:
-    """keys, values (layers, B, capacity, H, e); length (B,) on the CPU: valid positions of each row."""
+    """keys, values (layers, B, H, capacity, e): the keys of a head are contiguous, as attention reads them; length (B,)
+    on the CPU: valid positions of each row."""
 
     keys: Tensor
     values: Tensor
@@ -55,7 +56,7 @@ class KVCache:
         layers: int, rows: int, capacity: int, heads: int, head_width: int, *, dtype: torch.dtype, device: torch.device
     ) -> "KVCache":
         """A cache of `rows` rows with nothing valid; zeros, because masked positions must still be finite numbers."""
-        shape = (layers, rows, capacity, heads, head_width)
+        shape = (layers, rows, heads, capacity, head_width)
         keys = torch.zeros(shape, dtype=dtype, device=device)
         return KVCache(keys, torch.zeros_like(keys), torch.zeros(rows, dtype=torch.long))
 
@@ -67,19 +68,19 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Positions that a row can hold."""
-        return self.keys.shape[2]
+        return self.keys.shape[3]
 
     def visible(self, count: int, dtype: torch.dtype) -> Visible:
         """What `count` new positions behind the valid ones see, for queries of `dtype`."""
         return Visible(self.length, count, self.capacity, dtype, self.keys.device)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store key and value (B, S, H, e) behind the valid positions; return all that is there, (B, capacity, H, e).
-        """
+        """Store key and value (B, S, H, e) after the valid positions; return all that is there, (B, H, capacity, e)."""
         keys, values, row = self.keys[layer], self.values[layer], torch.arange(self.rows)[:, None]
         position = (self.length[:, None] + torch.arange(key.shape[1])).to(keys.device)
-        keys[row.to(keys.device), position] = key.to(keys.dtype)
-        values[row.to(keys.device), position] = value.to(values.dtype)
+        row = row.to(keys.device)
+        keys[row, :, position] = key.to(keys.dtype)
+        values[row, :, position] = value.to(values.dtype)
         return keys, values
 
     def commit(self, count: int | Tensor) -> "KVCache":
@@ -93,7 +94,7 @@ class KVCache:
     def select(self, rows: Tensor, capacity: int | None = None) -> "KVCache":
         """The given rows, copied; their first `capacity` positions, if it is given."""
         where = rows.to(self.keys.device)
-        return KVCache(self.keys[:, where, :capacity], self.values[:, where, :capacity], self.length[rows])
+        return KVCache(self.keys[:, where, :, :capacity], self.values[:, where, :, :capacity], self.length[rows])
 
     def folded(self) -> "KVCache":
         """The halves [a; b] of 2B rows, of equal lengths, as B rows of twice the layers: what is done to a row is then
@@ -112,8 +113,8 @@ class KVCache:
         """The value in which `rows` are replaced by the rows of `other`, as far as those reach; the storage is written.
         """
         where = rows.to(self.keys.device)
-        self.keys[:, where, : other.capacity] = other.keys
-        self.values[:, where, : other.capacity] = other.values
+        self.keys[:, where, :, : other.capacity] = other.keys
+        self.values[:, where, :, : other.capacity] = other.values
         return replace(self, length=self.length.index_copy(0, rows, other.length))
 
     @staticmethod
@@ -124,6 +125,15 @@ class KVCache:
             torch.cat([cache.values for cache in caches], dim=1),
             torch.cat([cache.length for cache in caches]),
         )
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of a snapshot; keys and values in the layout of its files, (layers, B, capacity, H, e)."""
+        return {"keys": self.keys.transpose(2, 3), "values": self.values.transpose(2, 3), "length": self.length}
+
+    @staticmethod
+    def restored(keys: Tensor, values: Tensor, length: Tensor) -> "KVCache":
+        """The inverse of `stored`."""
+        return KVCache(keys.transpose(2, 3).contiguous(), values.transpose(2, 3).contiguous(), length)
 
     def clone(self) -> "KVCache":
         """A copy that shares no storage."""

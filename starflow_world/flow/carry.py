@@ -58,9 +58,9 @@ class Carry(nn.Module):
         """What each slot would take of N frames, (N, slots, size), and how much, (N, slots)."""
         parts = (previous, x - previous)
         both = torch.cat([part.unflatten(2, (self.side**2, -1)) for part in parts], dim=-1).flatten(2)
-        features = self.net(both, grid, action.to(x.dtype)).flatten(2).mT
+        features = self.net(both, grid, action.to(x.dtype)).flatten(1, 2)
         features = F.layer_norm(features, features.shape[-1:])
-        old, new = (to_sites(part, grid, self.side).flatten(2).mT for part in parts)
+        old, new = (to_sites(part, grid, self.side).flatten(1, 2) for part in parts)
         change = new.square().mean(-1, keepdim=True).clamp_max(0.3)
         share = self.look(torch.cat((features, change), dim=-1)).softmax(1)
         sites = share.mT @ old

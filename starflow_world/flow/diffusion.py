@@ -43,8 +43,8 @@ class Diffusion(nn.Module):
     def forward(self, x: Tensor, s: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """The expected clean latents (B, n, c)."""
         sites = to_sites(x / (1 + s.square())[:, None, None].sqrt(), grid, self.side)
-        shape = (sites.shape[2], sites.shape[3])
-        hidden = self.project_in(sites.flatten(2).transpose(1, 2)) + self.level(_fourier(s.log()))[:, None]
+        shape = (sites.shape[1], sites.shape[2])
+        hidden = self.project_in(sites.flatten(1, 2)) + self.level(_fourier(s.log()))[:, None]
         if self.text is not None and text is not None:
             hidden = hidden + self.text(pooled_text(text).to(hidden.dtype))[:, None]
         parts = torch.promote_types(hidden.dtype, torch.float32)
@@ -53,7 +53,7 @@ class Diffusion(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, rotary, everywhere)
         with torch.autocast(x.device.type, enabled=False):
-            clean = self.head(self.norm(hidden).transpose(1, 2).unflatten(2, shape))
+            clean = self.head(self.norm(hidden).unflatten(1, shape))
         return to_tokens(clean, self.side)
 
     def loss(

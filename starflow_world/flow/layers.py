@@ -85,10 +85,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
     """Each row as far as it goes: on a CPU that costs less than the padding of short rows does."""
-    rows = []
-    for row, end in enumerate(visible.ends):
-        one, own = slice(row, row + 1), visible.own[..., -end:] if visible.count > 1 else None
-        rows.append(attend(query[one], key[one, :, :end], value[one, :, :end], own, causal=False))
+    masks = {end: visible.own[..., -end:] if visible.count > 1 else None for end in set(visible.ends)}
+    rows = [
+        attend(q, k.narrow(2, 0, end), v.narrow(2, 0, end), masks[end], causal=False)
+        for q, k, v, end in zip(query.split(1), key.split(1), value.split(1), visible.ends, strict=True)
+    ]
     return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
@@ -113,9 +114,11 @@ class Attention(nn.Module):
         value = qkv[:, :, 2]
         if cache is not None and cache.rows > len(x):
             query, key, value = (part.repeat(cache.rows // len(x), 1, 1, 1) for part in (query, key, value))
-        if cache is not None:
+        query = query.transpose(1, 2)
+        if cache is None:
+            key, value = key.transpose(1, 2), value.transpose(1, 2)
+        else:
             key, value = cache.write(layer, key, value)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         causal = mask is None and cache is None
         attended = attend(query, key.to(query.dtype), value.to(query.dtype), mask, causal=causal)
         return self.out(attended.transpose(1, 2).flatten(-2))

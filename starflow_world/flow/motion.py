@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from starflow_world.config.world import FlowConfig
 from starflow_world.flow.block import SOFT_CLIP, UNIT_SCALE, Affine
-from starflow_world.flow.sites import SiteConv, SiteHead, SiteNet, product, to_tokens
+from starflow_world.flow.sites import SiteConv, SiteHead, SiteNet, to_tokens
 
 
 class Motion(nn.Module):
@@ -44,9 +44,9 @@ class Motion(nn.Module):
             out = self.head(features)
             if carried is not None:  # a site may be shown what is carried, as it looked
                 placed = self.place(features)
-                shown = product(carried.unflatten(1, (placed.shape[1], -1)).mT, placed)
-                out = out + F.pad(shown, (0, 0, 0, 0, out.shape[1] - shown.shape[1], 0))
+                shown = placed @ carried.unflatten(1, (1, placed.shape[-1], -1))
+                out = out + F.pad(shown, (out.shape[-1] - shown.shape[-1], 0))
             out = SOFT_CLIP * torch.tanh(out / SOFT_CLIP)
-            scale, mean = out.chunk(2, dim=1)
+            scale, mean = out.chunk(2, dim=-1)
             told = self.tell(to_tokens(features, side))
         return Affine(to_tokens(mean, side), F.softplus(to_tokens(scale, side) + UNIT_SCALE), told)

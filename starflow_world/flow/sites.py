@@ -13,15 +13,15 @@ SHARPNESS = 4.0
 
 
 def to_sites(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Tokens (B, n, c) of h x w = n squares -> (B, c / side**2, h * side, w * side)."""
+    """Tokens (B, n, c) of h x w = n squares -> (B, h * side, w * side, c / side**2)."""
     sites = tokens.unflatten(1, grid).unflatten(3, (side, side, -1))
-    return sites.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return sites.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def to_tokens(sites: Tensor, side: int) -> Tensor:
-    """(B, k, h * side, w * side) -> tokens (B, h * w, k * side**2), the inverse of `to_sites`."""
-    squares = sites.unflatten(3, (-1, side)).unflatten(2, (-1, side))
-    return squares.permute(0, 2, 4, 3, 5, 1).flatten(3, 5).flatten(1, 2)
+    """(B, h * side, w * side, k) -> tokens (B, h * w, k * side**2), the inverse of `to_sites`."""
+    squares = sites.unflatten(2, (-1, side)).unflatten(1, (-1, side))
+    return squares.transpose(2, 3).flatten(3, 5).flatten(1, 2)
 
 
 def pooled_text(text: Tensor) -> Tensor:
@@ -37,19 +37,11 @@ class SiteConv(nn.Linear):
         self.size = size
 
     def forward(self, sites: Tensor) -> Tensor:
-        """(B, width, H, W) -> (B, out, H, W)."""
+        """(B, H, W, width) -> (B, H, W, out)."""
         if self.size == 1:
-            return product(self.weight, sites, self.bias)
+            return super().forward(sites)
         weight = self.weight.unflatten(1, (-1, self.size, self.size))
-        return F.conv2d(sites, weight, self.bias, padding=self.size // 2)
-
-
-def product(weight: Tensor, sites: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One matrix (out, in), or one of each frame, (B, out, in), at every site: (B, in, H, W) -> (B, out, H, W). As a
-    product of each frame; a convolution takes two to five times as long on a CPU."""
-    flat, weight = sites.flatten(2), weight.expand(len(sites), -1, -1)
-    found = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
-    return found.unflatten(2, sites.shape[2:])
+        return F.conv2d(sites.permute(0, 3, 1, 2), weight, self.bias, padding=self.size // 2).permute(0, 2, 3, 1)
 
 
 class SiteLayer(nn.Module):
@@ -61,17 +53,17 @@ class SiteLayer(nn.Module):
         self.condition = nn.Linear(condition, 2 * width) if condition else None
 
     def forward(self, sites: Tensor, condition: Tensor | None) -> Tensor:
-        """sites (B, width, H, W), condition (B, d) or None."""
+        """sites (B, H, W, width), condition (B, d) or None."""
         around = self.look(F.gelu(sites))
         if self.condition is not None:
             assert condition is not None
-            scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = self.condition(condition)[:, None, None].chunk(2, dim=-1)
             around = around * (1 + scale) + shift
         return sites + self.mix(F.gelu(around))
 
 
 class SiteNet(nn.Module):
-    """Tokens (B, n, c) -> features (B, width, H, W) of every site, given a condition per frame; float32 at least."""
+    """Tokens (B, n, c) -> features (B, H, W, width) of every site, given a condition per frame; float32 at least."""
 
     def __init__(self, channels: int, width: int, layers: int, side: int, condition: int = 0) -> None:
         super().__init__()
@@ -80,7 +72,7 @@ class SiteNet(nn.Module):
         self.layers = nn.ModuleList(SiteLayer(width, condition) for _ in range(layers))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], condition: Tensor | None = None) -> Tensor:
-        """tokens (B, n, c), condition (B, d) -> (B, width, H, W)."""
+        """tokens (B, n, c), condition (B, d) -> (B, H, W, width)."""
         sites = self.first(F.gelu(self.stem(to_sites(tokens, grid, self.side))))
         for layer in self.layers:
             sites = layer(sites, condition)
@@ -100,10 +92,9 @@ class SiteHead(nn.Module):
         self.codes = nn.Parameter(0.5 * torch.randn(codes, mean)) if codes else None
 
     def forward(self, sites: Tensor) -> Tensor:
-        """(B, width, H, W) -> (B, out, H, W)."""
+        """(B, H, W, width) -> (B, H, W, out)."""
         numbers = self.numbers(sites)
         if self.choice is None or self.codes is None:
             return numbers
-        share = (SHARPNESS * self.choice(sites)).softmax(1)
-        read = product(self.codes.T, share)
-        return numbers + F.pad(read, (0, 0, 0, 0, numbers.shape[1] - read.shape[1], 0))
+        read = (SHARPNESS * self.choice(sites)).softmax(-1) @ self.codes
+        return numbers + F.pad(read, (numbers.shape[-1] - read.shape[-1], 0))

@@ -60,7 +60,7 @@ class OutcomeHead(nn.Module):
             if self.project is not None:
                 assert hidden is not None
                 sites = sites + to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
-            pooled = F.gelu(self.mix(F.gelu(sites))).sum((-1, -2))
+            pooled = F.gelu(self.mix(F.gelu(sites))).sum((1, 2))
             out = self.read(pooled)
         return Outcome(out[..., :-1], out[..., -1])
 

@@ -143,7 +143,7 @@ class WorldState:
             found.update(repr(seen).encode())
         if self.cache is not None:
             for row, length in enumerate(self.cache.length.tolist()):
-                parts += [self.cache.keys[:, row, :length], self.cache.values[:, row, :length]]
+                parts += [part[:, row, :, :length].transpose(1, 2) for part in (self.cache.keys, self.cache.values)]
         for part in parts:
             found.update(b"-" if part is None else part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
@@ -180,7 +180,7 @@ class WorldState:
         _check_tensors(path, tensors, like)
         fitting: dict[str, Any] = {name: t.to(like[name].device, like[name].dtype) for name, t in tensors.items()}
         cache = {name: fitting.pop(f"cache.{name}") for name in CACHE if f"cache.{name}" in fitting}
-        state = replace(empty, **fitting, cache=KVCache(**cache) if cache else None, streams=streams)
+        state = replace(empty, **fitting, cache=KVCache.restored(**cache) if cache else None, streams=streams)
         _check_numbers(path, state, empty)
         return state
 
@@ -189,7 +189,7 @@ def _tensors(state: WorldState) -> dict[str, Tensor]:
     """All that a state holds."""
     tensors = {name: getattr(state, name) for name in (*TENSORS, "text")}
     if state.cache is not None:
-        tensors |= {f"cache.{name}": getattr(state.cache, name) for name in CACHE}
+        tensors |= {f"cache.{name}": tensor for name, tensor in state.cache.stored().items()}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 

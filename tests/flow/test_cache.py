@@ -23,17 +23,17 @@ def write(cache: KVCache, numbers: list[list[int]]) -> None:
         keys, values = cache.write(layer, key + layer, -key)
         for row, length in enumerate(cache.length.tolist()):
             end = length + key.shape[1]
-            assert torch.equal(keys[row, length:end, 0, 0], key[row, :, 0, 0] + layer)
-            assert torch.equal(values[row, length:end, 0, 0], -key[row, :, 0, 0])
+            assert torch.equal(keys[row, 0, length:end, 0], key[row, :, 0, 0] + layer)
+            assert torch.equal(values[row, 0, length:end, 0], -key[row, :, 0, 0])
 
 
 def content(cache: KVCache) -> list[list[int]]:
     """The valid numbers of each row; both layers, keys and values must agree on them."""
     rows = []
     for row, length in enumerate(cache.length.tolist()):
-        rows.append([int(number) for number in cache.keys[0, row, :length, 0, 0]])
-        assert cache.keys[1, row, :length, 0, 0].tolist() == [number + 1 for number in rows[-1]]
-        assert cache.values[0, row, :length, 0, 0].tolist() == [-number for number in rows[-1]]
+        rows.append([int(number) for number in cache.keys[0, row, 0, :length, 0]])
+        assert cache.keys[1, row, 0, :length, 0].tolist() == [number + 1 for number in rows[-1]]
+        assert cache.values[0, row, 0, :length, 0].tolist() == [-number for number in rows[-1]]
     return rows
 
 
@@ -135,7 +135,7 @@ def test_rows_are_copied_by_select_and_stack():
 def deep_keys(clip, cache: KVCache) -> Tensor:
     """Valid keys and values of a cache whose rows are equally long."""
     end = int(cache.length[0])
-    return torch.stack((cache.keys[:, :, :end], cache.values[:, :, :end]))
+    return torch.stack((cache.keys[:, :, :, :end], cache.values[:, :, :, :end]))
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -78,8 +78,8 @@ def test_an_open_slot_holds_the_site_that_went_as_it_looked():
     with torch.no_grad():
         carry.look.weight[:, -1] = 100.0
         carry.gate.bias.fill_(100.0)
-    before = torch.zeros(1, 3, 4, 4)
-    before[0, :, 1, 2] = torch.tensor([1.0, -2.0, 3.0])
+    before = torch.zeros(1, 4, 4, 3)
+    before[0, 1, 2] = torch.tensor([1.0, -2.0, 3.0])
     frames = torch.stack([to_tokens(sites, 2) for sites in (before, torch.zeros_like(before))], dim=1)
     last = torch.zeros(1, 6)
     carried = carry(last, frames[:, :1], frames[:, 1:], torch.zeros(1, 1, 20), GRID)

@@ -92,9 +92,9 @@ def test_what_is_emitted_is_what_the_cache_holds_and_the_affine_describes(tiny, 
     predict, before, noise, guess, cache = frame_problem(clip)
     solved = solve(predict, before, noise, guess, tolerance=tolerance)
     committed, start = cache.commit(16), int(cache.length[0])
-    lazy = committed.keys[:, :, start : start + 16].clone()
+    lazy = committed.keys[:, :, :, start : start + 16].clone()
     told = predict(torch.cat((before, solved.tokens[:, :-1]), dim=1))
-    at_most("difference of keys", (committed.keys[:, :, start : start + 16] - lazy).abs().max(), 1e-5)
+    at_most("difference of keys", (committed.keys[:, :, :, start : start + 16] - lazy).abs().max(), 1e-5)
     for name in ("mean", "scale", "hidden"):
         assert float((getattr(told, name) - getattr(solved.affine, name)).abs().max()) <= 1e-5
 

@@ -27,7 +27,7 @@ def world(worlds: dict[torch.dtype, World]) -> World:
 def cached(state: WorldState, row: int) -> Tensor:
     assert state.cache is not None
     length = int(state.cache.length[row])
-    return torch.stack((state.cache.keys[:, row, :length], state.cache.values[:, row, :length]))
+    return torch.stack((state.cache.keys[:, row, :, :length], state.cache.values[:, row, :, :length]))
 
 
 # ---- imagined = observed, streamed = parallel ------------------------------------------------------------------------
