@@ -6,7 +6,7 @@ give their exact log-probability. A row's result depends on no other row.
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -23,6 +23,9 @@ from starflow_world.world.ahead import Ahead
 from starflow_world.world.frames import Pictures
 from starflow_world.world.state import Transition, WorldState
 
+PROMPT_BYTES = 64 << 20
+"""Most memory for the keys of texts that are kept."""
+SLIDES_AT_ONCE = 4
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -45,6 +48,7 @@ class Dynamics(Pictures):
         super().__init__(networks)
         self.world_id, self.decode = world_id, networks.config.decode
         self.text_length = 0 if networks.text is None else self.config.flow.text_length
+        self._prompts: dict[str, tuple[Tensor, KVCache]] = {}
         self.guidance = 0.0 if self.config.published is None else self.config.published.guidance
 
     def field_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -66,8 +70,23 @@ class Dynamics(Pictures):
                 found = next(filter(None, texts))
                 raise DataError(f"text: expected none, as world {self.config.name} takes no text, found {found!r:.60}")
             return None
-        states = {text: self.networks.text([text]) for text in set(texts)}
-        return torch.cat([states[text] for text in texts])
+        return torch.cat([self._prompt(text)[0] for text in texts])
+
+    def _prompt(self, text: str) -> tuple[Tensor, KVCache]:
+        """States (1, L, d) of a text and its keys in the deep block, kept for the texts that were used last."""
+        if text not in self._prompts:
+            assert self.networks.text is not None
+            with self.networks.flow.products():
+                states = self.networks.text([text])
+                cache = self.networks.flow.start_cache(states, 1, self.tables)
+            first = cache.select(torch.tensor([0]), self.text_length)
+            most = max(1, PROMPT_BYTES // (2 * first.keys.nbytes))
+            while len(self._prompts) >= most:
+                del self._prompts[next(iter(self._prompts))]
+            self._prompts[text] = states, first
+        else:
+            self._prompts[text] = self._prompts.pop(text)
+        return self._prompts[text]
 
     # ---- states --------------------------------------------------------------------------------------------------
 
@@ -81,15 +100,17 @@ class Dynamics(Pictures):
         text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
             tokens, latents, carried, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
-            self._start_cache(text, rows), self.world_id, self.networks.codec.begin(rows),
+            self._start_cache(texts), self.world_id, self.networks.codec.begin(rows),
         )
 
-    def _start_cache(self, text: Tensor | None, rows: int) -> KVCache:
-        """Behind the text; with guidance also behind no text, as a second half."""
-        null, flow = self.encode_text([""]) if self.guidance else None, self.networks.flow
-        if null is None or text is None:
-            return flow.start_cache(text, rows, self.tables)
-        return flow.start_cache(torch.cat((text, null.expand_as(text))), 2 * rows, self.tables).folded()
+    def _start_cache(self, texts: Sequence[str]) -> KVCache:
+        """A cache that holds each row's text; with guidance also the empty text, as a second half of the layers."""
+        texts = (*texts, *([""] * len(texts) if self.guidance else ()))
+        cache = self.networks.flow.deep.empty_cache(len(texts), self.text_length + self.tables.video.shape[1])
+        if self.networks.text is not None:
+            for row, text in enumerate(texts):
+                cache = cache.insert(torch.tensor([row]), self._prompt(text)[1])
+        return cache.folded() if self.guidance else cache
 
     @running
     def own(self, state: WorldState, *, reuse: bool) -> WorldState:
@@ -114,8 +135,7 @@ class Dynamics(Pictures):
         caches = []
         for row in range(len(state)):
             one, count = slice(row, row + 1), int(state.length[row])
-            text = None if state.text is None else state.text[one]
-            cache = self._start_cache(text, 1)
+            cache = self._start_cache(state.texts[one])
             if count:
                 u, carried, actions = (part[one, :count] for part in (state.tokens, state.carried, state.actions))
                 cache = self._encode(cache, u, self._past(state, torch.tensor([row]), count), carried, actions)
@@ -123,13 +143,16 @@ class Dynamics(Pictures):
         return replace(state, cache=KVCache.stack(caches))
 
     def slide(self, state: WorldState, rows: Tensor) -> WorldState:
-        """Keep the last `context` frames of the given rows, encoded as the beginning of a window, row by
-        row: the bits of a row do not depend on which others slide."""
+        """Keep the last `context` frames of the given rows, encoded as the beginning of a window.
+
+        Rows are encoded in groups of one size, filled up by repetition: the bits of a row do not depend on which other
+        rows slide.
+        """
         keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         carried = state.carried.clone()
-        for some in rows.split(1):
+        for some in _groups(rows, min(SLIDES_AT_ONCE, len(state))):
             past = self._past(state, some, keep)
             for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
@@ -292,3 +315,9 @@ class Dynamics(Pictures):
         else:
             end = probability >= 0.5
         return head.reward(outcome), probability, end
+
+
+def _groups(rows: Tensor, size: int) -> Iterator[Tensor]:
+    """The rows (k,) in groups of `size`; the last row is repeated to fill the last group."""
+    for some in rows.split(size):
+        yield torch.cat((some, some[-1:].expand(size - len(some))))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from starflow_world.commands.score.clip import Clip, clip_nats
+from starflow_world.commands.score.clip import clip_nats
+from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.config.world import DecodeConfig
 from starflow_world.errors import StateError
 from starflow_world.io.media import read_video, write_png
@@ -123,7 +124,8 @@ def test_chunks_of_the_deep_block_leave_the_shallow_ones_whole(video_world):
 
 def test_frames_have_the_nats_of_the_scored_clip_in_parallel_and_told_one_by_one(model, video_world, frames, clip):
     parallel = video_world.log_prob(frames, text=TEXT, seed=SEED)
-    scores = clip_nats(model, Clip(clip, TEXT, seed=SEED), read_video(clip, 99), "16:9")
+    settings = ScoreSettings(out=clip.parent, video=clip, prompt=TEXT, seed=SEED)
+    scores = clip_nats(model, settings, read_video(clip, 99), "16:9")
     np.testing.assert_allclose(parallel.numpy(), scores.nats, atol=1e-3)
     state, transition = video_world.start(frames[:, :1], text=TEXT, seed=SEED)
     found = [transition.nats]
