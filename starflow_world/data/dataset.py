@@ -1,10 +1,11 @@
-"""Folders of episodes, and a memory-mapped copy of them for training."""
+"""Folders of episodes, their memory-mapped copies for training, and what they were recorded from."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
-import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def origin(folder: Path | str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Windows:
-    """A memory-mapped copy of a dataset: N frames of all E episodes end to end. All arrays are read-only.
+    """A memory-mapped, read-only copy of a dataset: the N frames of all E episodes end to end.
 
     frames (N, H, W, 3) uint8, actions (N, A) float32, rewards (N,) float32, terminated (N,) bool;
-    offsets (E,) and lengths (E,) int64: episode e is offsets[e] : offsets[e] + lengths[e]; one text per episode.
+    offsets (E,) and lengths (E,) int64: episode e is offsets[e] : offsets[e] + lengths[e]; texts (E).
     """
 
     frames: np.ndarray
@@ -56,10 +57,10 @@ class Windows:
     action_space_json: str
 
     def window(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
-        """Own copies of frames, actions, rewards and terminated, rows start : start + length of one episode.
+        """Return copies of frames, actions, rewards and terminated, rows start : start + length of an episode.
 
-        actions[0] of a window that starts in mid-episode is the action that led into it. Raises DataError when the
-        episode has fewer frames than asked for.
+        actions[0] of a window that starts in mid-episode is the action that led into it. Raises DataError for a window
+        beyond the episode.
         """
         episodes = len(self.lengths)
         if not (0 <= episode < episodes and 0 <= start and 0 < length and start + length <= self.lengths[episode]):
@@ -69,11 +70,11 @@ class Windows:
 
 
 class EpisodeDataset:
-    """The episodes of a folder in the order of their indices; every file is checked once, frames are read when asked.
+    """The E episodes of a folder in the order of their indices; dataset[i] reads an `Episode`.
 
-    A damaged or missing episode, or one whose frame size or space differs from the first, is a DataError;
-    with skip_bad it is left out and `bad` maps its file name to the reason. `texts` has one text per episode, `lengths`
-    (E,) int64 the frames of each, `action_space_json` the space they share, as the opaque JSON they were written with.
+    Every file is checked when the dataset is made; frames are read when asked for. A damaged or missing episode, or one
+    whose frame size or action space differs from the first, raises DataError; with `skip_bad` it is left out, and `bad`
+    maps its file name to the reason. texts (E), lengths (E,) int64 in frames, action_space_json: the space they share.
     """
 
     def __init__(self, folder: Path | str, *, skip_bad: bool = False) -> None:
@@ -95,19 +96,19 @@ class EpisodeDataset:
         self.action_space_json = self._headers[0].space
 
     def _list(self) -> list[Path]:
-        """All episode paths from index 0 to the highest, missing ones included."""
+        """Return all episode paths from index 0 to the highest, missing ones included."""
         try:
             names = sorted(os.listdir(self.folder))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.folder}: expected a folder of episodes, found {error}; collect one") from error
-        found: dict[int, str] = {}
+        files: dict[int, str] = {}
         for name in names:
             match = NAME.fullmatch(name)
-            if match and (other := found.setdefault(int(match[1]), name)) != name:
+            if match and (other := files.setdefault(int(match[1]), name)) != name:
                 raise DataError(f"{self.folder}: expected one file per index, found {other} and {name}; remove one")
-        if found and max(found) > 10 * len(found) + 1000:
-            raise DataError(f"{self.folder}: expected indices without large gaps, found {found[max(found)]}; renumber")
-        return [self.folder / found.get(i, episode_path("", i).name) for i in range(max(found, default=-1) + 1)]
+        if files and max(files) > 10 * len(files) + 1000:
+            raise DataError(f"{self.folder}: expected indices without large gaps, found {files[max(files)]}; renumber")
+        return [self.folder / files.get(i, episode_path("", i).name) for i in range(max(files, default=-1) + 1)]
 
     def _add(self, path: Path) -> None:
         """Check one file against itself and against the first of the dataset."""
@@ -126,12 +127,15 @@ class EpisodeDataset:
         return read_episode(self.paths[index])
 
     def key(self) -> str:
-        """Digest over the names, sizes and modification times of the files: changes when any file does."""
+        """Return a digest over the names, sizes and modification times of the files."""
         facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths]
         return hashlib.sha256(json.dumps([FORMAT, str(self.folder.resolve()), facts]).encode()).hexdigest()[:24]
 
     def memory_map(self, cache_folder: Path | str | None = None) -> Windows:
-        """The uncompressed copy of this dataset, built once per content, in `cache_folder` (default: folder/.cache)."""
+        """Return the uncompressed copy of this dataset in `cache_folder` (default: folder/.cache), built once.
+
+        Raises DataError where it cannot be written.
+        """
         cache = Path(cache_folder) if cache_folder is not None else self.folder / ".cache"
         target = cache / f"windows-{self.key()}"
         try:
@@ -141,14 +145,16 @@ class EpisodeDataset:
         if cache_folder is None:
             for stale in cache.glob("windows-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=cache))
+        building = cache / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
+            building.mkdir(parents=True)
             self._build(building)
             os.rename(building, target)
         except OSError as error:
             if not target.exists():  # else another process was faster, with the same content
-                raise DataError(f"{target}: expected to write here, found {error}; give a cache_folder") from error
+                size = int(self.lengths.sum()) * math.prod(self._headers[0].shape[1:]) >> 20
+                raise DataError(f"{cache}: expected to write the uncompressed frames here ({size} MiB), found {error}; "
+                                "give a folder with room: train --cache, memory_map(cache_folder)") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
         return self._open(target)
@@ -169,11 +175,11 @@ class EpisodeDataset:
         write_text(folder / "index.json", json.dumps(index))
 
     def _open(self, folder: Path) -> Windows:
-        """Map a finished copy; OSError, ValueError or KeyError when it is not there or not whole."""
+        """Map a finished copy; raises OSError, ValueError or KeyError if it is missing or incomplete."""
         index = json.loads((folder / "index.json").read_text())
         lengths = np.array(index["lengths"], dtype=np.int64)
         arrays = {key: np.asarray(np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False)) for key in MAPPED}
         if any(len(array) != lengths.sum() or array.dtype != DTYPES[key] for key, array in arrays.items()):
-            raise ValueError("a memory-mapped copy that is not whole")
+            raise ValueError("an incomplete memory-mapped copy")
         return Windows(**arrays, offsets=np.cumsum(lengths) - lengths, lengths=lengths, texts=tuple(index["texts"]),
                        action_space_json=index["space"])

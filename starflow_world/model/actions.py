@@ -115,9 +115,10 @@ def action_scale(space: spaces.Space, actions: np.ndarray, first: np.ndarray) ->
     offset, scale = np.zeros(len(low)), np.ones(len(low))
     for k in np.flatnonzero(~np.isnan(low)):
         values = np.delete(actions[:, k], first).astype(np.float64)
-        middle, half = (low[k] + high[k]) / 2, (high[k] - low[k]) / 2
-        reach = np.abs(values - middle).max(initial=0.0) if np.isfinite(half) else 0.0
-        if np.isfinite(half) and 0 < half and (not reach or half < FAR * reach):
+        bounded = np.isfinite((low[k], high[k])).all() and low[k] < high[k]
+        middle, half = ((low[k] + high[k]) / 2, (high[k] - low[k]) / 2) if bounded else (0.0, 0.0)
+        reach = np.abs(values - middle).max(initial=0.0)
+        if bounded and (not reach or half < FAR * reach):
             offset[k], scale[k] = middle, half
         elif len(values) and values.std():
             offset[k], scale[k] = values.mean(), values.std()

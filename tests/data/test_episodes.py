@@ -161,6 +161,32 @@ def test_a_write_that_fails_leaves_the_old_episode(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_episode_that_is_too_large_to_be_read_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_episode(tmp_path / "e.h5", E)
+    size = (tmp_path / "e.h5").stat().st_size
+    monkeypatch.setattr("starflow_world.data.episodes.MAX_FILE_BYTES", size)
+    write_episode(tmp_path / "e.h5", E)
+    assert read_episode(tmp_path / "e.h5").digest() == E.digest()
+    monkeypatch.setattr("starflow_world.data.episodes.MAX_FILE_BYTES", size - 1)
+    with pytest.raises(DataError, match=rf"f\.h5: expected .* at most {size - 1} bytes, found {size}; store short"):
+        write_episode(tmp_path / "f.h5", E)
+    assert [path.name for path in tmp_path.iterdir()] == ["e.h5"]
+
+
+def test_errors_of_episodes_show_what_was_found_and_name_no_option_that_a_command_lacks(tmp_path: Path) -> None:
+    late = dataclasses.replace(E, terminated=np.arange(len(E)) == 3)
+    with pytest.raises(DataError, match=r"expected an end at the last frame, 10, only, found one at 3"):
+        late.validate()
+    with pytest.raises(DataError, match=r"expected zeros, .*, found \[1\.0, .* and 1\.0"):
+        dataclasses.replace(E, actions=E.actions + 1, rewards=E.rewards + 1).validate()
+    (tmp_path / "episode-000000.h5").write_bytes(b"no")
+    with pytest.raises(DataError, match="record it again") as error:
+        EpisodeDataset(tmp_path)
+    assert "skip_bad" not in str(error.value)
+
+
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
     """Flip a bit, cut, drop, double or blank a stretch."""
     place, length = int(rng.integers(len(content))), int(rng.integers(1, 64))
@@ -387,6 +413,15 @@ def test_a_copy_whose_building_failed_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="episode-000002"):
         dataset.memory_map()
     assert list((tmp_path / ".cache").iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_one_error_that_names_the_option(tmp_path: Path) -> None:
+    episodes = fill(tmp_path)
+    (tmp_path / ".cache").write_text("a file, where the folder would be")
+    with pytest.raises(DataError, match=r"\.cache: expected to write the uncompressed frames here .*train --cache"):
+        EpisodeDataset(tmp_path).memory_map()
+    windows = EpisodeDataset(tmp_path).memory_map(tmp_path / "elsewhere" / "cache")
+    np.testing.assert_array_equal(windows.window(0, 0, 11)["frames"], episodes[0].frames)
 
 
 def test_many_may_build_the_copy_at_once(tmp_path: Path) -> None:
