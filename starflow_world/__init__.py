@@ -10,6 +10,8 @@ plain folders. A checkout without links, as on Windows by default, is refused wi
 """
 
 import json
+import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +91,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _compute_on_one_thread() -> None:
+    """Limit torch to one thread in a forked child. OpenMP's worker threads exist in the parent only; a parallel region
+    of the child would wait for them for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compute_on_one_thread)
 
 
 def _register(name: str, entry: str, limit: int | None, kwargs: dict[str, Any]) -> None:
