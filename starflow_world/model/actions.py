@@ -6,7 +6,7 @@ changes nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -77,17 +77,41 @@ def _build(values: dict[str, Any]) -> spaces.Space:
     raise ValueError(f"unknown type {values['type']!r}")
 
 
+def fit_action(space: spaces.Space, action: Any) -> Any:
+    """Return the action in the types of its space: lists, torch tensors and arrays of other dtypes become arrays of the
+    space's dtype. Floats are rounded to that of a float Box; no other number changes.
+    """
+    action = action.numpy(force=True) if isinstance(action, Tensor) else action
+    match space:
+        case spaces.Dict() if isinstance(action, Mapping) and action.keys() == space.keys():
+            return {key: fit_action(part, action[key]) for key, part in space.items()}
+        case spaces.Tuple() if isinstance(action, list | tuple) and len(action) == len(space):
+            return tuple(fit_action(part, value) for part, value in zip(space, action, strict=True))
+        case spaces.Dict() | spaces.Tuple():
+            return action
+    numbers = np.asarray(action)
+    if isinstance(space, spaces.Discrete):
+        return int(numbers) if numbers.ndim == 0 and numbers.dtype.kind in "biu" else action
+    if numbers.dtype.kind not in "biuf" or space.dtype is None:
+        return numbers
+    with np.errstate(all="ignore"):
+        cast = numbers.astype(space.dtype)
+    return cast if cast.dtype.kind == "f" or np.array_equal(cast, numbers) else numbers
+
+
 def flatten_action(space: spaces.Space, action: Any) -> np.ndarray:
     """(1 + flat,) float32 for one action; zeros for None. Raises ActionError for what is not in the space."""
     size = 1 + spaces.flatdim(space)
     if action is None:
         return np.zeros(size, np.float32)
+    given = action
     try:
+        action = fit_action(space, given)
         valid = space.contains(action)
     except Exception:
         valid = False
     if not valid:
-        found = f"{action!r:.120} of type {type(action).__name__}"
+        found = f"{given!r:.120} of type {getattr(given, 'dtype', type(given).__name__)}"
         raise ActionError(f"action: expected an element of {space}, found {found}; try action_space.sample()")
     with np.errstate(over="ignore"):
         flat = np.concatenate(([1.0], np.asarray(spaces.flatten(space, action), np.float64))).astype(np.float32)

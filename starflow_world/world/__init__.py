@@ -222,7 +222,9 @@ class World:
             raise ActionError(f"action: expected one action per row, found {action!r:.80}")
         else:
             flat = flatten_actions(self.action_space, _items(action))
-        if flat.ndim != 2 or flat.shape != (rows or len(flat), size) or not bool(flat.isfinite().all()):
+        if rows is None:
+            rows = len(flat) if flat.ndim else 1
+        if flat.ndim != 2 or flat.shape != (rows, size) or not bool(flat.isfinite().all()):
             raise ActionError(f"action: expected {rows} rows of {size} finite numbers, found shape {tuple(flat.shape)}")
         return flat.to(self.dynamics.device, self.dynamics.dtype)
 
@@ -235,7 +237,7 @@ class World:
         if lengths != [count] * rows:
             expected = f"{rows} rows of {count}, one per frame (the first may be None)"
             raise ActionError(f"actions: expected {expected}, found lengths {lengths!s:.80}")
-        return torch.stack([self.flatten(row) for row in actions])
+        return torch.stack([self.flatten(row, count) for row in actions])
 
     def _check_frames(self, frames: Any) -> Tensor:
         frames = _tensor(frames)

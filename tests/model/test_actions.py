@@ -91,6 +91,46 @@ def test_what_is_not_in_the_space_is_refused(space):
             flatten_action(space, wrong)
 
 
+BOX, BYTES = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(0, 255, (2,), np.uint8)
+OTHER_TYPES = [
+    (BOX, np.array([0.1, 1.0]), np.array([0.1, 1.0], np.float32)), (BOX, [0.1, -1], np.array([0.1, -1], np.float32)),
+    (BOX, torch.tensor([0.5, 1], dtype=torch.float64, requires_grad=True), np.array([0.5, 1], np.float32)),
+    (BOX, (1, 0), np.array([1, 0], np.float32)), (BOX, np.array([1.0, 1 + 1e-12]), np.array([1, 1], np.float32)),
+    (BYTES, [1, 255], np.array([1, 255], np.uint8)), (BYTES, np.array([3.0, 4.0]), np.array([3, 4], np.uint8)),
+    (spaces.Box(-1, 1, ()), 0.25, np.array(0.25, np.float32)),
+    (spaces.Discrete(5), np.int64(3), 3), (spaces.Discrete(5), np.uint8(3), 3), (spaces.Discrete(5), np.array(3), 3),
+    (spaces.Discrete(5), torch.tensor(3), 3), (spaces.Discrete(2), torch.tensor(True), 1),
+    (spaces.MultiDiscrete([2, 3]), [1, 2], np.array([1, 2])),
+    (spaces.MultiDiscrete([2, 3]), torch.tensor([1, 2], dtype=torch.int32), np.array([1, 2])),
+    (spaces.MultiBinary(2), [True, False], np.array([1, 0], np.int8)),
+    (spaces.Dict(a=BOX, b=spaces.Discrete(2)), {"b": torch.tensor(1), "a": [0, 1.0]},
+     {"a": np.array([0, 1], np.float32), "b": 1}),
+    (spaces.Tuple([BOX, spaces.Discrete(2)]), [[0, 1.0], np.int8(1)], (np.array([0, 1], np.float32), 1)),
+]
+
+
+@pytest.mark.parametrize(("space", "given", "same"), OTHER_TYPES, ids=lambda part: f"{part!r:.40}")
+def test_lists_tensors_and_other_dtypes_are_taken_as_the_same_action(space, given, same):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(flatten_action(space, given), flatten_action(space, same))
+
+
+@pytest.mark.parametrize(("space", "wrong", "said"), [
+    (BOX, np.array([0.5, 1.5]), r"found array\(\[0.5, 1.5\]\) of type float64"),
+    (BOX, np.array([0.5, np.nan], np.float32), "nan.* of type float32"),
+    (BOX, torch.tensor([0.5, 1.5]), r"1.5000\]\) of type torch.float32"), (BOX, [0.5], "of type list"),
+    (BOX, np.array([1j, 0]), "complex128"), (BYTES, [0, 256], "256"), (BYTES, [0, 0.5], "0.5"),
+    (spaces.Discrete(5), np.int64(5), "of type int64"), (spaces.Discrete(5), torch.tensor(-1), "of type torch.int64"),
+    (spaces.Discrete(5), 1.0, "of type float"), (spaces.Discrete(5), np.array([1]), "of type int64"),
+    (spaces.MultiDiscrete([2, 3]), [1, 3], "of type list"), (spaces.MultiBinary(2), [0, 2], "of type list"),
+    (spaces.Dict(a=BOX), {"a": [0, 2]}, "of type dict"), (spaces.Tuple([BOX]), [], "of type list"),
+])
+def test_a_wrong_value_is_refused_with_its_type(space, wrong, said):
+    with pytest.raises(ActionError, match=said):
+        flatten_action(space, wrong)
+
+
 def test_a_number_that_float32_cannot_hold_is_refused():
     for large in (1e300, np.inf):
         with pytest.raises(ActionError, match="float32"):
