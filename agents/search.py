@@ -19,7 +19,14 @@ import torch
 
 from starflow_world.agents.proposals import choices, proposal
 from starflow_world.agents.search_settings import Search
-from starflow_world.envs.episode import RewardFunction, facts, info_of, judge, picture, pictures
+from starflow_world.envs.episode import (
+    RewardFunction,
+    call_reward_fn,
+    describe_step,
+    last_frames,
+    observations,
+    row_info,
+)
 from starflow_world.errors import ConfigError, StateError
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
@@ -136,13 +143,15 @@ class Lookahead:
         """Step all branches and reuse the storage of `state`; `before` (N, H, W, 3) are their present frames."""
         state, transition = self.world.step(state, list(actions), reuse=True)
         self.imagined += len(state)
-        frames = pictures(transition)
+        frames = observations(transition)
         rewards, ends = (t.double().cpu().numpy().copy() for t in (transition.reward, transition.end_probability))
         if self.reward_fn is not None:
-            infos = facts(self.world, transition, state.texts, between=False)
+            infos = describe_step(self.world, transition, state.texts, between=False)
             ends = ends if self.world.config.outcome.width else np.zeros(len(state))
             for row, action in enumerate(actions):
-                reward, end = judge(self.reward_fn, before[row], action, frames[row], info_of(infos, row))
+                reward, end = call_reward_fn(
+                    self.reward_fn, before[row], action, frames[row], row_info(infos, row)
+                )
                 rewards[row], ends[row] = reward, ends[row] if end is None else float(end)
         known = self.seen.knows(frames)
         return Outlook(state, frames, np.where(known, 0.0, rewards), np.where(known, 0.0, ends))
@@ -176,7 +185,7 @@ def _futures(
     has ended with probability 0.5."""
     rows = [row for row in range(len(sequences)) for _ in range(search.draws)]
     branches, looks = ahead.branch(state[[0] * len(rows)]), []
-    before = picture(ahead.world, state).repeat(len(rows), axis=0)
+    before = last_frames(ahead.world, state).repeat(len(rows), axis=0)
     for actions in zip(*sequences, strict=True):
         look = ahead.step(branches, before, [actions[row] for row in rows])
         branches, before = look.state, look.frames
@@ -231,7 +240,7 @@ def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPla
     """
     moves = choices(ahead.world.action_space, search.actions, search.branches, ahead.rng)
     largest, beyond = ahead.world.config.outcome.largest_reward, 0.0 if ahead.reward_fn is None else math.inf
-    root = Node(None, None, picture(ahead.world, state)[0], state=state[0])
+    root = Node(None, None, last_frames(ahead.world, state)[0], state=state[0])
     reached = Gallery(search.same)
     reached.add(root.frame[None])
     queue, count, best, each = [(-math.inf, 0, root)], 1, root, len(moves) * search.draws

@@ -1,4 +1,4 @@
-"""Ray: connecting to it, starting and ending actors, and what its errors mean."""
+"""Ray: connecting to it, starting and ending actors, and reading its errors."""
 
 import importlib.util
 import logging
@@ -15,10 +15,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None) -> bool:
-    """Be connected to a Ray with GPUs enough for so many actors; returns whether this call started that Ray.
+    """Connect to a Ray with enough GPUs for so many actors; return whether this call started that Ray.
 
-    Without an address a Ray of this process alone is started, on the loopback address, without dashboard; where this
-    process is connected to one already, that is used. An address is that of a cluster to join.
+    Uses the Ray to which this process is connected, if any. Else joins the cluster of the address; without an address,
+    starts a Ray of this process alone, on the loopback address, without dashboard.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError('actors: expected ray to be installed, found none; pip install "starflow-world[ray]"')
@@ -37,11 +37,11 @@ def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise WorkerError(f"address: expected one of a Ray cluster, found {address!r:.60}: {reason:.200}") from None
-    found = _free_gpus(gpus)
-    if gpus > found:
+    free = _free_gpus(gpus)
+    if gpus > free:
         if started:
             ray.shutdown()
-        raise _too_few(gpus, found)
+        raise _too_few(gpus, free)
     return started
 
 
@@ -51,7 +51,7 @@ def _start_alone(actors: int) -> None:
     from ray._private import ray_constants
 
     before = getattr(ray_constants, "ENABLE_RAY_CLUSTER", None)
-    ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray takes the address of the network for that of the loopback
+    ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray listens on the address of the network
     try:
         ray.init(address="local", num_cpus=actors, num_gpus=torch.cuda.device_count(), include_dashboard=False,
                  object_store_memory=STORE_BYTES, log_to_driver=False, logging_level=logging.ERROR,
@@ -66,22 +66,22 @@ def _start_alone(actors: int) -> None:
 
 
 def _free_gpus(wanted: float, patience: float = 5.0) -> float:
-    """GPUs that nobody holds; those of actors that just ended take a moment to come back."""
+    """Return the number of free GPUs; the GPUs of an actor that has just ended take a moment to come back."""
     import ray
 
     until = time.monotonic() + patience
-    while (found := float(ray.available_resources().get("GPU", 0))) < wanted and time.monotonic() < until:
+    while (free := float(ray.available_resources().get("GPU", 0))) < wanted and time.monotonic() < until:
         time.sleep(0.2)
-    return found
+    return free
 
 
-def _too_few(wanted: float, found: float) -> ConfigError:
-    return ConfigError(f"gpus_per_actor: expected {wanted:g} free GPUs for all actors, found {found:g}; "
+def _too_few(wanted: float, free: float) -> ConfigError:
+    return ConfigError(f"gpus_per_actor: expected {wanted:g} free GPUs for all actors, found {free:g}; "
                        "take fewer actors, or less of a GPU for each (0: none)")
 
 
 def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
-    """An actor of a plain class, a process of its own. Ray is not to restart it: its state would be lost.
+    """Return an actor of a class, in a process of its own, which Ray does not restart: its state would be lost.
 
     It holds no CPU, so that any number of actors have a place; without a GPU it still goes where there are CPUs.
     """
@@ -102,18 +102,18 @@ def end_actor(actor: Any) -> None:
 
 
 def check_portable(what: str, value: Any) -> None:
-    """ConfigError for what cannot be sent to another process."""
+    """Raise ConfigError for a value that cannot be sent to another process."""
     import ray
 
     try:
         ray.cloudpickle.dumps(value)
     except Exception as error:  # each type has its own way to refuse
-        found = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError(f"{what}: expected something that can be sent to another process, found {found:.200}; "
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(f"{what}: expected something that can be sent to another process, found {reason:.200}; "
                           "define it at the top of a module, without open files, locks or windows") from None
 
 
 def failure(error: Exception) -> Exception:
-    """What was raised in the actor, or what Ray says of one that did not answer."""
+    """Return the exception raised in the actor, or Ray's error about an actor that did not answer."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error

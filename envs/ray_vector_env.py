@@ -1,8 +1,8 @@
 """A vector env whose rows are computed by Ray actors.
 
-Bit-equal to WorldVectorEnvs of the shards' widths and number of threads. The driver keeps what each row can be computed
-again from (see shard.py): an actor that dies or hangs is replaced, its rows are computed again, and the caller sees the
-frames that it would have seen.
+Bit-equal to WorldVectorEnvs of the shards' widths and number of threads. The driver keeps a record from which each row
+can be computed again (see shard.py): an actor that dies or hangs is replaced, its rows are computed again, and the
+caller sees the frames that the lost actor would have given.
 """
 
 from collections.abc import Sequence
@@ -13,21 +13,13 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from starflow_world.envs.episode import EnvState, RewardFunction, check_keys, check_render_mode
+from starflow_world.envs.episode import EnvState, RewardFunction
+from starflow_world.envs.infos import merge_infos
+from starflow_world.envs.options import check_options, check_render_mode, masked_rows, read_seeds, select_options
 from starflow_world.envs.ray_runtime import START_LIMIT, check_portable, connect, end_actor, failure, new_actor
-from starflow_world.envs.shard import (
-    Answer,
-    Course,
-    ShardFacts,
-    ShardHost,
-    ShardSettings,
-    joined,
-    own_threads,
-    part_of,
-    stacked,
-)
+from starflow_world.envs.shard import ReplayLog, ShardAnswer, ShardFacts, ShardHost, ShardSettings, own_threads
 from starflow_world.envs.trust import Trust
-from starflow_world.envs.vector_env import OPTIONS, Stepped, WorldVectorEnv, read_actions, read_mask, read_seeds
+from starflow_world.envs.vector_env import VECTOR_OPTIONS, VectorStep, WorldVectorEnv, read_actions, render_rows
 from starflow_world.errors import ConfigError, StarflowError, StateError, WorkerError
 from starflow_world.model.actions import flatten_actions
 from starflow_world.world import find_world
@@ -37,12 +29,12 @@ ATTEMPTS = 3
 
 
 class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
-    """As WorldVectorEnv, its `num_envs` rows (N) spread over `num_actors` processes of nearly equal widths.
+    """A WorldVectorEnv whose `num_envs` rows (N) are spread over `num_actors` processes of nearly equal widths.
 
     world: a folder or the name of a shipped world; every actor loads it. gpus_per_actor: a share or a number of GPUs
-    for each (0: they compute on the CPU). threads: of each actor (None: the cores of this machine divided). time_limit:
-    seconds after which an actor that does not answer is taken for dead. address: of the Ray cluster to use (None: one
-    of this process alone, which lasts until the process ends or ray.shutdown() is called).
+    for each actor (0: it computes on the CPU). threads: of each actor (None: the cores of this machine divided).
+    time_limit: seconds after which an actor that does not answer is taken to be dead. address: of the Ray cluster to
+    use (None: a cluster of this process alone, which lasts until the process ends or ray.shutdown() is called).
     """
 
     metadata: ClassVar[dict[str, Any]] = WorldVectorEnv.metadata  # type: ignore[misc]
@@ -62,10 +54,12 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             raise ConfigError(f"expected num_envs >= num_actors >= 1, found {num_envs!r:.30} and {num_actors!r:.30}")
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         folder, device = str(find_world(world).resolve()), "cuda" if gpus_per_actor > 0 else "cpu"
-        self._settings = ShardSettings(
-            folder, device, own_threads(num_actors) if threads is None else threads,
-            autoreset_mode, text, render_mode, reward_fn, max_episode_steps, frames_between, trust,
-        )
+        env = {
+            "autoreset_mode": autoreset_mode, "text": text, "render_mode": render_mode, "reward_fn": reward_fn,
+            "max_episode_steps": max_episode_steps, "frames_between": frames_between, "trust": trust,
+        }
+        threads = own_threads(num_actors) if threads is None else threads
+        self._settings = ShardSettings(folder, device, threads, env)
         self._gpus, self._limit, self.num_envs = gpus_per_actor, time_limit, int(num_envs)
         self._rows = np.array_split(np.arange(self.num_envs), num_actors)
         connect(num_actors, gpus_per_actor, address)
@@ -79,17 +73,17 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process of each actor; a replaced one has another."""
+        """The process id of each actor; it changes when the actor is replaced."""
         return tuple(facts.pid for facts in self._facts)
 
-    # ---- what a vector env does ----------------------------------------------------------------------------------
+    # ---- the calls of a vector env -------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """As WorldVectorEnv.reset: all observations, and the infos of the rows that were reset."""
-        found = check_keys(options, OPTIONS)
-        chosen = read_mask(found.pop("reset_mask", None), self.num_envs)
+        """Reset as WorldVectorEnv.reset; return all observations, and the infos of the rows that were reset."""
+        given = check_options(options, VECTOR_OPTIONS)
+        chosen = masked_rows(given.pop("reset_mask", None), self.num_envs)
         seeds = read_seeds(seed, self.num_envs)
         if not self._actors:
             self._open()
@@ -98,54 +92,55 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         mask, calls = np.isin(np.arange(self.num_envs), chosen), {}
         for shard, rows in enumerate(self._rows):
             if mask[rows].any():
-                part = part_of(found, rows, self.num_envs) | {"reset_mask": mask[rows]}
+                part = select_options(given, rows, self.num_envs) | {"reset_mask": mask[rows]}
                 calls[shard] = ("begin", [seeds[row] for row in rows], part)
         answers = self._ask(calls)
         frames, infos = {shard: answer.result[0] for shard, answer in answers.items()}, []
         for shard, rows in enumerate(self._rows):
             infos.append(answers[shard].result[1] if shard in answers else {})
             self._frames[rows] = frames.get(shard, self._frames[rows])
+        super().reset(seed=seed if isinstance(seed, int) else None)
         self.closed = False
-        return self._frames.copy(), joined(infos, [len(rows) for rows in self._rows])
+        return self._frames.copy(), merge_infos(infos, [len(rows) for rows in self._rows])
 
-    def step(self, actions: Any) -> Stepped:
-        """As WorldVectorEnv.step: observations, rewards, terminations, truncations, infos."""
+    def step(self, actions: Any) -> VectorStep:
+        """Step as WorldVectorEnv.step; return observations, rewards, terminations, truncations, infos."""
         self._begun("step")
-        chosen = read_actions(self, actions, self._course.ended)
-        flatten_actions(self.single_action_space, chosen)  # refused here, no shard has moved
+        chosen = read_actions(self, actions, self._log.ended)
+        flatten_actions(self.single_action_space, chosen)  # refused here, before any shard steps
         parts = [[chosen[row] for row in rows] for rows in self._rows]
         answers = self._ask({shard: ("advance", part) for shard, part in enumerate(parts)})
         results = [answers[shard].result for shard in range(len(parts))]
         self._frames, rewards, terminated, truncated = (
             np.concatenate([result[place] for result in results]) for place in range(4)
         )
-        infos = joined([result[4] for result in results], [len(rows) for rows in self._rows])
+        infos = merge_infos([result[4] for result in results], [len(rows) for rows in self._rows])
         return self._frames.copy(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The present frames, N of (H, W, 3) u8, in mode rgb_array."""
+        """Return the present frames, N of (H, W, 3) u8, in mode rgb_array."""
         self._begun("render")
-        return None if self.render_mode is None else tuple(frame.copy() for frame in self._frames)
+        return render_rows(self, self._frames)
 
     def close_extras(self, **_: Any) -> None:
-        """End the actors; reset() starts others."""
+        """End the actors; reset() starts new ones."""
         for actor in self._actors:
             end_actor(actor)
         self._actors = []
 
     def get_state(self) -> WorldState:
-        """A copy of the world's state, N rows, on the CPU."""
+        """Return a copy of the world's state, N rows, on the CPU."""
         return self.snapshot().world
 
     def snapshot(self) -> EnvState:
-        """A copy of all that the episodes need to go on exactly, N rows, on the CPU."""
+        """Return a copy of all that the episodes need to continue exactly, N rows, on the CPU."""
         self._begun("snapshot")
         answers = self._ask(dict.fromkeys(range(len(self._rows)), ("get",)))
-        return stacked([answers[shard] for shard in range(len(self._rows))])
+        return EnvState.stack([answers[shard] for shard in range(len(self._rows))])
 
     def set_state(self, state: WorldState | EnvState) -> None:
-        """Go on from a copy of a snapshot or a state of N rows, as WorldVectorEnv.set_state does."""
-        parts = [part_of({"state": state}, rows, self.num_envs)["state"] for rows in self._rows]
+        """Continue from a copy of a snapshot or a state of N rows, as WorldVectorEnv.set_state does."""
+        parts = [select_options({"state": state}, rows, self.num_envs)["state"] for rows in self._rows]
         if not self._actors:
             self._open()
         answers = self._ask({shard: ("put", part) for shard, part in enumerate(parts)})
@@ -153,7 +148,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         self.closed = False
 
     def _begun(self, call: str) -> None:
-        if not self._actors or not self._course.begun:
+        if not self._actors or not self._log.begun:
             raise StateError(f"{call}: expected episodes under way, found none; reset all rows first")
 
     # ---- actors --------------------------------------------------------------------------------------------------
@@ -162,7 +157,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """Start all actors; no row has an episode."""
         self._facts: list[Any] = [None] * len(self._rows)
         self._actors = [None] * len(self._rows)
-        self._course, self._unsure = Course(self.num_envs), set[int]()
+        self._log, self._unsure = ReplayLog(self.num_envs), set[int]()
         try:
             opened = [self._launch(shard) for shard in range(len(self._rows))]
             for shard, reference in enumerate(opened):
@@ -175,7 +170,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._facts[0]
 
     def _launch(self, shard: int) -> Any:
-        """Start a new actor for a shard; returns the reference to its facts."""
+        """Start a new actor for a shard; return the reference to its facts."""
         end_actor(self._actors[shard])
         self._actors[shard] = new_actor(ShardHost, gpus=self._gpus, threads=self._settings.threads)
         return self._actors[shard].open.remote(self._settings, len(self._rows[shard]))
@@ -183,25 +178,25 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def _ask(self, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
         """Call shards, a method's name and arguments for each, and return their answers.
 
-        The course goes on when all have answered. Else (one refused, the caller was interrupted) those that were asked
-        are `unsure`, and brought back to the course before they are asked again.
+        The log advances when all have answered. Otherwise (a shard refused, the caller was interrupted) the shards that
+        were asked are `unsure`: they are brought back to the state of the log before they are asked again.
         """
-        for shard in self._unsure & calls.keys() if self._course.begun else ():
-            back = ("restore", *self._course.of(self._rows[shard]))
+        for shard in self._unsure & calls.keys() if self._log.begun else ():
+            back = ("restore", *self._log.of(self._rows[shard]))
             self._answer(shard, self._actors[shard].call.remote(*back), back)
         self._unsure |= calls.keys()
         asked = {shard: self._actors[shard].call.remote(*call) for shard, call in calls.items()}
         answers = {shard: self._answer(shard, reference, calls[shard]) for shard, reference in asked.items()}
         for shard, answer in answers.items():
-            if isinstance(answer, Answer):
+            if isinstance(answer, ShardAnswer):
                 name, first = calls[shard][:2]
-                self._course.note(self._rows[shard], answer, first if name == "advance" else None)
+                self._log.note(self._rows[shard], answer, first if name == "advance" else None)
         self._unsure -= calls.keys()
         return answers
 
     def _answer(self, shard: int, reference: Any, call: tuple[Any, ...] | None) -> Any:
-        """The answer to a call, or to the start of an actor (None). Where none comes, the actor is replaced by one that
-        is brought to where the course is, and asked again."""
+        """Return the answer to a call, or to the start of an actor (None). If no answer comes, a new actor takes the
+        place of this one, is brought to the state of the log, and is asked again."""
         import ray
 
         reason = None
@@ -214,22 +209,20 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
                 reason, reference = failure(error), None
                 if isinstance(reason, StarflowError):
                     raise reason from None
-        found = " ".join(f"{type(reason).__name__}: {reason}".split())
+        cause = " ".join(f"{type(reason).__name__}: {reason}".split())
         raise WorkerError(f"actor of rows {self._rows[shard][0]} to {self._rows[shard][-1]}: expected an answer, but "
-                          f"{ATTEMPTS} in a row failed, the last with {found:.300}")
+                          f"{ATTEMPTS} in a row failed, the last with {cause:.300}")
 
     def _renewed(self, shard: int, call: tuple[Any, ...] | None) -> Any:
-        """The reference to the answer of a new actor."""
+        """Replace the actor; return the reference to the answer of the new one."""
         import ray
 
         opening = self._launch(shard)
         if call is None:
             return opening
         self._facts[shard] = ray.get(opening, timeout=START_LIMIT)
-        if self._course.begun:
-            back = ("restore", *self._course.of(self._rows[shard]))
+        if self._log.begun:
+            back = ("restore", *self._log.of(self._rows[shard]))
             ray.get(self._actors[shard].call.remote(*back), timeout=self._limit)
         return self._actors[shard].call.remote(*call)
 
-
-# ---- Ray itself: alone on the loopback address unless told otherwise, with actors that we replace --------------------

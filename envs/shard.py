@@ -1,14 +1,15 @@
-"""A part of the rows of a larger vector env, which says from what each row can be computed again.
+"""Some rows of a larger vector env, with a record from which each row can be computed again.
 
 A row is its base and the actions since: noise is a function of (key, step), so any process repeats it bit for bit at
-the same width and number of threads. The base is the beginning of the row's episode, or a snapshot without cache taken
-when its window was full: the step that follows encodes the window anew from just what the snapshot holds.
+the same width and number of threads. The base is the start of the row's episode, or a snapshot without cache, taken
+when its window was full: the next step encodes the window again from exactly what the snapshot holds.
 
 Shapes: B rows of the shard, N rows of the whole env.
 """
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -19,64 +20,57 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from starflow_world.envs.episode import EnvState, Given, RewardFunction, begin_rows, pictures
-from starflow_world.envs.trust import Trust
+from starflow_world.envs.episode import EnvState, observations
+from starflow_world.envs.options import StartCondition
 from starflow_world.envs.vector_env import WorldVectorEnv
-from starflow_world.errors import ConfigError, StateError
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """What a shard is made of: the world's folder or name, where it runs, and the settings of WorldVectorEnv."""
+    """The world's folder or name, the device and threads it runs on, and the keyword arguments of WorldVectorEnv."""
 
     world: str
     device: str
     threads: int
-    autoreset_mode: AutoresetMode | str
-    text: str | None
-    render_mode: str | None
-    reward_fn: RewardFunction | None
-    max_episode_steps: int | None
-    frames_between: bool
-    trust: Trust | None
+    env: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What the whole env must know of its shards."""
+    """The facts about its shards that the whole env needs."""
 
     pid: int
     observation_space: Space
     action_space: Space
-    max_episode_steps: int
+    max_episode_steps: float
     autoreset_mode: AutoresetMode
 
 
 @dataclass(frozen=True)
-class Base:
-    """From where a row is computed again: a state, or what its episode was begun from; and its generator then."""
+class ReplayBase:
+    """The point from which a row is computed again: a state or a start condition, and the row's generator then."""
 
     generator: dict[str, Any]
-    begun_from: Given | None = None
+    condition: StartCondition | None = None
     state: EnvState | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a call returned, the new bases that it gave rise to, and which rows (B,) wait for their reset after it."""
+class ShardAnswer:
+    """The result of a call, the new bases that it created, and which rows (B,) wait for their reset after it."""
 
     result: Any
-    bases: dict[int, Base]
+    bases: dict[int, ReplayBase]
     ended: np.ndarray
 
 
-class Course:
-    """What each of N rows can be computed again from, as the driver keeps it: bases, actions since, and which ended."""
+class ReplayLog:
+    """The driver's record of N rows: the base of each, its actions since, and whether it has ended."""
 
     def __init__(self, rows: int) -> None:
-        self._bases: list[Base | None] = [None] * rows
+        self._bases: list[ReplayBase | None] = [None] * rows
         self._actions: list[list[Any]] = [[] for _ in range(rows)]
         self.ended = np.zeros(rows, bool)
 
@@ -85,17 +79,17 @@ class Course:
         """Whether all rows have an episode."""
         return None not in self._bases
 
-    def note(self, rows: np.ndarray, answer: Answer, actions: Sequence[Any] | None = None) -> None:
-        """Remember what a shard of these rows (B,) answered, to `actions` if they were stepped."""
+    def note(self, rows: np.ndarray, answer: ShardAnswer, actions: Sequence[Any] | None = None) -> None:
+        """Record the answer of a shard of these rows (B,), to `actions` if they were stepped."""
         for place, row in enumerate(rows.tolist()):
             if place in answer.bases:
                 self._bases[row], self._actions[row] = answer.bases[place], []
             elif actions is not None:
-                self._actions[row].append(actions[place])
+                self._actions[row].append(copy.deepcopy(actions[place]))  # the caller may reuse its array
         self.ended[rows] = answer.ended
 
-    def of(self, rows: np.ndarray) -> tuple[list[Base | None], list[list[Any]], np.ndarray]:
-        """The arguments of `Shard.restore` for these rows (B,)."""
+    def of(self, rows: np.ndarray) -> tuple[list[ReplayBase | None], list[list[Any]], np.ndarray]:
+        """Return the arguments of `Shard.restore` for these rows (B,)."""
         places = rows.tolist()
         return [self._bases[row] for row in places], [self._actions[row] for row in places], self.ended[rows]
 
@@ -105,83 +99,78 @@ class Shard(WorldVectorEnv):
 
     def __init__(self, settings: ShardSettings, num_envs: int) -> None:
         torch.set_num_threads(settings.threads)
-        super().__init__(
-            World.load(settings.world, device=settings.device), num_envs, autoreset_mode=settings.autoreset_mode,
-            text=settings.text, render_mode=settings.render_mode, reward_fn=settings.reward_fn,
-            max_episode_steps=settings.max_episode_steps, frames_between=settings.frames_between,
-            trust=settings.trust,
-        )
-        self._bases: dict[int, Base] = {}
+        super().__init__(World.load(settings.world, device=settings.device), num_envs, **settings.env)
+        self._bases: dict[int, ReplayBase] = {}
 
     def facts(self) -> ShardFacts:
-        """Spaces and settings, and the process that holds the shard."""
+        """Return spaces and settings, and the process that holds the shard."""
         return ShardFacts(os.getpid(), self.single_observation_space, self.single_action_space,
                           self.max_episode_steps, self.autoreset_mode)
 
     # ---- calls that change rows ----------------------------------------------------------------------------------
 
-    def begin(self, seeds: list[int | None], options: dict[str, Any]) -> Answer:
-        """reset(); result: observations and infos."""
+    def begin(self, seeds: list[int | None], options: dict[str, Any]) -> ShardAnswer:
+        """Call reset(); result: observations and infos."""
         before = [self._generator(row) if seed is None else dict(seeding.np_random(seed)[0].bit_generator.state)
                   for row, seed in enumerate(seeds)]
         restored = options.get("state") is not None
         if restored:
-            options = {**options, "state": fitted(options["state"], self.world)}
+            options = {**options, "state": moved_to(self.world, options["state"])}
         result = self.reset(seed=seeds, options=options)
-        given = self._read_given({key: options[key] for key in ("text", "frames", "actions") if key in options})
+        conditions = self._conditions({key: options[key] for key in ("text", "frames", "actions") if key in options})
         mask = options.get("reset_mask")
         for row in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
-            self._bases[row] = self._snapshot(row) if restored else Base(before[row], given[row])
+            self._bases[row] = self._base(row) if restored else ReplayBase(before[row], conditions[row])
         return self._answer(result)
 
-    def advance(self, actions: Sequence[Any]) -> Answer:
-        """step() with one action per row, None for rows that wait for their reset; result: what it returns."""
+    def advance(self, actions: Sequence[Any]) -> ShardAnswer:
+        """Call step() with one action per row, None for rows that wait for their reset; result: what it returns."""
         result = self._advance(list(actions))
         now = self._begun("step")
         for row in np.flatnonzero((now.world.length >= self.world.config.window).numpy() & ~now.ended).tolist():
             if row not in self._bases:
-                self._bases[row] = self._snapshot(row, compact=True)
+                self._bases[row] = self._base(row, compact=True)
         return self._answer(result)
 
-    def put(self, state: WorldState | EnvState) -> Answer:
-        """set_state(); result: the frames."""
-        self.set_state(fitted(state, self.world))
+    def put(self, state: WorldState | EnvState) -> ShardAnswer:
+        """Call set_state(); result: the frames."""
+        self.set_state(moved_to(self.world, state))
         for row in range(self.num_envs):
-            self._bases[row] = self._snapshot(row)
+            self._bases[row] = self._base(row)
         return self._answer(self._begun("put").frames.copy())
 
     def get(self) -> EnvState:
-        """snapshot(), on the CPU."""
+        """Return a snapshot on the CPU."""
         return on_cpu(self.snapshot())
 
-    def _answer(self, result: Any) -> Answer:
+    def _answer(self, result: Any) -> ShardAnswer:
         bases, self._bases = self._bases, {}
-        return Answer(result, bases, self._begun("answer").ended.copy())
+        return ShardAnswer(result, bases, self._begun("answer").ended.copy())
 
-    def _begin_anew(self, after: EnvState, rows: np.ndarray, infos: dict[str, Any]) -> EnvState:
+    def _restart(self, after: EnvState, rows: np.ndarray, infos: dict[str, Any]) -> EnvState:
         for row in rows.tolist():
-            self._bases[row] = Base(self._generator(row), Given(self.text))
-        return super()._begin_anew(after, rows, infos)
+            self._bases[row] = ReplayBase(self._generator(row), StartCondition(self.text))
+        return super()._restart(after, rows, infos)
 
     def _generator(self, row: int) -> dict[str, Any]:
         return dict(self._generators[row].bit_generator.state)
 
-    def _snapshot(self, row: int, *, compact: bool = False) -> Base:
+    def _base(self, row: int, *, compact: bool = False) -> ReplayBase:
         now = self._begun("snapshot")
         world = replace(now.world, cache=None) if compact else now.world
-        return Base(self._generator(row), state=on_cpu(replace(now, world=world)[np.array([row])]))
+        return ReplayBase(self._generator(row), state=on_cpu(replace(now, world=world)[np.array([row])]))
 
     # ---- computing rows again ------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def restore(self, bases: Sequence[Base], actions: Sequence[Sequence[Any]], ended: np.ndarray) -> None:
-        """Bring every row where it was: from its base, through the actions since; ended (B,) bool.
+    def restore(self, bases: Sequence[ReplayBase], actions: Sequence[Sequence[Any]], ended: np.ndarray) -> None:
+        """Bring every row to where it was: from its base, through the actions since; ended (B,) bool.
 
         All rows arrive with the last step, so a row with few actions is put in place late; what is computed in its
-        place until then is of no consequence.
+        place until then is discarded.
         """
         rows = [self._from_base(row, base) for row, base in enumerate(bases)]
-        now, longest = stacked(rows), max(len(since) for since in actions)
+        now, longest = EnvState.stack(rows), max(len(since) for since in actions)
         for step in range(longest + 1):
             for row, since in enumerate(actions):
                 if step and len(since) == longest - step:
@@ -190,21 +179,21 @@ class Shard(WorldVectorEnv):
                 places = [step - (longest - len(since)) for since in actions]
                 chosen = [since[place] if place >= 0 else None for since, place in zip(actions, places, strict=True)]
                 world, transition = self.world.step(now.world, chosen, reuse=True)
-                now = EnvState(world, pictures(transition), now.begun.copy(), now.ended)
+                now = EnvState(world, observations(transition), now.begun.copy(), now.ended)
         self._now, self._bases = replace(now, ended=ended.copy()), {}
 
-    def _from_base(self, row: int, base: Base) -> EnvState:
-        """A row at its base, (1, ...), with a cache; its generator is set to where it was."""
+    def _from_base(self, row: int, base: ReplayBase) -> EnvState:
+        """Return a row at its base, (1, ...), with a cache; set its generator to where it was."""
         self._generators[row].bit_generator.state = base.generator
         if base.state is None:
-            assert base.begun_from is not None
-            return begin_rows(self.world, [base.begun_from], [self._generators[row]], between=False)[0]
-        state = fitted(base.state, self.world)
+            assert base.condition is not None
+            return self._start_rows([base.condition], [self._generators[row]])[0]
+        state = moved_to(self.world, base.state)
         return replace(state, world=self.world.dynamics.own(state.world, reuse=False))
 
 
 class ShardHost:
-    """What an actor is: the shard is opened by a call, so that its errors come back as those of any other call."""
+    """The class of an actor. A call opens the shard, so that its errors come back as those of any other call."""
 
     def open(self, settings: ShardSettings, num_envs: int) -> ShardFacts:
         """Load the world."""
@@ -219,68 +208,33 @@ class ShardHost:
 # ---- states on their way between processes ---------------------------------------------------------------------------
 
 
-def on_cpu(value: Any) -> Any:
-    """A state with all its tensors on the CPU."""
-    return _each_tensor(value, lambda tensor, _: tensor.cpu(), None)
+def on_cpu(state: Any) -> Any:
+    """Return a state with all its tensors on the CPU."""
+    return _map_tensors(state, lambda tensor, _: tensor.cpu(), None)
 
 
-def fitted(state: Any, world: World) -> Any:
-    """A state with its tensors where the world has its own; what is no state of this world is left for it to refuse."""
+def moved_to(world: World, state: Any) -> Any:
+    """Return a state with its tensors on the world's devices; what is no state of this world is returned as it is, for
+    the world to refuse."""
     inner = state.world if isinstance(state, EnvState) else state
     if not isinstance(inner, WorldState) or inner.world_id != world.world_id:
         return state
-    moved = _each_tensor(inner, lambda tensor, like: tensor.to(like.device), world.empty(inner.texts, [0] * len(inner)))
+    empty = world.empty(inner.texts, [0] * len(inner))
+    moved = _map_tensors(inner, lambda tensor, like: tensor.to(like.device), empty)
     return replace(state, world=moved) if isinstance(state, EnvState) else moved
 
 
-def _each_tensor(value: Any, move: Any, like: Any) -> Any:
-    """The same nested dataclass, `move(tensor, the one in its place in like)` in place of each tensor."""
+def _map_tensors(value: Any, move: Callable[[Tensor, Any], Tensor], like: Any) -> Any:
+    """Return the same nested dataclass with `move(tensor, its counterpart in like)` in place of each tensor."""
     if isinstance(value, Tensor):
         return move(value, like)
     if not is_dataclass(value) or isinstance(value, type):
         return value
     pairs = {field.name: (getattr(value, field.name), getattr(like, field.name, None)) for field in fields(value)}
-    return replace(value, **{name: _each_tensor(mine, move, its) for name, (mine, its) in pairs.items()})
-
-
-def stacked(parts: Sequence[EnvState]) -> EnvState:
-    """The rows of several states as one."""
-    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("frames", "begun", "ended")]
-    return EnvState(WorldState.stack([part.world for part in parts]), *arrays)
-
-
-def joined(infos: Sequence[dict[str, Any]], widths: Sequence[int]) -> dict[str, Any]:
-    """Infos of shards of these widths as one, in Gymnasium's form; a key that a shard lacks is blank in its rows."""
-    found: dict[str, Any] = {}
-    for key in dict.fromkeys(key for info in infos for key in info):
-        parts = [info.get(key) for info in infos]
-        example = next(part for part in parts if part is not None)
-        if isinstance(example, dict):
-            found[key] = joined([part or {} for part in parts], widths)
-        else:
-            found[key] = np.concatenate([
-                np.full((width, *example.shape[1:]), None if example.dtype == object else 0, example.dtype)
-                if part is None else part for part, width in zip(parts, widths, strict=True)
-            ])
-    return found
-
-
-def part_of(options: dict[str, Any], rows: np.ndarray, num_envs: int) -> dict[str, Any]:
-    """The reset options of some of `num_envs` rows."""
-    part: dict[str, Any] = {}
-    for key, value in options.items():
-        inner = value.world if isinstance(value, EnvState) else value
-        if key == "text" and isinstance(value, str):
-            part[key] = value
-        elif not hasattr(inner, "__len__") or len(inner) != num_envs:
-            error = StateError if key == "state" else ConfigError
-            raise error(f"options: {key}: expected one for each of {num_envs} rows, found {value!r:.80}")
-        else:
-            part[key] = value[rows] if key == "state" else [value[row] for row in rows.tolist()]
-    return part
+    return replace(value, **{name: _map_tensors(own, move, other) for name, (own, other) in pairs.items()})
 
 
 def own_threads(actors: int) -> int:
-    """Threads for each of so many actors on the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
-    return max(1, cores // actors)
+    """Return the threads of each of so many actors on the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return max(1, (len(affinity(0)) if affinity else os.cpu_count() or 1) // actors)

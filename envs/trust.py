@@ -1,7 +1,7 @@
-"""When an imagined frame is not to be believed: signals that can disagree with the sampler, and limits on them.
+"""When to distrust an imagined frame: signals that can disagree with the sampler, and limits on them.
 
-A sample is likely under the flow that drew it, so its own nats cannot say that the world is making things up. An agent
-that learns in a dream seeks out what the world gets wrong; an episode that is cut off there teaches it nothing false.
+A sample is likely under the flow that drew it, so its own nats cannot say that the world is wrong. An agent that learns
+in a dream seeks out what the world gets wrong; an episode that is truncated there teaches it nothing false.
 """
 
 from dataclasses import dataclass, fields
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from starflow_world.codec import frame_codec
-from starflow_world.envs.episode import as_numpy, facts
 from starflow_world.errors import ConfigError
 from starflow_world.world import World
 from starflow_world.world.state import Transition, WorldState
@@ -20,10 +19,10 @@ from starflow_world.world.state import Transition, WorldState
 class Trust:
     """Limits above which an episode is truncated; a signal without a limit is not computed.
 
-    residual: what decoding left unsolved, in noise units. round_trip: how far the shown frame, encoded again, lies from
-    the latents that were sampled: RMS over the worst token, in units of the observation noise, so about 1 where
-    denoiser and codec know what they see. disagreement: how far the frame is from the one that the opposite noise -z
-    gives, which is as likely as z: RMS in grey levels; it costs a second step.
+    residual: error left by decoding, in noise units. round_trip: distance of the shown frame, encoded again, from the
+    sampled latents: RMS over the worst token, in units of the observation noise, so about 1 for frames that denoiser
+    and codec know. disagreement: distance of the frame from the frame of the opposite noise -z, which is as likely as
+    z: RMS in grey levels; it costs a second step.
 
     With limits, `info` has the signals and `reason`: "" or the first signal that passed its limit, with both numbers.
     """
@@ -43,35 +42,25 @@ class Trust:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: limit for name, limit in given.items() if limit is not None}
 
-    def reasons(self, found: dict[str, np.ndarray]) -> np.ndarray:
-        """Why each row is not believed, (B,) of strings: "" where it is."""
-        rows = np.full(len(found["nats"]), "", dtype=object)
+    def signals(
+        self, world: World, before: WorldState, actions: list[Any], transition: Transition
+    ) -> dict[str, np.ndarray]:
+        """Return the signals of a transition of B rows, with `reason`. The cache of the state `before` is used up."""
+        signals = {"residual": transition.residual.double().cpu().numpy()}
+        if self.round_trip is not None:
+            again, _ = frame_codec(world.networks.codec).encode(transition.frames[:, -1:])
+            error = (transition.latents - again[:, 0].to(transition.latents)).double().square().mean(-1).amax(-1).sqrt()
+            signals["round_trip"] = (error / world.config.noise_level).cpu().numpy()
+        if self.disagreement is not None:
+            _, other = world.step(before, actions, noise=-transition.noise, reuse=True)
+            difference = transition.frames[:, -1].double() - other.frames[:, -1].double()
+            signals["disagreement"] = difference.square().mean((1, 2, 3)).sqrt().cpu().numpy()
+        return signals | {"reason": self.reasons(signals)}
+
+    def reasons(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """Return why each row is distrusted, (B,) of strings: "" if it is not."""
+        reason = np.full(len(signals["residual"]), "", dtype=object)
         for name, limit in reversed(self.limits.items()):
-            for row in np.flatnonzero(~(found[name] <= limit)):  # a signal that is no number is no good sign
-                rows[row] = f"{name} {found[name][row]:.3g} > {limit:g}"
-        return rows
-
-
-def imagine(
-    world: World, state: WorldState, actions: list[Any], trust: Trust | None, *, between: bool
-) -> tuple[WorldState, Transition, dict[str, np.ndarray]]:
-    """A step of every row, and what `info` says about it, trust included. The state's cache is used up."""
-    limits = {} if trust is None else trust.limits
-    twice = "disagreement" in limits
-    after, transition = world.step(state, actions, reuse=not twice)
-    found = facts(world, transition, after.texts, between=between)
-    if "round_trip" in limits:
-        found["round_trip"] = _round_trip(world, transition)
-    if twice:
-        _, other = world.step(state, actions, noise=-transition.noise, reuse=True)
-        apart = (transition.frames[:, -1].double() - other.frames[:, -1].double()).square().mean((1, 2, 3)).sqrt()
-        found["disagreement"] = as_numpy(apart)
-    if trust is not None:
-        found["reason"] = trust.reasons(found)
-    return after, transition, found
-
-
-def _round_trip(world: World, transition: Transition) -> np.ndarray:
-    again, _ = frame_codec(world.networks.codec).encode(transition.frames[:, -1:])
-    error = (transition.latents - again[:, 0].to(transition.latents)).double().square().mean(-1).amax(-1).sqrt()
-    return as_numpy(error / world.config.noise_level)
+            for row in np.flatnonzero(~(signals[name] <= limit)):  # NaN counts as above the limit
+                reason[row] = f"{name} {signals[name][row]:.3g} > {limit:g}"
+        return reason

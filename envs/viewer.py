@@ -11,13 +11,13 @@ LONGEST_SIDE = 512
 
 
 def require_pygame() -> None:
-    """ConfigError where pygame is missing."""
+    """Raise ConfigError if pygame is missing."""
     if importlib.util.find_spec("pygame") is None:
         raise ConfigError("render_mode human: expected pygame, found none; pip install 'starflow-world[envs]'")
 
 
-class Window:
-    """One window, enlarged by a whole number; opened by the first frame."""
+class Viewer:
+    """A window that shows frames enlarged by a whole number; the first frame opens it."""
 
     def __init__(self, title: str, fps: float) -> None:
         self.title, self.fps = title, fps
@@ -25,7 +25,7 @@ class Window:
         self._clock: Any = None
 
     def show(self, frame: np.ndarray) -> None:
-        """Show a frame (H, W, 3) u8, not sooner than 1 / fps after the last one."""
+        """Show a frame (H, W, 3) u8, no sooner than 1 / fps after the last frame."""
         import pygame
 
         scale = max(1, LONGEST_SIDE // max(frame.shape[:2]))

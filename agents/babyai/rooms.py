@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from tqdm import tqdm
 
 from starflow_world.agents.environment import make_env
-from starflow_world.envs.vector_env import read_seeds
+from starflow_world.envs.options import read_seeds
 from starflow_world.errors import ConfigError, DataError
 
 ENV, LIMIT, TILE = "BabyAI-GoToLocalS8N4-v0", 64, 8

@@ -102,7 +102,7 @@ def test_a_row_that_begins_anew_tells_of_its_start_and_of_nothing_before_it(worl
         infos = env.step(np.zeros(2, int))[4]
     told = {key for key in infos if not key.startswith("_") and infos[f"_{key}"].any()}
     assert told == {key for key in begun if not key.startswith("_")}
-    assert infos["reason"].tolist() == [None, None]
+    assert infos["reason"].tolist() == ["", ""]
 
 
 @pytest.mark.parametrize("limit", [-1.0, float("nan"), "much"])
