@@ -7,7 +7,8 @@ import pytest
 from gymnasium import spaces
 
 from starflow_world.agents.proposals import Categorical, Gaussian, choices
-from starflow_world.agents.search import METHODS, ActionPlan, Gallery, Search, find_plan
+from starflow_world.agents.search import ActionPlan, Gallery, find_plan
+from starflow_world.agents.search_settings import METHODS, Search
 from starflow_world.errors import ActionError, ConfigError, StateError
 from tests.mazes import MazeWorld, Rules, begun, draw, find, played_out
 
