@@ -5,7 +5,6 @@ again; an interrupted run, run again, ends in the same bytes as one that was not
 spread over actors. `collection.json` records the recipe of the folder.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
@@ -29,7 +28,7 @@ from starflow_world.data.episodes import Episode, episode_path, read_episode, wr
 from starflow_world.envs.observation import is_minigrid, mission, shown
 from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ConfigError, DataError, WorkerError
-from starflow_world.io.files import DAMAGE, claim, remove_leftovers
+from starflow_world.io.files import claim, recorded, remove_leftovers
 from starflow_world.world import World, find_world
 
 COLLECTION = "collection.json"
@@ -61,8 +60,7 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | Non
     if hold < 1 or (hold > 1 and not ends):
         raise ConfigError(f"hold: expected steps >= 1, and 1 where no action may end an episode, found {hold}")
     out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
-    before = _recorded(out)
-    kind = before.get("recipe", {}).get("reward", reward) if reward == "auto" else reward
+    kind = _recipe(recorded(out / COLLECTION)).get("reward", reward) if reward == "auto" else reward
     source = Environment(env_id, env_kwargs or {}, tuple(wrappers), frame_size, max_steps,
                          "raw" if kind == "auto" else kind)
     env = source.make()
@@ -75,7 +73,7 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | Non
         source = replace(source, reward=reward_kind(env) if kind == "auto" else kind)
     finally:
         env.close()
-    _claim(out, before, {**source.to_dict(), "policy": policy, "seed": seed}, episodes, PACKAGES)
+    _claim(out, {**source.to_dict(), "seed": seed}, policy, episodes, PACKAGES)
     specs = [EpisodeSpec(index, seed, policy) for index in range(episodes)]
     crew = Crew(max(1, actors), time_limit=time_limit, address=address)
     _play_all(Rollouts(RealScene(source), out.resolve()), specs, actors, crew, progress)
@@ -86,12 +84,13 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
             text: str | None = None, start: int | None = None, max_steps: int | None = None, progress: bool = True,
             actors: int = 0, gpus_per_actor: float = 0.0, threads: int = 1, time_limit: float = 300.0,
             address: str | None = None) -> Path:
-    """Imagine `episodes` episodes of a world (its folder or name) into `out`, and return that folder.
+    """Play `episodes` episodes in a world (its folder or name) into `out`, and return that folder.
 
-    They begin from the world's start set: with this text, or from this one place in it (None: any). `max_steps` is the
-    time limit (else the world's own). Rewards and ends are the world's. actors: Ray actors to imagine them (0: this
-    process), each with gpus_per_actor GPUs (0: on the CPU) and within `time_limit` seconds per episode. The numbers
-    depend on `threads`, and on nothing else of these. Raises DataError when `out` holds a collection of another recipe.
+    They begin from the world's start set: with this text, or from its element `start` (None: any). max_steps: time
+    limit (None: the world's own). Rewards and ends are the world's. actors: Ray actors that play (0: this process),
+    each with gpus_per_actor GPUs (0: CPU) and within `time_limit` seconds per episode. Of the last five arguments the
+    numbers depend on `threads` only. Raises ConfigError for a policy that cannot play in a world, and DataError if
+    `out` holds a collection of another recipe.
     """
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed >= 0 and actors >= 0, found {episodes}, {seed} and {actors}")
@@ -102,13 +101,13 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
     opened = World.load(folder, device="cpu")
     size = 0 if opened.starts is None else len(opened.starts)
     if text is None and not (size if start is None else 0 <= start < size):
-        raise ConfigError(f"start: expected a place below {size}, the size of the start set of {opened.config.name}, "
+        raise ConfigError(f"start: expected an index below {size}, the size of the start set of {opened.config.name}, "
                           f"found {start}; without a start set give a text")
     opened.encode_text([text or ""])
     check_policy(policy, WorldEnv(opened, render_mode="rgb_array"))
-    recipe = {"world": opened.world_id, "text": text, "start": start, "policy": policy, "seed": seed,
-              "max_steps": max_steps, "device": device, "threads": threads}
-    _claim(out, _recorded(out), recipe, episodes, ("gymnasium", "numpy", "h5py", "torch"))
+    recipe = {"world": opened.world_id, "text": text, "start": start, "seed": seed, "max_steps": max_steps,
+              "device": device, "threads": threads}
+    _claim(out, recipe, policy, episodes, ("gymnasium", "numpy", "h5py", "torch"))
     specs = [EpisodeSpec(index, seed, policy, start, text, max_steps) for index in range(episodes)]
     crew = Crew(max(1, actors), gpus_per_actor, threads, time_limit, address)
     _play_all(Rollouts(Dream(str(folder), device), out.resolve()), specs, actors, crew, progress)
@@ -195,8 +194,8 @@ class Rollouts:
             try:
                 write_episode(path, episode)
             except DataError as error:
-                reason = " ".join(str(error).split())  # HDF5 speaks in several lines
-                raise WorkerError(reason) from error  # where this one cannot be written, no other can
+                reason = " ".join(str(error).split())  # messages of HDF5 have several lines
+                raise WorkerError(reason) from error  # no other episode could be written either
             lost = self.scene.reward == "event" and raw.rewards.min() < 0
             bounds = (float(raw.rewards.min()), float(raw.rewards.max())) if lost else None
             return Receipt(spec.index, path.name, episode.digest(), len(episode), bounds)
@@ -251,7 +250,7 @@ def _receipts(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with so many threads, as actors do: sums of floats depend on it."""
+    """Compute with `count` threads, as actors do: sums of floats depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -261,7 +260,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def seeds(seed: int, index: int) -> tuple[int, int]:
-    """Seeds of the env and of the policy for episode `index`: independent of each other and of other episodes."""
+    """Return the seeds of env and policy for episode `index`, independent of each other and of other episodes."""
     env_seed, policy_seed = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(2)
     return int(env_seed) % 2**31, int(policy_seed) % 2**31
 
@@ -321,20 +320,17 @@ def _carrying(env: gymnasium.Env) -> str | None:
     return None if carried is None else f"{carried.color} {carried.type}"
 
 
-def _recorded(out: Path) -> dict[str, Any]:
-    """The record of a collection that is in `out` already, else {}; what is damaged is left for `claim` to refuse."""
-    try:
-        record = json.loads((out / COLLECTION).read_text(encoding="utf-8"))
-        return record if isinstance(record["recipe"], dict) and isinstance(record["episodes"], int) else {}
-    except DAMAGE:
-        return {}
-
-
-def _claim(out: Path, before: dict[str, Any], recipe: dict[str, Any], episodes: int, packages: Iterable[str]) -> None:
+def _claim(out: Path, recipe: dict[str, Any], policy: Policy, episodes: int, packages: Iterable[str]) -> None:
     """Write the record of a collection, or refuse a folder that has another's; it never says fewer episodes."""
-    recipe["policy"] = policy_record(recipe["policy"], before.get("recipe", {}).get("policy"))
-    record = {"recipe": recipe, "episodes": max(episodes, before.get("episodes", 0)), "packages": _versions(packages)}
-    claim(out / COLLECTION, record, key="recipe")
+    before = recorded(out / COLLECTION)
+    recipe["policy"] = policy_record(policy, _recipe(before).get("policy"))
+    more = before.get("episodes", 0)
+    episodes = max(episodes, more) if isinstance(more, int) else episodes
+    claim(out / COLLECTION, {"recipe": recipe, "episodes": episodes, "packages": _versions(packages)}, key="recipe")
+
+
+def _recipe(record: dict[str, Any]) -> dict[str, Any]:
+    return record["recipe"] if isinstance(record.get("recipe"), dict) else {}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -148,17 +148,28 @@ def _random_state(env: gymnasium.Env) -> Any:
 
 
 @dataclass
-class NoEnd(Policy):
-    """Another policy whose actions are drawn again (at random) while they would terminate the episode."""
+class _Other(Policy):
+    """A policy that acts through another one."""
 
     policy: Policy
+
+    def check(self, env: gymnasium.Env) -> None:
+        check_policy(self.policy, env)
+
+    def played(self, action: Any) -> None:
+        self.policy.played(action)
+
+
+@dataclass
+class NoEnd(_Other):
+    """Another policy whose actions are drawn again (at random) while they would terminate the episode."""
 
     @property
     def name(self) -> str:
         return f"{self.policy.name}, no end"
 
     def check(self, env: gymnasium.Env) -> None:
-        check_policy(self.policy, env)
+        super().check(env)
         check_copies(env)
 
     def reset(self, seed: int, env: gymnasium.Env) -> None:
@@ -172,24 +183,17 @@ class NoEnd(Policy):
         self.policy.played(action)
         return action
 
-    def played(self, action: Any) -> None:
-        self.policy.played(action)
-
 
 @dataclass
-class Held(Policy):
-    """Another policy, each of whose actions is taken `steps` times in a row: video models see several frames at a time
-    and follow one action through all of them."""
+class Held(_Other):
+    """Another policy, each of whose actions is taken `steps` times in a row: a video model sees several frames at a
+    time, all under one action."""
 
-    policy: Policy
     steps: int
 
     @property
     def name(self) -> str:
         return f"{self.policy.name}, held"
-
-    def check(self, env: gymnasium.Env) -> None:
-        check_policy(self.policy, env)
 
     def reset(self, seed: int, env: gymnasium.Env) -> None:
         self._count, self._action = 0, None
@@ -200,6 +204,3 @@ class Held(Policy):
             self._action = self.policy(observation)
         self._count += 1
         return self._action
-
-    def played(self, action: Any) -> None:
-        self.policy.played(action)

@@ -1,4 +1,4 @@
-"""What a BabyAI picture says: tiles by name, the object a mission names, what another action would have done."""
+"""BabyAI frames as tiles with names, and the figures of a BabyAI world that are measured by them."""
 
 import copy
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ KINDS = ("ball", "box", "key")
 
 
 def tiles(size: int = 8) -> dict[str, np.ndarray]:
-    """The pictures (size, size, 3) u8 of every tile: floor, wall, agent 0-3, and "red ball" and the like."""
+    """Return the image (size, size, 3) u8 of every tile by its name: floor, wall, agent 0-3, "red ball", ..."""
     from minigrid.core.constants import COLOR_NAMES
     from minigrid.core.grid import Grid
     from minigrid.core.world_object import Ball, Box, Key, Wall
@@ -31,15 +31,15 @@ def tiles(size: int = 8) -> dict[str, np.ndarray]:
     def draw(thing: Any, direction: int | None = None) -> np.ndarray:
         return Grid.render_tile(thing, agent_dir=direction, highlight=False, tile_size=size)
 
-    found = {"floor": draw(None), "wall": draw(Wall())}
-    found |= {f"agent {direction}": draw(None, direction) for direction in range(4)}
+    images = {"floor": draw(None), "wall": draw(Wall())}
+    images |= {f"agent {direction}": draw(None, direction) for direction in range(4)}
     for kind, make in zip(KINDS, (Ball, Box, Key), strict=True):
-        found |= {f"{color} {kind}": draw(make(color)) for color in COLOR_NAMES}
-    return found
+        images |= {f"{color} {kind}": draw(make(color)) for color in COLOR_NAMES}
+    return images
 
 
 def read_tiles(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """Names of the tiles (rows, columns) in a frame (H, W, 3) u8; "?" where none of `known` (by default all) fits."""
+    """Return the names of the tiles (rows, columns) of a frame (H, W, 3) u8; "?" where none of `known` fits."""
     known = tiles() if known is None else known
     names = np.array([*known, "?"])
     pictures = np.stack(list(known.values())).astype(np.float32)
@@ -65,7 +65,7 @@ def is_valid(names: np.ndarray, objects: int = 4) -> bool:
 def text_starts(
     world: World, missions: Sequence[str], *, seed: int = 0
 ) -> tuple[dict[str, Share], np.ndarray]:
-    """First frames imagined from missions alone: share with the named object, share that is valid; and the frames."""
+    """Generate first frames from missions; returns the shares with the named object and of valid frames, and them."""
     _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))])
     frames = first.frames[:, 0].cpu().numpy()
     seen = [read_tiles(frame) for frame in frames]
@@ -76,9 +76,9 @@ def text_starts(
 
 @torch.inference_mode()
 def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, seed: int = 0) -> Share:
-    """Behind real frames, take another action than was taken: does the imagined frame agree with the real env's?"""
+    """Return the share of frames that equal the real env's after an action that the episode did not take."""
     rng, count = np.random.default_rng(seed), min(len(e) for e in episodes)
-    flat, found = actions_of(episodes, count), Share(0, 0)
+    flat, equal = actions_of(episodes, count), Share(0, 0)
     envs = [_Replayed(e, count) for e in episodes]
     frames = np.stack([e.frames[:count] for e in episodes])
     apart = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])
@@ -90,15 +90,15 @@ def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, 
             real = np.stack([env.what_if(other) for env, other in zip(envs, others, strict=True)])
             fair = ~(apart[:, t] | np.array([env.hands_full_of_the_past(world.config.context) for env in envs]))
             right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real)
-            found += Share(float(right[fair].sum()), int(fair.sum()))
+            equal += Share(float(right[fair].sum()), int(fair.sum()))
         for env, episode in zip(envs, episodes, strict=True):
             env.advance(int(episode.actions[t].argmax()))
         state, _ = world.observe(state, flat[:, t], frames[:, t], reuse=True)
-    return found
+    return equal
 
 
 class _Replayed:
-    """A real env that plays an episode again and can say what another action would have shown."""
+    """A real env that replays an episode and can show the frame after another action."""
 
     def __init__(self, episode: Episode, count: int) -> None:
         self.env: gymnasium.Env = make_env(ENV, max_steps=2 * count)

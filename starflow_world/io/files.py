@@ -79,6 +79,15 @@ def remove_leftovers(folder: Path | str) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the record that `claim` wrote at `path`; {} without one, or if it is damaged, which `claim` refuses."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except DAMAGE:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None:
     """Write the record of a run into its folder, which must be new or of the same run: with the same record, or at
     least the same under `key`. What a killed process left half-written there is removed. Raises DataError."""

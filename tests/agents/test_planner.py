@@ -148,7 +148,8 @@ def maze_id():
 
 def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path, capsys, monkeypatch):
     planner = Planner(MazeWorld(), Search(branches=16))
-    found = planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=0)
+    maze = Environment(maze_id, max_steps=30, frame_size=planner.world.config.height)
+    found = planning.try_planner(planner, maze, tmp_path, episodes=2, seed=0)
     assert found["planner"]["success"] == 1
     assert found["planner"]["promised_per_plan"] == found["planner"]["brought_per_plan"] == 1
     assert found["random"]["success"] < 1
@@ -158,11 +159,14 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
     (tmp_path / "episodes" / "random-00001.json").unlink()
     calls, play = [], planning.play
     monkeypatch.setattr(planning, "play", lambda env, policy, **more: calls.append(policy) or play(env, policy, **more))
-    again = planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=0)
+    again = planning.try_planner(planner, maze, tmp_path, episodes=2, seed=0)
     assert [policy.name for policy in calls] == ["random"]
     assert again["planner"] == found["planner"]
     with pytest.raises(DataError, match="another run's; use a new folder"):
-        planning.try_planner(planner, Environment(maze_id, max_steps=30), tmp_path, episodes=2, seed=1)
+        planning.try_planner(planner, maze, tmp_path, episodes=2, seed=1)
+    record = json.loads((tmp_path / "recipe.json").read_text())
+    (tmp_path / "recipe.json").write_text(json.dumps(record | {"planner": repr(planner)}))  # as older versions had it
+    assert planning.try_planner(planner, maze, tmp_path, episodes=2, seed=0)["planner"] == found["planner"]
 
 
 @pytest.mark.parametrize("wrong", [{"episodes": 0}, {"seed": -1}])

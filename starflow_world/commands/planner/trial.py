@@ -18,11 +18,11 @@ from tqdm import tqdm
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.planner import Planner, Thought
-from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.agents.policy import Policy, RandomPolicy, policy_record
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.evaluation.intervals import Share
-from starflow_world.io.files import claim, remove_leftovers, write_text
+from starflow_world.io.files import claim, recorded, remove_leftovers, write_text
 from starflow_world.io.media import VideoWriter, compared
 
 FPS = 3
@@ -37,8 +37,9 @@ def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: i
     """
     if episodes < 1 or seed < 0:
         raise ConfigError(f"expected episodes >= 1 and seed >= 0, found {episodes} and {seed}")
-    recipe = {"world": planner.world.world_id, "planner": repr(planner), "env": source.env, "seed": seed,
-              "max_steps": source.max_steps}
+    before = recorded(out / RECIPE).get("planner")
+    recipe = {"world": planner.world.world_id, "planner": policy_record(planner, before), "env": source.env,
+              "seed": seed, "max_steps": source.max_steps}
     recipe |= {name: value for name in ("env_kwargs", "wrappers") if (value := source.to_dict().get(name))}
     claim(out / RECIPE, recipe)
     remove_leftovers(out / "episodes")
