@@ -41,11 +41,9 @@ def origin(folder: Path | str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Windows:
-    """A memory-mapped, read-only copy of a dataset: the N frames of all E episodes end to end.
-
-    frames (N, H, W, 3) uint8, actions (N, A) float32, rewards (N,) float32, terminated (N,) bool;
-    offsets (E,) and lengths (E,) int64: episode e is offsets[e] : offsets[e] + lengths[e]; texts (E).
-    """
+    """A memory-mapped, read-only copy of a dataset: the N frames of all E episodes end to end. frames (N, H, W, 3)
+    uint8, actions (N, A) float32, rewards (N,) float32, terminated (N,) bool; offsets (E,) and lengths (E,) int64:
+    episode e is offsets[e] : offsets[e] + lengths[e]; texts (E)."""
 
     frames: np.ndarray
     actions: np.ndarray
@@ -58,10 +56,8 @@ class Windows:
 
     def window(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
         """Return copies of frames, actions, rewards and terminated, rows start : start + length of an episode.
-
         actions[0] of a window that starts in mid-episode is the action that led into it. Raises DataError for a window
-        beyond the episode.
-        """
+        beyond the episode."""
         episodes = len(self.lengths)
         if not (0 <= episode < episodes and 0 <= start and 0 < length and start + length <= self.lengths[episode]):
             raise DataError(f"expected a window inside one of {episodes} episodes, found {episode=} {start=} {length=}")
@@ -132,10 +128,8 @@ class EpisodeDataset:
         return hashlib.sha256(json.dumps([FORMAT, str(self.folder.resolve()), facts]).encode()).hexdigest()[:24]
 
     def memory_map(self, cache_folder: Path | str | None = None) -> Windows:
-        """Return the uncompressed copy of this dataset in `cache_folder` (default: folder/.cache), built once.
-
-        Raises DataError where it cannot be written.
-        """
+        """Return the uncompressed copy of this dataset in `cache_folder` (default: folder/.cache), built once. Raises
+        DataError where it cannot be written."""
         cache = Path(cache_folder) if cache_folder is not None else self.folder / ".cache"
         target = cache / f"windows-{self.key()}"
         try:

@@ -134,12 +134,9 @@ def episode_path(folder: Path | str, index: int) -> Path:
 
 
 def write_episode(path: Path | str, episode: Episode) -> None:
-    """Check an episode and write it atomically, to the path that `episode_path` gives; folders are made.
-
-    Gzip level 4, frames in chunks of 8, checksum in the user block. Equal episodes give equal bytes (with equal
-    versions of h5py and HDF5). Raises DataError for a broken episode, a file above 1 GiB, and a path that cannot be
-    written.
-    """
+    """Check an episode and write it atomically, to the path that `episode_path` gives; folders are made. Gzip level 4,
+    frames in chunks of 8, checksum in the user block. Equal episodes give equal bytes (with equal versions of h5py and
+    HDF5). Raises DataError for a broken episode, a file above 1 GiB, and a path that cannot be written."""
     episode.validate()
     try:
         with atomic(path) as temporary:

@@ -35,10 +35,8 @@ class Batch:
 
 
 class Sampler:
-    """Draws batches from a memory-mapped dataset; of each batch, this process's rows.
-
-    Raises DataError if no episode is as long as the shortest of `config.lengths`.
-    """
+    """Draws batches from a memory-mapped dataset; of each batch, this process's rows. Raises DataError if no episode is
+    as long as the shortest of `config.lengths`."""
 
     def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE) -> None:
         self.windows, self.config, self.processes = windows, config, processes

@@ -37,11 +37,9 @@ class Item:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """frames (B, F, H, W, 3) u8, B prompts for the text encoder, noise keys (B,).
-
-    `extend`: the first latent frame is dropped, as in a window of a longer video. actions (B, T, 1 + flat): of the
-    latent frames that are left; None for clips.
-    """
+    """frames (B, F, H, W, 3) u8, B prompts for the text encoder, noise keys (B,). `extend`: the first latent frame is
+    dropped, as in a window of a longer video. actions (B, T, 1 + flat): of the latent frames that are left; None for
+    clips."""
 
     frames: Tensor
     prompts: list[str]
@@ -126,10 +124,8 @@ def are_episodes(folder: Path | str) -> bool:
 
 
 class EpisodeSampler:
-    """Draws steps of windows of episodes, under the prompt of a world; of each step, this process's rows.
-
-    A window begins where an action does. Episodes that are shorter than a window are left out; DataError if all are.
-    """
+    """Draws steps of windows of episodes, under the prompt of a world; of each step, this process's rows. A window
+    begins where an action does. Episodes that are shorter than a window are left out; DataError if all are."""
 
     def __init__(self, episodes: EpisodeDataset, windows: Windows, recipe: VideoRecipe, processes: Processes) -> None:
         self.config, self.train, self.processes = recipe.video, recipe.train, processes

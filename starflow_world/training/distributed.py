@@ -116,11 +116,9 @@ def torchrun_processes(environment: Mapping[str, str]) -> Iterator[Processes]:
 
 
 def shard_module(root: nn.Module, processes: Processes, precision: str, methods: Sequence[str] = ()) -> None:
-    """Shard a module over the processes; `methods` are called on it besides `forward`.
-
-    With `precision` bf16 the matrices inside layers are gathered in bfloat16, as autocast multiplies them; norms, heads
-    and everything outside layers stay float32, as in `flow.precision`. Does nothing if the process is alone.
-    """
+    """Shard a module over the processes; `methods` are called on it besides `forward`. With `precision` bf16 the
+    matrices inside layers are gathered in bfloat16, as autocast multiplies them; norms, heads and everything outside
+    layers stay float32, as in `flow.precision`. Does nothing if the process is alone."""
     if processes.mesh is None or not any(True for _ in root.parameters()):
         return
     kind = torch.bfloat16 if precision == "bf16" else None
@@ -175,10 +173,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
 
 @contextmanager
 def interruptions(processes: Processes) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether any process has received SIGINT or SIGTERM since; all call it together.
-
-    The second signal of a kind has its usual effect.
-    """
+    """Yield a function that returns whether any process has received SIGINT or SIGTERM since; all call it together. The
+    second signal of a kind has its usual effect."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}

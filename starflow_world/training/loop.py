@@ -28,11 +28,9 @@ METRICS = "metrics.jsonl"
 
 
 class Trainer(ABC, Generic[R]):
-    """Networks, their optimizers and the number of the next step: all that a resumed run needs.
-
-    `clipped`: the modules whose gradients are clipped, each on its own. `sharded`: the state is saved as the shards of
-    every process, else as one file.
-    """
+    """Networks, their optimizers and the number of the next step: all that a resumed run needs. `clipped`: the modules
+    whose gradients are clipped, each on its own. `sharded`: the state is saved as the shards of every process, else as
+    one file."""
 
     may_change: tuple[str, ...]
     """Beginnings of the recipe keys in which a resumed run may differ from its beginning."""
@@ -110,11 +108,9 @@ class Trainer(ABC, Generic[R]):
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
 
     def run(self, out: Path, judge: Callable[[], dict[str, float]] = dict) -> None:
-        """Advance to the last step; every step adds a line to metrics.jsonl, with what `judge` measures after it.
-
-        All processes save now and then, at the end, and when one of them gets SIGINT or SIGTERM; then all raise
-        KeyboardInterrupt.
-        """
+        """Advance to the last step; every step adds a line to metrics.jsonl, with what `judge` measures after it. All
+        processes save now and then, at the end, and when one of them gets SIGINT or SIGTERM; then all raise
+        KeyboardInterrupt."""
         processes, train, saved = self.processes, self.recipe.train, time.monotonic()
         name = self.recipe.world.name if isinstance(self.recipe, RecipeConfig) else self.recipe.video.name
         with (
@@ -163,9 +159,7 @@ def cut_metrics(out: Path, step: int) -> None:
 
 def freeze_outside(networks: nn.Module, parts: Sequence[str]) -> None:
     """Freeze every parameter outside `parts`, modules or parameters by their dotted names. Empty `parts`: train all.
-
-    Raises ConfigError for a name that the networks do not have.
-    """
+    Raises ConfigError for a name that the networks do not have."""
     learning: set[int] = set()
     modules, parameters = dict(networks.named_modules()), dict(networks.named_parameters())
     for part in (part.removesuffix(".") for part in parts):

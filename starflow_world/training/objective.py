@@ -35,12 +35,9 @@ class Losses:
 
 
 def objective(networks: Networks) -> str:
-    """Name the loss of networks whose frozen parameters are chosen.
-
-    start: the start diffusion's, where nothing else learns. outcome: rewards and ends, where only a head that needs no
-    history learns. motion: the motion's nats, where motion, carry or both learn, with the actions or without them, and
-    nothing else does. all: the sum of all losses.
-    """
+    """Name the loss of networks whose frozen parameters are chosen. start: the start diffusion's, where nothing else
+    learns. outcome: rewards and ends, where only a head that needs no history learns. motion: the motion's nats, where
+    motion, carry or both learn, with the actions or without them, and nothing else does. all: the sum of all losses."""
     learning = {id(p) for p in networks.parameters() if p.requires_grad}
 
     def of(*modules: nn.Module | None) -> set[int]:
@@ -59,11 +56,8 @@ def losses(
     networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool,
     processes: Processes = ALONE,
 ) -> Losses:
-    """Return all losses of a batch; noise (B, T, n, c) is standard normal.
-
-    `denoiser`: train it in this step. Each process has a part of the batch; the mean of the losses over processes is
-    the loss of the whole batch.
-    """
+    """Return all losses of a batch; noise (B, T, n, c) is standard normal. `denoiser`: train it in this step. Each
+    process has a part of the batch; the mean of the losses over processes is the loss of the whole batch."""
     flow, sigma = networks.flow, networks.config.noise_level
     clean, _ = networks.codec.encode(batch.frames)
     x = clean + sigma * noise
@@ -97,11 +91,8 @@ def losses(
 
 
 def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Processes = ALONE) -> Losses:
-    """Return the loss of the start diffusion on first frames (B, 1, ...) in noise (B, 1, n, c).
-
-    Noise levels are spread evenly over the batch from a random offset. The diffusion reads the text and does not shape
-    it.
-    """
+    """Return the loss of the start diffusion on first frames (B, 1, ...) in noise (B, 1, n, c). Noise levels are spread
+    evenly over the batch from a random offset. The diffusion reads the text and does not shape it."""
     zero = noise.new_zeros(())
     loss, start = zero, networks.start
     if start is not None:
@@ -146,21 +137,17 @@ def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: Trai
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
-    """Return the weights (B, T) of frames in the flow's loss.
-
-    The first frame of a window in mid-episode has no past to follow from, and no step ever imagines such a frame:
-    weight 0. True starts have the small `start_weight`, because their many nats would drown out how frames follow.
-    """
+    """Return the weights (B, T) of frames in the flow's loss. The first frame of a window in mid-episode has no past to
+    follow from, and no step ever imagines such a frame: weight 0. True starts have the small `start_weight`, because
+    their many nats would drown out how frames follow."""
     weight = torch.ones(batch.frames.shape[:2], device=batch.frames.device)
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
     return weight
 
 
 def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
-    """Return the head's loss on all frames but the first.
-
-    The head reads the hidden states and does not shape them: the flow's gradient is faint beside its own.
-    """
+    """Return the head's loss on all frames but the first. The head reads the hidden states and does not shape them: the
+    flow's gradient is faint beside its own."""
     if networks.outcome is None or hidden.shape[1] == 1:
         return hidden.new_zeros(())
     known = hidden[:, 1:].detach().flatten(0, 1)

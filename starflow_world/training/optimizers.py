@@ -23,11 +23,8 @@ MOMENTUM, DECAY = 0.95, 0.01
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (Nesterov momentum, match_rms_adamw) for matrices that may be sharded.
-
-    Weights and momentum stay in their shards; the direction is gathered first, since rows alone cannot be made
-    orthogonal.
-    """
+    """torch.optim.Muon (Nesterov momentum, match_rms_adamw) for matrices that may be sharded. Weights and momentum stay
+    in their shards; the direction is gathered first, since rows alone cannot be made orthogonal."""
 
     def __init__(self, groups: list[dict]) -> None:
         super().__init__(groups, {"lr": 1e-3})
@@ -52,11 +49,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return nearly U V^T of a matrix U S V^T by the Newton-Schulz iteration.
-
-    In float32: in bfloat16, as torch computes it, gradients that differ in their last bit may give visibly different
-    directions.
-    """
+    """Return nearly U V^T of a matrix U S V^T by the Newton-Schulz iteration. In float32: in bfloat16, as torch
+    computes it, gradients that differ in their last bit may give visibly different directions."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=SMALLEST)
@@ -68,10 +62,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def world_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside layers of transformers and site networks, and AdamW for the rest.
-
-    Networks that look at sites, and the action encoder, learn at `site_learning_rate`.
-    """
+    """Return Muon for the matrices inside layers of transformers and site networks, and AdamW for the rest. Networks
+    that look at sites, and the action encoder, learn at `site_learning_rate`."""
     matrices: list[nn.Module] = []
     sites: set[int] = set()
     for module in networks.modules():
@@ -114,9 +106,7 @@ def video_optimizers(flow: Flow, action: ActionEncoder, config: VideoTrainConfig
 
 
 def schedule(step: int, config: TrainConfig | VideoTrainConfig) -> float:
-    """Return the share of the full learning rate at a step: a linear warm-up, then a linear decay to zero.
-
-    To zero, since most of the excess nats that are left come from the jitter of the last steps.
-    """
+    """Return the share of the full learning rate at a step: a linear warm-up, then a linear decay to zero. To zero,
+    since most of the excess nats that are left come from the jitter of the last steps."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return min(rise, (config.steps - step) / config.steps)

@@ -12,11 +12,8 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def resolve_precision(precision: str, processes: Processes, *networks: nn.Module) -> str:
-    """Return bf16 or f32 for the products inside `networks`.
-
-    `auto` is resolved by timing products of the networks' layer sizes for about a second on the main process, whose
-    choice and both rates go to stderr; a tie is float32.
-    """
+    """Return bf16 or f32 for the products inside `networks`. `auto` is resolved by timing products of the networks'
+    layer sizes for about a second on the main process, whose choice and both rates go to stderr; a tie is float32."""
     if precision != "auto":
         return precision
     choice = torch.zeros(1, device=processes.device)

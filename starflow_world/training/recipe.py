@@ -5,19 +5,20 @@ held-out episodes and the checkpoint to start from are compared with the recipe,
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from starflow_world.config.train import RecipeConfig
-from starflow_world.config.world import NO_ACTIONS, WorldConfig
+from starflow_world.config.video import VideoConfig
+from starflow_world.config.world import NO_ACTIONS, ActionScale, WorldConfig
 from starflow_world.data.dataset import EpisodeDataset, Windows, origin
 from starflow_world.errors import DataError
 from starflow_world.model.actions import action_scale, same_space, space_from_json
 
-LEAST_STEPS = 64
+LEAST_STEPS, LARGEST = 64, "outcome.largest_reward"
 
 
 @dataclass(frozen=True)
@@ -60,81 +61,70 @@ def data_facts(episodes: EpisodeDataset, windows: Windows) -> DataFacts:
 def complete_recipe(
     recipe: RecipeConfig, facts: DataFacts, windows: Windows, *, init: WorldConfig | None, begun: RecipeConfig | None
 ) -> RecipeConfig:
-    """Fill in what the recipe leaves to its data: the keys in `follow`, the action space and the scale of actions.
-
-    A resumed run takes them, and its precision, from the recipe it began with (`begun`); a run from a checkpoint
-    (`init`) keeps the scale of its actions, and its reward bins if they cover the data.
-    """
-    world, train = recipe.world, recipe.train
+    """Fill in what the recipe leaves to its data: the keys in `follow`, the action space and the scale of actions. A
+    resumed run takes them, and its precision, from the recipe it began with (`begun`); a run from a checkpoint (`init`)
+    keeps the scale of its actions, and its reward bins if they cover the data."""
+    world, train, (first, space) = recipe.world, recipe.train, (begun or recipe, facts.action_space)
     if begun is not None:
-        values = {key: _get(begun.world, key) for key in recipe.follow}
-        scale = begun.world.action_scale
+        known, scale = {**vars(begun.world), LARGEST: begun.world.outcome.largest_reward}, begun.world.action_scale
         train = replace(train, precision=begun.train.precision if train.precision == "auto" else train.precision)
     else:
         largest = max(map(abs, facts.rewards)) if facts.kind == "raw" else 1.0
         if init is not None and init.reward == facts.kind and init.outcome.largest_reward >= largest:
             largest = init.outcome.largest_reward
         known = {"name": facts.name, "max_episode_steps": facts.limit, "reward": facts.kind, "height": facts.size[0],
-                 "width": facts.size[1], "outcome.largest_reward": largest or 1.0}
-        values = {key: known[key] for key in recipe.follow}
-        if init is not None and same_space(init.action_space, facts.action_space):
-            scale = init.action_scale
-        else:
-            scale = action_scale(space_from_json(facts.action_space), windows.actions, windows.offsets)
-    if world.action_scale is None:
-        values["action_scale"] = scale
-    if same_space(world.action_space, NO_ACTIONS):
-        values["action_space"] = facts.action_space
-    return RecipeConfig(_replaced(world, values), train)
+                 "width": facts.size[1], LARGEST: largest or 1.0}
+        scale = scale_of_actions(windows, init)
+    values = {key: known[key] for key in recipe.follow}
+    outcome = replace(world.outcome, largest_reward=values.pop(LARGEST, world.outcome.largest_reward))
+    values["action_scale"] = world.action_scale or scale
+    values["action_space"] = space if same_space(first.world.action_space, NO_ACTIONS) else first.world.action_space
+    return RecipeConfig(replace(world, outcome=outcome, **values), train)
 
 
-def _get(world: WorldConfig, key: str) -> Any:
-    return world.outcome.largest_reward if key == "outcome.largest_reward" else getattr(world, key)
-
-
-def _replaced(world: WorldConfig, values: dict[str, Any]) -> WorldConfig:
-    if "outcome.largest_reward" in values:
-        largest = values.pop("outcome.largest_reward")
-        values["outcome"] = replace(world.outcome, largest_reward=largest)
-    return replace(world, **values)
+def scale_of_actions(windows: Windows, known: WorldConfig | VideoConfig | None) -> ActionScale | None:
+    """Return the scale in which a model of these very actions reads them (`known`), else one from bounds or data."""
+    if known is not None and same_space(known.action_space, windows.action_space_json):
+        return known.action_scale
+    return action_scale(space_from_json(windows.action_space_json), windows.actions, windows.offsets)
 
 
 def check_data(world: WorldConfig, facts: DataFacts, source: str) -> None:
     """Raise DataError with every way in which episodes do not fit a world, whose form comes from `source`."""
-    wrong, size, (low, high) = [], (world.height, world.width), facts.rewards
-    if not same_space(world.action_space, facts.action_space):
-        wrong.append(("action space", f"{world.action_space:.200}", f"{facts.action_space:.200}"))
-    if size != facts.size:
-        wrong.append(("frames (height, width)", f"{size}", f"{facts.size}"))
-    if world.text.kind == "t5" and not facts.longest:
-        wrong.append(("texts (world.text.kind t5)", "some", "none"))
-    if world.text.kind == "t5" and facts.longest >= world.text.length:
-        needed = f"set world.text.length and world.flow.text_length to {facts.longest + 1}"
-        found = f"{facts.longest} in {facts.longest_in}; {needed}, or shorten it"
-        wrong.append(("bytes of a text", f"at most {world.text.length - 1}", found))
-    if world.outcome.width and facts.kind != world.reward != "none" and (facts.kind == "raw" or facts.recorded):
-        wrong.append(("kind of rewards (world.reward)", world.reward, f"{facts.kind}, {low:g} to {high:g}"))
-    if world.outcome.width and world.reward == "raw" and max(-low, high) > world.outcome.largest_reward * (1 + 1e-6):
-        expected = f"at most {world.outcome.largest_reward:g} in size (world.outcome.largest_reward)"
-        wrong.append(("rewards", expected, f"{low:g} to {high:g}"))
-    if wrong:
-        listed = ". ".join(f"{name}: expected {expected}, found {found}" for name, expected, found in wrong)
-        raise DataError(f"{facts.folder} does not fit {source}: {listed}")
+    size, text, outcome, (low, high) = (world.height, world.width), world.text, world.outcome, facts.rewards
+    kinds = facts.kind == world.reward or world.reward == "none" or (facts.kind == "event" and not facts.recorded)
+    longest = (f"{facts.longest} in {facts.longest_in}; set world.text.length and world.flow.text_length to "
+               f"{facts.longest + 1}, or shorten it")
+    covered = world.reward != "raw" or max(-low, high) <= outcome.largest_reward * (1 + 1e-6)
+    _refuse(f"{facts.folder} does not fit {source}", (
+        (same_space(world.action_space, facts.action_space), "action space", world.action_space, facts.action_space),
+        (size == facts.size, "frames (height, width)", size, facts.size),
+        (text.kind != "t5" or facts.longest > 0, "texts (world.text.kind t5)", "some", "none"),
+        (text.kind != "t5" or facts.longest < text.length, "bytes of a text", f"at most {text.length - 1}", longest),
+        (not outcome.width or kinds, "kind of rewards (world.reward)", world.reward,
+         f"{facts.kind}, {low:g} to {high:g}"),
+        (not outcome.width or covered, "rewards",
+         f"at most {outcome.largest_reward:g} in size (world.outcome.largest_reward)", f"{low:g} to {high:g}"),
+    ))
 
 
 def check_init(world: WorldConfig, init: WorldConfig, folder: Path | str, data: Path) -> None:
     """Raise DataError with every way in which a checkpoint to start from does not fit a completed recipe."""
-    wrong = [
-        (name, expected, found) for name, expected, found, same in (
-            ("action space", world.action_space, init.action_space, same_space(world.action_space, init.action_space)),
-            ("frames (height, width)", (world.height, world.width), (init.height, init.width), None),
-            ("text.kind", world.text.kind, init.text.kind, None),
-            ("reward", world.reward, init.reward, None),
-        ) if not (expected == found if same is None else same)
-    ]
+    size, other = (world.height, world.width), (init.height, init.width)
+    _refuse(f"init {folder} does not fit the recipe and {data}", (
+        (same_space(world.action_space, init.action_space), "action space", world.action_space, init.action_space),
+        (size == other, "frames (height, width)", size, other),
+        (world.text.kind == init.text.kind, "text.kind", world.text.kind, init.text.kind),
+        (world.reward == init.reward, "reward", world.reward, init.reward),
+    ))
+
+
+def _refuse(what: str, comparisons: Iterable[tuple[bool, str, object, object]]) -> None:
+    """Raise DataError listing the comparisons (fits, name, expected, found) that do not fit."""
+    wrong = [f"{name}: expected {expected!s:.200}, found {found!s:.200}" for fits, name, expected, found in comparisons
+             if not fits]
     if wrong:
-        listed = ". ".join(f"{name}: expected {want!s:.200}, found {found!s:.200}" for name, want, found in wrong)
-        raise DataError(f"init {folder} does not fit the recipe and {data}: {listed}")
+        raise DataError(f"{what}: {'. '.join(wrong)}")
 
 
 def print_facts(world: WorldConfig, facts: DataFacts) -> None:

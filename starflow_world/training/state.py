@@ -28,10 +28,8 @@ def save_sharded(
     folder: Path | str, networks: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any],
     processes: Processes,
 ) -> None:
-    """Write weights, optimizer states and `facts` (JSON, with the step).
-
-    Whenever a process dies, either this save or the one before can be loaded.
-    """
+    """Write weights, optimizer states and `facts` (JSON, with the step). Whenever a process dies, either this save or
+    the one before can be loaded."""
     folder = Path(folder)
     home = folder / f"training-{facts['step']:08}"
     processes.once(lambda: shutil.rmtree(home, ignore_errors=True))  # what a run that died here left

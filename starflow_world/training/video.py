@@ -19,28 +19,22 @@ from torch import Tensor, nn
 
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.train import VideoRecipe
-from starflow_world.config.video import VideoConfig
 from starflow_world.config.world import NO_ACTIONS
 from starflow_world.data.dataset import EpisodeDataset, origin
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Flow
 from starflow_world.io.shards import TensorSource, misfits, open_shards, refuse
-from starflow_world.model.actions import ActionEncoder, action_scale, same_space, space_from_json
+from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
 from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.model.video_checkpoint import ADAPTER, empty_flow, load_adapter, load_video, write_model
 from starflow_world.noise import make_key, normals
+from starflow_world.training import distributed
 from starflow_world.training.clips import ClipBatch, ClipSampler, EpisodeSampler, are_episodes
-from starflow_world.training.distributed import (
-    ALONE,
-    Processes,
-    checkpoint_activations,
-    fill_module,
-    full_tensor,
-    shard_module,
-)
+from starflow_world.training.distributed import ALONE, Processes
 from starflow_world.training.loop import Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
 from starflow_world.training.optimizers import video_optimizers
 from starflow_world.training.precision import resolve_precision
+from starflow_world.training.recipe import scale_of_actions
 from starflow_world.training.state import STATE
 from starflow_world.video.model import VideoModel
 
@@ -91,10 +85,8 @@ class VideoTrainer(Trainer[VideoRecipe]):
         return x[:, 1:] if batch.extend else x
 
     def _backward(self, x: Tensor, text: Tensor, rows: int, actions: Tensor | None = None) -> tuple[float, float]:
-        """Add the gradients of rows x (B, T, n, c) with actions (B, T, 1 + flat), of a process's `rows`.
-
-        Returns their shares of its means of nats per dim and of the denoiser's loss (0 where that is frozen).
-        """
+        """Add the gradients of rows x (B, T, n, c) with actions (B, T, 1 + flat), of a process's `rows`. Returns their
+        shares of its means of nats per dim and of the denoiser's loss (0 where that is frozen)."""
         flow, config = self.model.flow, self.model.config
         denoises = flow.denoiser is not None and any(p.requires_grad for p in flow.denoiser.parameters())
         tables = flow.tables(config.grid(self.config.aspect), x.shape[1])
@@ -122,7 +114,7 @@ class VideoTrainer(Trainer[VideoRecipe]):
         kind = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         kinds = dict.fromkeys(shapes, kind) | {ADAPTER: torch.float32}
-        source = TensorSource(shapes, kinds, lambda name: full_tensor(state[name]).to("cpu", kinds[name]))
+        source = TensorSource(shapes, kinds, lambda name: distributed.full_tensor(state[name]).to("cpu", kinds[name]))
         if self.processes.main:
             write_model(out / MODEL, self.model.config, source, {**self.card, "steps": self.step})
         else:
@@ -182,24 +174,16 @@ def _from_episodes(
     recipe: VideoRecipe, data: Path, cache: Path | str | None, before: VideoRecipe | Path | str | None,
     processes: Processes,
 ) -> tuple[VideoRecipe, EpisodeSampler]:
-    """Return the recipe of a world of the episodes' actions, and a sampler of their windows.
-
-    A model of these very actions keeps the scale that it reads them in: `before` is the recipe that a resumed run began
-    with, or the model to start from.
-    """
+    """Return the recipe of a world of the episodes' actions, and a sampler of their windows. A model of these very
+    actions keeps the scale that it reads them in: `before` is the recipe that a resumed run began with, or the model to
+    start from."""
     episodes, said = EpisodeDataset(data), recipe.video.action_space
     space = episodes.action_space_json
     if not same_space(said, space) and not same_space(said, NO_ACTIONS):
         raise ConfigError(f"video.action_space: expected that of the episodes, {space:.200}, found {said:.200}")
     windows = processes.in_turn(lambda: episodes.memory_map(cache))
-    known: VideoConfig | None = None
-    if before is not None:
-        known = before.video if isinstance(before, VideoRecipe) else load_video(before)[0]
-    scale = recipe.video.action_scale
-    if scale is None and known is not None and same_space(known.action_space, space):
-        scale = known.action_scale
-    elif scale is None:
-        scale = action_scale(space_from_json(space), windows.actions, windows.offsets)
+    known = before.video if isinstance(before, VideoRecipe) else None if before is None else load_video(before)[0]
+    scale = recipe.video.action_scale or scale_of_actions(windows, known)
     video = replace(recipe.video, action_space=space, action_scale=scale, aspect=recipe.train.aspect)
     recipe = replace(recipe, video=video)
     return recipe, EpisodeSampler(episodes, windows, recipe, processes)
@@ -217,10 +201,8 @@ def _check_prompts(text: T5Text, sampler: ClipSampler | EpisodeSampler) -> None:
 def _model(
     recipe: VideoRecipe, out: Path, *, init: Path | str | None, filled: bool, processes: Processes
 ) -> tuple[VideoModel, ActionEncoder, str]:
-    """Return the model and its action adapter, sharded, and the precision that they train in.
-
-    They have the weights of `init`, or random weights, or any (`filled`: they are loaded later).
-    """
+    """Return the model and its action adapter, sharded, and the precision that they train in. They have the weights of
+    `init`, or random weights, or any (`filled`: they are loaded later)."""
     config, device = recipe.video, processes.device
     kind = torch.float32 if device.type == "cpu" else torch.bfloat16  # of the encoders, which do not learn
     text = processes.in_turn(
@@ -236,15 +218,15 @@ def _model(
     freeze_outside(_trainable(flow, action), recipe.train.parts)
     precision = resolve_precision(recipe.train.precision, processes, flow)
     if recipe.train.checkpointing:
-        checkpoint_activations(flow)
-    shard_module(flow, processes, precision, ("nats", "denoiser_output"))
-    shard_module(action, processes, precision)
+        distributed.checkpoint_activations(flow)
+    distributed.shard_module(flow, processes, precision, ("nats", "denoiser_output"))
+    distributed.shard_module(action, processes, precision)
     if empty:
         flow.to_empty(device=device)
     if init is not None:
         source, adapter = open_shards(init, digest=load_video(init)[1]), load_adapter(init, config)
         shapes = {name: tuple(tensor.shape) for name, tensor in flow.state_dict().items()}
         refuse(init, misfits({name: shape for name, shape in source.shapes.items() if name != ADAPTER}, shapes))
-        fill_module(flow, source.read)
-        fill_module(action, lambda _: adapter)
+        distributed.fill_module(flow, source.read)
+        distributed.fill_module(action, lambda _: adapter)
     return VideoModel(config, flow, text, codec), action, precision

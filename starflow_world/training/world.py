@@ -17,33 +17,12 @@ from starflow_world.config.train import RecipeConfig, TrainConfig
 from starflow_world.config.world import WorldConfig
 from starflow_world.data.dataset import EpisodeDataset, Windows, origin
 from starflow_world.io.plots import write_curves
-from starflow_world.model.checkpoint import (
-    CONFIG,
-    TRAINING,
-    load_config,
-    load_networks,
-    load_strictly,
-    save_checkpoint,
-    save_starts,
-)
+from starflow_world.model import checkpoint
 from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Batch, Sampler
-from starflow_world.training.distributed import (
-    ALONE,
-    Processes,
-    checkpoint_activations,
-    full_tensor,
-    shard_module,
-)
+from starflow_world.training.distributed import ALONE, Processes, checkpoint_activations, full_tensor, shard_module
 from starflow_world.training.loop import METRICS, Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
-from starflow_world.training.objective import (
-    Losses,
-    losses,
-    motion_losses,
-    objective,
-    outcome_losses,
-    start_losses,
-)
+from starflow_world.training.objective import Losses, losses, motion_losses, objective, outcome_losses, start_losses
 from starflow_world.training.optimizers import world_optimizers
 from starflow_world.training.precision import resolve_precision
 from starflow_world.training.recipe import check_data, check_init, complete_recipe, data_facts, print_facts
@@ -158,14 +137,14 @@ class WorldTrainer(Trainer[RecipeConfig]):
                     lost = losses(self.networks, batch, noise, self.tables, self.config, denoiser=False,
                                   processes=self.processes)
                 excess.append((lost.excess[:, 1:] if lost.excess.shape[1] > 1 else lost.excess).flatten())
-        figures = {"valid_excess": torch.cat(later), **({"valid_start_excess": torch.cat(first)} if first else {})}
-        return self.processes.means({name: float(excess.mean()) for name, excess in figures.items()})
+        figures = {"valid_excess": later, "valid_start_excess": first}
+        return self.processes.means({name: float(torch.cat(part).mean()) for name, part in figures.items() if part})
 
     def write_model(self, out: Path) -> None:
         """Write the checkpoint and its card."""
         networks = self._whole()
         if self.processes.main:
-            save_checkpoint(out, networks, {**self.card, "steps": self.step}, self.config.half)
+            checkpoint.save_checkpoint(out, networks, {**self.card, "steps": self.step}, self.config.half)
 
     def _whole(self) -> Networks:
         """Return the networks with all their weights on the main process, and their shapes on the others."""
@@ -192,10 +171,10 @@ def train(
     `init` do not fit the recipe, ConfigError if `out` holds another run.
     """
     out, data, dataset = Path(out), Path(data), EpisodeDataset(data)
-    open_folder(out, (CONFIG, TRAINING, STATE), processes, resume=resume)
+    open_folder(out, (checkpoint.CONFIG, checkpoint.TRAINING, STATE), processes, resume=resume)
     begun = begun_recipe(out, RecipeConfig, sharded=processes.mesh is not None) if resume else None
     windows = processes.in_turn(lambda: dataset.memory_map(cache))
-    facts, before = data_facts(dataset, windows), None if init is None or resume else load_config(init)[0]
+    facts, before = data_facts(dataset, windows), None if init is None or resume else checkpoint.load_config(init)[0]
     recipe = complete_recipe(recipe, facts, windows, init=before, begun=begun)
     check_data(recipe.world, facts, "the recipe")
     held_out = None if valid is None else _held_out(recipe, valid, cache, data, processes)
@@ -240,11 +219,11 @@ def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
     """Write the start set: first frames and texts of episodes spread over the dataset."""
     chosen = sorted(set(torch.linspace(0, len(windows.lengths) - 1, min(most, len(windows.lengths))).long().tolist()))
     frames = torch.from_numpy(windows.frames[windows.offsets[chosen]])
-    save_starts(out, frames, [windows.texts[index] for index in chosen])
+    checkpoint.save_starts(out, frames, [windows.texts[index] for index in chosen])
 
 
 def _initialise(networks: Networks, init: Path | str) -> None:
-    tensors = (known := load_networks(init)[0]).state_dict()
+    tensors = (known := checkpoint.load_networks(init)[0]).state_dict()
     if networks.start is not None and known.start is None:  # a start diffusion may be added to a world without one
         tensors |= {f"start.{name}": tensor for name, tensor in networks.start.state_dict().items()}
-    load_strictly(networks, tensors, init)
+    checkpoint.load_strictly(networks, tensors, init)
