@@ -7,11 +7,13 @@ policies, so ranks are taken of the discounted reward as well (sooner is better)
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
+
+from starflow_world.commands.flags import RealEnvironment
 
 if TYPE_CHECKING:
     from starflow_world.agents.policy import Policy
@@ -26,8 +28,10 @@ class RankPolicies:
 
     world: Positional[str] = "babyai-gotolocal"
     """Folder or name of a shipped world."""
-    text: str = "go to the red ball"
-    """The mission."""
+    environment: OmitArgPrefixes[RealEnvironment] = field(default_factory=RealEnvironment)
+    """The real environment"""
+    text: str = ""
+    """Mission; empty: "go to the red ball" in BabyAI, any elsewhere."""
     agents: Path | None = None
     """Folder of train-agent, whose agents are ranked as well."""
     episodes: int = 100
@@ -45,19 +49,23 @@ def rank_policies(settings: RankPolicies) -> dict[str, Any]:
     """Score a random policy, scripted ones with more and less noise, and the agents below a folder, in the dream and in
     reality; write rank.json and rank.md, and return the figures."""
     from starflow_world.agents.judging import spearman
-    from starflow_world.commands.train_agent.training import make_task
+    from starflow_world.commands.train_agent.task import in_babyai, make_task
     from starflow_world.io.files import write_text
+    from starflow_world.world import World
 
-    task = make_task(settings.world, settings.text, starts=1, episodes=settings.episodes)
+    world = World.load(settings.world)
+    source = settings.environment.source(world)
+    task = make_task(world, source, settings.text, starts=1, episodes=settings.episodes)
+    text = task.real.text
     scores = {
         policy.name: {where: task.judge(where, policy, progress=True).to_dict() for where in ("dream", "real")}
-        for policy in candidates(settings.text, settings.agents)
+        for policy in candidates(text if in_babyai(source) else "", settings.agents)
     }
     agreement = {key: spearman(*([score[where][key] for score in scores.values()] for where in ("dream", "real")))
                  for key in RANKED}
     figures = {
-        "world": settings.world, "world_id": task.world.world_id, "text": settings.text,
-        "episodes": settings.episodes, "scores": scores,
+        "world": settings.world, "world_id": world.world_id, "text": text or source.env, "episodes": settings.episodes,
+        "scores": scores,
         "spearman": {key: None if math.isnan(value) else value for key, value in agreement.items()},
     }
     write_text(settings.out / "rank.json", json.dumps(figures, indent=1))
@@ -65,14 +73,19 @@ def rank_policies(settings: RankPolicies) -> dict[str, Any]:
     return figures
 
 
-def candidates(text: str, agents: Path | None) -> "Sequence[Policy]":
-    """Return a random policy, scripted ones, and every agent that train-agent saved below a folder."""
+def candidates(mission: str, agents: Path | None) -> "Sequence[Policy]":
+    """Return a random policy, scripted ones for a mission of BabyAI, and all agents that train-agent saved in a folder.
+
+    ConfigError or DataError where that leaves nothing to rank.
+    """
     from starflow_world.agents.babyai.scripted import ScriptedPolicy
     from starflow_world.agents.policy import RandomPolicy
-    from starflow_world.errors import DataError
+    from starflow_world.errors import ConfigError, DataError
 
-    scripted = [ScriptedPolicy(text, noise, f"scripted, {noise:.0%} random") for noise in NOISES]
+    scripted = [ScriptedPolicy(mission, noise, f"scripted, {noise:.0%} random") for noise in NOISES if mission]
     policies: list[Policy] = [RandomPolicy(), *scripted]
+    if agents is None and not scripted:
+        raise ConfigError("agents: expected agents to rank beside a random policy, found none; pass --agents")
     if agents is None:
         return policies
     from starflow_world.agents.ppo import AGENT, load_policy

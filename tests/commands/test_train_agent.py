@@ -12,18 +12,22 @@ from gymnasium import spaces
 pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
-from starflow_world.agents.babyai.rooms import LIMIT
+from starflow_world.agents.babyai.rooms import ENV, LIMIT
+from starflow_world.agents.environment import Environment
+from starflow_world.agents.policy import RandomPolicy
 from starflow_world.commands.rank import RankPolicies, candidates, rank_policies
 from starflow_world.commands.train_agent import TrainAgent
 from starflow_world.commands.train_agent.report import agents_markdown, at, ratios, steps_to
-from starflow_world.commands.train_agent.training import JUDGED_FROM, AgentTask, first_frames, make_task, train_agent
+from starflow_world.commands.train_agent.task import JUDGED_FROM, BabyAIRooms, RealEpisodes, first_frames, make_task
+from starflow_world.commands.train_agent.training import train_agent
 from starflow_world.config.world import CodecConfig, TextConfig
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.model.networks import Networks
 from starflow_world.world import World
-from tests.worlds import TINY, randomise, save_world, tiny_config
+from tests.worlds import TINY, no_text, randomise, save_world, tiny_config
 
 TEXT = "go to the red ball"
+SOURCE = Environment(ENV, max_steps=LIMIT)
 PLAN = TrainAgent(text=TEXT, steps=256, dream_steps=512, envs=8, seeds=1, starts=3, episodes=2, chunk=256)
 
 
@@ -37,8 +41,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"height": 64, "width": 64, "max_episode_steps": 20}
     config = tiny_config(spaces.Discrete(7), codec=codec, flow=flow, text=text, **sizes)
     networks = randomise(Networks(config))
-    networks.codec.fit(first_frames(range(20)))
-    return save_world(World(networks), tmp_path_factory.mktemp("world"))
+    networks.codec.fit(first_frames(BabyAIRooms(SOURCE, TEXT), range(20))[0])
+    folder = save_world(World(networks), tmp_path_factory.mktemp("world"))
+    (folder / "card.json").write_text(json.dumps(SOURCE.to_dict()))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +82,27 @@ def test_a_run_goes_on_and_adds_what_is_asked_for(world: Path, done: Path, tmp_p
 
 
 def test_dreams_and_rooms_begin_alike_and_no_room_is_both_learned_from_and_judged_in(world: Path) -> None:
-    task = make_task(str(world), TEXT, starts=3, episodes=2)
+    task = make_task(World.load(world), SOURCE, TEXT, starts=3, episodes=2)
     assert max(task.learned) < JUDGED_FROM <= min(task.judged)
-    begun = {frame.numpy().tobytes() for frame in first_frames(task.learned)}
+    begun = {frame.numpy().tobytes() for frame in first_frames(task.real, task.learned)[0]}
     for where in ("dream", "real"):
         env = task.train_env(where, 6)
         frames, infos = env.reset(seed=0)
         assert {frame.tobytes() for frame in frames} <= begun
         assert infos["text"].tolist() == [TEXT] * 6
-        pairs = zip(task.starts(where), first_frames(task.judged), strict=True)
+        pairs = zip(task.starts(where), first_frames(task.real, task.judged)[0], strict=True)
         for start, frame in pairs:
             assert (task.env(where).reset(seed=start.seed, options=start.options)[0] == frame.numpy()).all()
 
 
 def test_the_time_limit_is_the_same_in_both(world: Path) -> None:
-    task = AgentTask(World.load(world), TEXT, (0,), (1,))
+    task = make_task(World.load(world), SOURCE, TEXT, starts=1, episodes=1)
     assert task.env("dream").max_episode_steps == task.env("real").inner.max_steps
-    assert task.train_env("dream", 1).max_episode_steps == task.train_env("real", 1).rooms[0].inner.max_steps
+    assert task.train_env("dream", 1).max_episode_steps == task.train_env("real", 1).envs[0].inner.max_steps
 
 
 def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) -> None:
-    rank_policies(RankPolicies(str(world), TEXT, done, episodes=2, out=tmp_path))
+    rank_policies(RankPolicies(str(world), agents=done, episodes=2, out=tmp_path))
     figures = json.loads((tmp_path / "rank.json").read_text())
     assert len(figures["scores"]) == 7
     assert {"random", "PPO dream-0", "PPO real-0"} <= figures["scores"].keys()
@@ -104,7 +110,7 @@ def test_policies_are_ranked_in_both(world: Path, done: Path, tmp_path: Path) ->
     assert set(figures["spearman"]) == {"success", "discounted"}
     assert all(name in (tmp_path / "rank.md").read_text() for name in figures["scores"])
     with pytest.raises(DataError, match="train-agent"):
-        rank_policies(RankPolicies(str(world), TEXT, tmp_path, episodes=1, out=tmp_path))
+        rank_policies(RankPolicies(str(world), agents=tmp_path, episodes=1, out=tmp_path))
 
 
 def test_agents_of_several_runs_are_told_apart(done: Path, tmp_path: Path) -> None:
@@ -153,3 +159,33 @@ def test_the_report_says_by_how_much_the_steps_differ_and_shows_a_figure_in_one_
 def test_a_plan_that_cannot_be_meant_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         TrainAgent(**change)
+
+
+def test_a_world_that_does_not_fit_is_refused_before_anything_is_played(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RealEpisodes, "seeds", lambda *_: pytest.fail("played"))
+    monkeypatch.setattr(BabyAIRooms, "seeds", lambda *_: pytest.fail("played"))
+    opened = World.load(world)
+    with pytest.raises(ConfigError, match=r"the Discrete actions of CartPolePixels-v0, .*, found Discrete\(7\)"):
+        make_task(opened, Environment("CartPolePixels-v0"), "", starts=1, episodes=1)
+    with pytest.raises(ConfigError, match=r"expected frames of BabyAI.*, \(32, 32, 3\), found \(64, 64, 3\)"):
+        make_task(opened, Environment("BabyAI-GoToObj-v0", frame_size=32), "", starts=1, episodes=1)
+    with pytest.raises(ConfigError, match="names no environment in its card"):
+        train_agent(TrainAgent(world=str(save_world(opened, world.parent / "nameless"))))
+
+
+def test_agents_learn_in_a_world_of_another_environment(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(spaces.Discrete(2), height=16, width=16, max_episode_steps=9, **no_text())
+    folder = save_world(World(randomise(Networks(config))), tmp_path / "world")
+    source = Environment("CartPolePixels-v0", frame_size=16)
+    (folder / "card.json").write_text(json.dumps(source.to_dict()))
+    task = make_task(World.load(folder), source, "", starts=3, episodes=2)
+    for where in ("real", "dream"):
+        env = task.train_env(where, 2)
+        frames, _ = env.reset(seed=0)
+        assert frames.shape == (2, 16, 16, 3)
+        frames, *_ = env.step([0, 1])
+        assert frames.shape == (2, 16, 16, 3)
+        assert task.judge(where, RandomPolicy()).episodes == 2

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from starflow_world.agents.babyai.rooms import LIMIT
 from starflow_world.io.files import write_text
 from starflow_world.io.plots import saved
 
@@ -50,12 +49,14 @@ def agents_markdown(figures: dict[str, Any]) -> str:
     plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
     common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
     dreamed, lived = (curves[where][0][-1]["steps"] for where in ("dream", "real"))
+    task = f'"{plan["text"]}"' if plan["text"] else figures["env"]
     more = f"| {dreamed / lived:.3g} times the steps ({dreamed:,.0f}) | {found['end']:.0%} | >= 100 % at twice |"
     lines = [
-        f"# An agent that learned \"{plan['text']}\" in a dream", "",
+        f"# An agent that learned {task} in a dream", "",
         f"World `{figures['world']}` ({figures['world_id'][:12]}), {plan['seeds']} seeds, {plan['envs']} envs, "
-        f"{plan['actions'] or 'all'} actions; episodes of at most {LIMIT} steps from {plan['starts']} real first "
-        f"frames. Every agent is judged in {plan['episodes']} real rooms that it never saw, with sampled actions.", "",
+        f"{plan['actions'] or 'all'} actions; episodes of at most {figures.get('limit', 64)} steps from "
+        f"{plan['starts']} real first frames. Every agent is judged in {plan['episodes']} real episodes that it never "
+        "saw, with sampled actions.", "",
         "![learning curves](curves.png)", "",
         f"| agent | steps | success in reality, mean (each seed) | steps to {REACHED:.0%} |",
         "| --- | --- | --- | --- |",
@@ -111,7 +112,8 @@ def write_learning_curves(figures: dict[str, Any], path: Path) -> None:
         label = "learned in the dream" if where == "dream" else "learned in reality"
         axis.plot(steps, mean, color=COLOURS[where], linewidth=2.5, label=label)
     axis.axhline(figures["random"]["real"]["success"], color="grey", linestyle="--", label="random")
-    axis.set(xlabel="env steps", ylabel="success in reality", ylim=(0, 1.02), title=figures["plan"]["text"])
+    title = figures["plan"]["text"] or figures["env"]
+    axis.set(xlabel="env steps", ylabel="success in reality", ylim=(0, 1.02), title=title)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     saved(figure, path)

@@ -1,9 +1,12 @@
 """The flags of `starflow-world train-agent`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyro.conf import OmitArgPrefixes
+
+from starflow_world.commands.flags import RealEnvironment
 from starflow_world.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,8 +23,10 @@ class AgentSettings:
     """Folder or name of a shipped world."""
     algo: str = "ppo"
     """How the agents learn: ppo."""
-    text: str = "go to the red ball"
-    """The mission."""
+    environment: OmitArgPrefixes[RealEnvironment] = field(default_factory=RealEnvironment)
+    """The real environment"""
+    text: str = ""
+    """Mission; empty: "go to the red ball" in BabyAI, any elsewhere."""
     steps: int = 65_536
     """Env steps of every agent."""
     dream_steps: int = 0
@@ -36,8 +41,9 @@ class AgentSettings:
     """Real episodes, never seen in training, in which agents are judged."""
     chunk: int = 8192
     """Env steps between two judgements; the agent is saved after each."""
-    actions: int = 3
-    """Offer only the first so many of the world's actions, in both (3: left, right, forward; 0: all)."""
+    actions: int | None = None
+    """Offer only the first so many of the world's actions, in both; 0: all; None: 3 in BabyAI (left, right, forward),
+    all elsewhere."""
     round_trip: float = 0.0
     """Truncate a dream where this signal is above the limit (see Trust); 0: never."""
     disagreement: float = 0.0
@@ -52,7 +58,7 @@ class AgentSettings:
             raise ConfigError(f"algo: expected ppo, the only one there is, found {self.algo!r:.60}")
         for name in ("steps", "dream_steps", "envs", "seeds", "starts", "episodes", "chunk", "actions"):
             low = 0 if name in ("dream_steps", "actions") else 1
-            if getattr(self, name) < low:
+            if (getattr(self, name) or 0) < low:
                 raise ConfigError(f"{name}: expected a number >= {low}, found {getattr(self, name)}")
 
     @property
@@ -73,6 +79,10 @@ class AgentSettings:
 
         limits = Trust(round_trip=self.round_trip or None, disagreement=self.disagreement or None)
         return limits if limits.limits else None
+
+    def offered(self, *, babyai: bool) -> int:
+        """Return the number of actions that are offered; 0: all."""
+        return (3 if babyai else 0) if self.actions is None else self.actions
 
     def steps_in(self, where: str) -> int:
         """Return the env steps of the agents that learn in "dream" or "real"."""
