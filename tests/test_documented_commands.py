@@ -49,7 +49,7 @@ def command_lines() -> list[str]:
         for line in text.splitlines():
             if line.strip().startswith(STARTS) and "..." not in line:
                 line = re.sub(r"\[(--[\w-]+)\]", r"\1", line)
-                lines.append(re.sub(r"\s{2,}#.*", "", line).strip())
+                lines.append(re.sub(r"\s+# .*", "", line).strip())
     return list(dict.fromkeys(lines))
 
 
