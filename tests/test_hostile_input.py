@@ -21,8 +21,14 @@ from starflow_world.data.episodes import Episode, read_episode, read_header, wri
 from starflow_world.errors import ActionError, DataError, StarflowError, StateError
 from starflow_world.io.files import read_tensors
 from starflow_world.model.actions import space_from_json
-from starflow_world.model.checkpoint import load_networks, load_starts, load_training, save_checkpoint, training_facts
-from starflow_world.model.video_checkpoint import load_flow
+from starflow_world.model.checkpoint import (
+    load_flow,
+    load_networks,
+    load_starts,
+    load_training,
+    save_checkpoint,
+    training_facts,
+)
 from starflow_world.training.optimizers import world_optimizers
 from starflow_world.video.convert import convert
 from starflow_world.world import World

@@ -14,14 +14,11 @@ class Info:
 
     def run(self) -> None:
         """Print every key of the files."""
-        from starflow_world.io.files import is_file
-        from starflow_world.model.checkpoint import CARD, CONFIG, read_json
-        from starflow_world.model.video_checkpoint import CONFIG as CONVERTED
+        from starflow_world.model.checkpoint import describe
         from starflow_world.world import find_world
 
-        folder = find_world(self.world)
-        for name in (CONVERTED,) if is_file(folder / CONVERTED) else (CONFIG, CARD):
-            print(f"{folder / name}\n")
-            for key, value in read_json(folder / name).items():
+        for path, values in describe(find_world(self.world)).items():
+            print(f"{path}\n")
+            for key, value in values.items():
                 print(f"  {key}: {value}")
             print()

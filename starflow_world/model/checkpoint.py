@@ -1,14 +1,17 @@
-"""Checkpoints: a folder with config.json, model.safetensors and card.json; starts.safetensors holds the start set.
+"""Folders of models, written and read strictly; loading finds the kind from the folder.
 
-Large weights may lie in several files behind an index instead (shards.py); then the index is what config.json seals.
+    world            config.json, model.safetensors (or shards and their index), card.json, starts.safetensors
+    video model      video.json, shards and their index, card.json; written by `convert` and by its training
 
-Loading is strict: names, shapes, dtypes, finiteness and the digests of weights and config are checked, and damage of
-any kind is one `CheckpointError`. Nothing in a checkpoint can run code.
+Names, shapes, dtypes, finiteness and the digests of weights and config are checked; damage of any kind is one
+`CheckpointError`. Nothing in a checkpoint can run code.
 """
 
 import hashlib
 import json
 import math
+import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,18 +19,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starflow_world.config.reading import from_dict, to_dict
-from starflow_world.config.world import WorldConfig
+from starflow_world.config.video import VideoConfig
+from starflow_world.config.world import NO_ACTIONS, WorldConfig
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.io.files import is_file, not_written, read_tensors, write_tensors, write_text
-from starflow_world.io.shards import INDEX, file_digest, read_shards
+from starflow_world.flow import Flow
+from starflow_world.flow.precision import running_dtypes
+from starflow_world.io.files import TEMPORARY, is_file, not_written, read_tensors, write_tensors, write_text
+from starflow_world.io.shards import (
+    INDEX,
+    TensorSource,
+    file_digest,
+    misfits,
+    open_shards,
+    read_shards,
+    refuse,
+    write_shards,
+)
+from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
 from starflow_world.model.networks import Networks
 
 FORMAT = 1
 LARGEST_STARTS = 1 << 29
 CONFIG, WEIGHTS, NEXT, CARD = "config.json", "model.safetensors", "next.safetensors", "card.json"
+VIDEO = "video.json"
+ADAPTER = "action.project.weight"
+"""The action adapter, beside the tensors of a video model's flow if the model has learned from actions."""
 STARTS, TRAINING, PROMPTS = "starts.safetensors", "training.safetensors", "prompts"
 
 
@@ -88,13 +107,25 @@ def _seal(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def load_config(folder: Path | str) -> tuple[WorldConfig, str]:
-    """The config of a checkpoint and the digest of its weights."""
-    path = Path(folder) / CONFIG
+def _header(path: Path) -> dict[str, Any]:
+    """The content of a config file, its format checked and that it names the digest of the weights."""
     values = read_json(path)
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
-        raise CheckpointError(f"{path}: expected format {FORMAT} with the digest of the weights; "
-                              "it was written by another version or is damaged")
+    values = values if isinstance(values, dict) else {}
+    if values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
+        raise CheckpointError(f"{path}: expected format {FORMAT} with the digest of the weights, found format "
+                              f"{values.get('format')!r:.20}; it was written by another version or is damaged")
+    return values
+
+
+def load_config(folder: Path | str) -> tuple[WorldConfig, str]:
+    """Return the config of the world in a folder of either kind, and the digest of its weights."""
+    if is_file(path := Path(folder) / VIDEO):
+        config, digest = load_video(folder)
+        try:
+            return config.world(), digest
+        except ConfigError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    values = _header(path := Path(folder) / CONFIG)
     known = {"format", "weights", "world", "digest"}
     if unknown := sorted(set(values) - known):
         raise CheckpointError(f"{path}: expected {', '.join(sorted(known))}, found also {unknown!s:.80}")
@@ -107,23 +138,117 @@ def load_config(folder: Path | str) -> tuple[WorldConfig, str]:
         raise CheckpointError(f"{path}: {error}") from None
 
 
+def load_video(folder: Path | str) -> tuple[VideoConfig, str]:
+    """Return the config of a converted video model, and the digest of its weights."""
+    path = Path(folder) / VIDEO
+    if not is_file(path):
+        raise CheckpointError(f"{path}: expected the config of a converted video model, found none; see convert")
+    values = _header(path)
+    try:
+        return from_dict(VideoConfig, values.get("video")), values["weights"]
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def describe(folder: Path | str) -> dict[Path, dict[str, Any]]:
+    """Return what the config of a folder of either kind says, and its card if there is one."""
+    config, card = Path(folder) / (VIDEO if is_file(Path(folder) / VIDEO) else CONFIG), Path(folder) / CARD
+    return {path: read_json(path) for path in (config, card) if path == config or is_file(path)}
+
+
 def load_networks(folder: Path | str) -> tuple[Networks, str]:
-    """Networks with the weights of a checkpoint (on the CPU, in eval mode), and the digest of the weights."""
+    """Return the networks in a folder of either kind (on the CPU, in eval mode) and the digest of their weights.
+
+    The flow of a video model keeps the dtype of its weights.
+    """
     folder = Path(folder)
     config, expected = load_config(folder)
-    path = _weights(folder, expected)
-    tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
-    flow = config.flow
-    if flow.shallow_blocks * flow.shallow_layers + flow.deep_layers + flow.denoiser_layers > len(tensors):
-        raise CheckpointError(f"{path}: expected the layers that {CONFIG} describes, found only {len(tensors)} tensors")
+    video = is_file(folder / VIDEO)
+    tensors = {} if video else _read_weights(folder, expected, config)
     try:
         with torch.device("meta"):  # no memory, and no random numbers drawn
             networks = Networks(config)
     except (ConfigError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-    tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}  # stored `half`
-    load_strictly(networks, tensors, path, assign=True)
+        raise CheckpointError(f"{folder / (VIDEO if video else CONFIG)}: {error}") from None
+    if video:
+        networks.flow = load_flow(folder)
+        networks.action.project.weight = nn.Parameter(load_adapter(folder, load_video(folder)[0]))
+    else:
+        load_strictly(networks, tensors, folder / WEIGHTS, assign=True)
     return networks.eval(), expected
+
+
+def _read_weights(folder: Path, expected: str, config: WorldConfig) -> dict[str, Tensor]:
+    """The tensors of a world, in float32 where they were stored as float16."""
+    path, flow = _weights(folder, expected), config.flow
+    tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
+    if flow.shallow_blocks * flow.shallow_layers + flow.deep_layers + flow.denoiser_layers > len(tensors):
+        raise CheckpointError(f"{path}: expected the layers that {CONFIG} describes, found only {len(tensors)} tensors")
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+
+
+def save_video(
+    folder: Path, config: VideoConfig, tensors: TensorSource, card: Mapping[str, Any] | None = None
+) -> None:
+    """Write the tensors of a flow (and ADAPTER, if there is one), its config and its card to `folder`; what is there
+    is replaced when all is written."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch, old = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent)) for _ in range(2))
+    try:
+        digest = write_shards(scratch, tensors)
+        values = {"format": FORMAT, "weights": digest, "video": to_dict(config)}
+        write_text(scratch / VIDEO, json.dumps(values, indent=1) + "\n")
+        if card is not None:
+            write_text(scratch / CARD, json.dumps(dict(card), indent=1) + "\n")
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.replace(old)
+        scratch.replace(folder)
+    finally:
+        for leftover in (scratch, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def load_flow(
+    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Flow:
+    """Return the flow of a converted video model, in eval mode.
+
+    In the dtype of its weights, or ready to run in `dtype` under autocast: then the products have their weights in
+    `dtype`, and norms, start tokens and heads theirs in float32, as affine maps and residuals are.
+    """
+    config, digest = load_video(folder)
+    source = open_shards(folder, digest=digest)
+    flow = empty_flow(config)
+    expected = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
+    refuse(folder, misfits({name: shape for name, shape in source.shapes.items() if name != ADAPTER}, expected))
+    kinds = {} if dtype is None else running_dtypes(flow, dtype)
+    tensors = {name: source.read(name).to(device, kinds.get(name)) for name in expected}
+    flow.load_state_dict(tensors, strict=True, assign=True)
+    return flow.eval()
+
+
+def load_adapter(folder: Path | str, config: VideoConfig) -> Tensor:
+    """Return the action adapter (d, 1 + flat) in float32 for the model and the actions of `config`: that in `folder`,
+    or zeros if the model there has learned from no actions yet. Raises CheckpointError for another action space."""
+    known, digest = load_video(folder)
+    with torch.device("meta"):
+        fresh = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width).project.weight
+    same, source = same_space(known.action_space, config.action_space), open_shards(folder, digest=digest)
+    if not same and not same_space(known.action_space, NO_ACTIONS):
+        raise CheckpointError(
+            f"{folder}: expected a model of the actions {config.action_space:.200}, found {known.action_space:.200}"
+        )
+    if not same or ADAPTER not in source.shapes:
+        return torch.zeros(fresh.shape)
+    refuse(folder, misfits({ADAPTER: source.shapes[ADAPTER]}, {ADAPTER: tuple(fresh.shape)}))
+    return source.read(ADAPTER).float()
+
+
+def empty_flow(config: VideoConfig) -> Flow:
+    """Return a flow of shapes only, without memory for its weights."""
+    with torch.device("meta"):
+        return Flow(config.flow)
 
 
 def save_starts(folder: Path | str, frames: Tensor, texts: Sequence[str]) -> None:

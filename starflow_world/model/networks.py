@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from starflow_world.codec import Codec, make_codec
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.world import WorldConfig
+from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
 from starflow_world.flow.diffusion import Diffusion
+from starflow_world.flow.precision import run_in
 from starflow_world.model.actions import ActionEncoder, space_from_json
+from starflow_world.model.rates import inference_precision
 from starflow_world.model.reward_head import OutcomeHead
 from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.model.text import TextEncoder
@@ -49,10 +52,27 @@ class Networks(nn.Module):
         if config.outcome.width:
             self.outcome = OutcomeHead(config.outcome, config.flow)
 
+    def prepare(self, device: torch.device, dtype: torch.dtype | None, prompts: Path) -> None:
+        """Move to a device, the flow ready to run in `dtype` (see flow/precision.py; None: the precision that
+        `inference_precision` measures) and all else in at least float32; load what a published model has around it.
+        Raises ConfigError, CheckpointError."""
+        dtype = dtype or inference_precision(self.to(device).flow, device)
+        if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+            raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
+        self.to(device)
+        for name, part in self.named_children():
+            if name != "flow":  # whose weights would for a moment take twice the memory
+                part.to(torch.promote_types(dtype, torch.float32))
+        run_in(self.flow, dtype)
+        if self.config.published is not None:
+            self.attach(prompts, device, dtype)
+
     def attach(self, prompts: Path, device: torch.device, dtype: torch.dtype) -> None:
         """Load what the config names as `published`; `prompts`: folder for states of texts. Raises CheckpointError."""
         parts = self.config.published
         assert parts is not None
+        if dtype == torch.float64:
+            raise ConfigError(f"dtype: expected float32 or bfloat16, as published models run in, found {dtype}")
         encoder = T5Text(parts.text, self.config.text.length, cache=prompts, device=device, dtype=dtype)
         self.text = PublishedText(encoder, parts.template)
         folder = local_folder(parts.codec, VAE_FILES)

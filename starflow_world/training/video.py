@@ -25,8 +25,8 @@ from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Flow
 from starflow_world.io.shards import TensorSource, misfits, open_shards, refuse
 from starflow_world.model.actions import ActionEncoder, same_space, space_from_json
+from starflow_world.model.checkpoint import ADAPTER, empty_flow, load_adapter, load_video, save_video
 from starflow_world.model.t5 import T5Text, local_folder
-from starflow_world.model.video_checkpoint import ADAPTER, empty_flow, load_adapter, load_video, write_model
 from starflow_world.noise import make_key, normals
 from starflow_world.training import distributed
 from starflow_world.training.clips import ClipBatch, ClipSampler, EpisodeSampler, are_episodes
@@ -116,7 +116,7 @@ class VideoTrainer(Trainer[VideoRecipe]):
         kinds = dict.fromkeys(shapes, kind) | {ADAPTER: torch.float32}
         source = TensorSource(shapes, kinds, lambda name: distributed.full_tensor(state[name]).to("cpu", kinds[name]))
         if self.processes.main:
-            write_model(out / MODEL, self.model.config, source, {**self.card, "steps": self.step})
+            save_video(out / MODEL, self.model.config, source, {**self.card, "steps": self.step})
         else:
             for name in shapes:
                 source.read(name)

@@ -21,8 +21,8 @@ from starflow_world.config.video import FRAMES, PIXELS, VideoConfig, latent_fram
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow, Inverse
 from starflow_world.io.media import VideoWriter, fitted, read_picture, read_video, write_png
+from starflow_world.model.checkpoint import load_flow, load_video
 from starflow_world.model.t5 import T5Text, local_folder
-from starflow_world.model.video_checkpoint import load_flow, load_video
 from starflow_world.noise import make_key, normals
 from starflow_world.video.pipeline import GenerationTask, synthesize
 from starflow_world.video.request import Request

@@ -22,13 +22,10 @@ from starflow_world.config.reading import to_dict
 from starflow_world.config.world import DecodeConfig
 from starflow_world.errors import ActionError, CheckpointError, ConfigError, DataError
 from starflow_world.flow.compiled import compile_networks
-from starflow_world.flow.precision import run_in
 from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
 from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
 from starflow_world.model.networks import Networks
-from starflow_world.model.rates import inference_precision
-from starflow_world.model.video_checkpoint import CONFIG, load_as_networks, to_running
 from starflow_world.noise import make_key
 from starflow_world.world.dynamics import Dynamics
 from starflow_world.world.state import Transition, WorldState
@@ -64,21 +61,14 @@ class World:
 
         Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world."""
         folder = find_world(path_or_name)
-        networks, digest = load_as_networks(folder) if is_file(folder / CONFIG) else load_networks(folder)
+        networks, digest = load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
         if starts is not None and tuple(starts[0].shape[1:]) != size:
             raise CheckpointError(f"{folder}: expected starts of the world's size {size}, found {starts[0].shape[1:]}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            if networks.config.published is None:
-                dtype = dtype or inference_precision(networks.to(torch.device(device)).flow, device)
-                if dtype not in (torch.float64, torch.float32, torch.bfloat16):
-                    raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
-                networks = networks.to(torch.device(device), torch.promote_types(dtype, torch.float32))
-                run_in(networks.flow, dtype)
-            else:
-                to_running(networks, folder / PROMPTS, torch.device(device), dtype)
+            networks.prepare(torch.device(device), dtype, folder / PROMPTS)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
         if compiled:

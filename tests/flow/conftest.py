@@ -130,7 +130,7 @@ class Golden:
 
     def converted(self, folder: Path, *, denoiser_window: int) -> Flow:
         """The flow after a conversion to `folder`."""
-        from starflow_world.model.video_checkpoint import load_flow  # the other tests of the flow do without files
+        from starflow_world.model.checkpoint import load_flow  # the other tests of the flow do without files
         from starflow_world.video.convert import convert
 
         convert(

@@ -21,8 +21,8 @@ from starflow_world.data.episodes import Episode, episode_path, flat_actions, wr
 from starflow_world.errors import CheckpointError, ConfigError, DataError, StarflowError
 from starflow_world.io.media import write_png
 from starflow_world.model.actions import ActionEncoder, space_from_json
+from starflow_world.model.checkpoint import load_flow, load_video
 from starflow_world.model.t5 import T5Text
-from starflow_world.model.video_checkpoint import load_flow, load_video
 from starflow_world.training.clips import EpisodeSampler
 from starflow_world.training.distributed import ALONE, Processes
 from starflow_world.training.video import MODEL, VideoTrainer, train_video

@@ -21,8 +21,8 @@ from starflow_world.config.train import VideoRecipe, VideoTrainConfig, recipe_va
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.io.media import VideoWriter, measure_video, read_video, write_png
 from starflow_world.model.actions import ActionEncoder, space_from_json
+from starflow_world.model.checkpoint import load_flow
 from starflow_world.model.t5 import T5Text
-from starflow_world.model.video_checkpoint import load_flow
 from starflow_world.training import distributed
 from starflow_world.training.clips import ClipSampler, find_items
 from starflow_world.training.distributed import ALONE, Processes

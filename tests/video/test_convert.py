@@ -14,7 +14,7 @@ from torch import Tensor
 from starflow_world.config.video import VideoConfig
 from starflow_world.errors import CheckpointError
 from starflow_world.model.actions import ActionEncoder
-from starflow_world.model.video_checkpoint import CONFIG, load_flow
+from starflow_world.model.checkpoint import VIDEO, load_flow
 from starflow_world.video.convert import convert, reference_name
 from tests.references import GOLDEN, OPTIONS, Canary, golden_state
 
@@ -179,7 +179,7 @@ def test_a_changed_folder_is_refused(reference, tmp_path):
     run(reference, tmp_path)
     folder = tmp_path / "out"
     weights = folder / "model-00001-of-00001.safetensors"
-    config, content = (folder / CONFIG).read_text(), weights.read_bytes()
+    config, content = (folder / VIDEO).read_text(), weights.read_bytes()
     weights.write_bytes(content[:-4] + b"\0\0\0\0")
     with pytest.raises(CheckpointError, match="digest"):
         load_flow(folder)
@@ -194,10 +194,10 @@ def test_a_changed_folder_is_refused(reference, tmp_path):
         ({"video": {**values["video"], "fps": 0}}, "fps"),
         ({"video": None}, "mapping"),
     ]:
-        (folder / CONFIG).write_text(json.dumps({**values, **change}))
+        (folder / VIDEO).write_text(json.dumps({**values, **change}))
         with pytest.raises(CheckpointError, match=said):
             load_flow(folder)
-    (folder / CONFIG).write_text("[")
+    (folder / VIDEO).write_text("[")
     with pytest.raises(CheckpointError, match="JSON"):
         load_flow(folder)
     with pytest.raises(CheckpointError):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemWriter, HuggingFaceStorageWriter
 
 from starflow_world.errors import CheckpointError
-from starflow_world.model.video_checkpoint import load_flow
+from starflow_world.model.checkpoint import load_flow
 from starflow_world.video.convert import convert
 from starflow_world.video.convert.records import read_records
 from starflow_world.video.convert.sources import open_reference

@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Flow, sample_deep
-from starflow_world.model.video_checkpoint import load_flow
+from starflow_world.model.checkpoint import load_flow
 from starflow_world.video.convert import convert
 from starflow_world.video.pipeline import GenerationTask, synthesize
 from tests.tiny_video import TINY_VIDEO, tiny_video

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from starflow_world.cli import main
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
-from starflow_world.model.video_checkpoint import load_flow
+from starflow_world.model.checkpoint import load_flow
 from starflow_world.video.requirements import GIB, GPUS, Needs, requirements_report, sweep_timings
 from tests.tiny_video import PUBLISHED, TINY_VIDEO, tiny_video
 

@@ -28,7 +28,7 @@ from starflow_world.flow import Tables
 from starflow_world.io.files import write_text
 from starflow_world.io.media import fitted, read_video
 from starflow_world.io.reports import csv_text
-from starflow_world.model.video_checkpoint import load_video
+from starflow_world.model.checkpoint import load_video
 from starflow_world.noise import make_key
 from starflow_world.video.model import VideoModel
 

@@ -15,7 +15,7 @@ from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.flow import Flow
 from starflow_world.io.files import is_file, is_folder
 from starflow_world.io.shards import TensorSource, misfits, refuse
-from starflow_world.model.video_checkpoint import empty_flow, write_model
+from starflow_world.model.checkpoint import empty_flow, save_video
 from starflow_world.video.convert.names import infer_config, reference_name, reference_shapes
 from starflow_world.video.convert.sources import open_reference
 
@@ -48,7 +48,7 @@ def convert(
         config = VideoConfig(path.stem, flow)
     empty = empty_flow(config)
     refuse(path, misfits(source.shapes, reference_shapes(empty)))
-    write_model(folder, config, _renamed(path, empty, source, dtype))
+    save_video(folder, config, _renamed(path, empty, source, dtype))
     return config
 
 
