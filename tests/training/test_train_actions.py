@@ -228,6 +228,8 @@ def test_the_adapter_alone_leaves_all_else_as_it_was_to_the_bit(root, learned):
 
 def test_the_result_is_a_world_of_these_actions(learned):
     assert load_video(learned / MODEL)[0].action_space == SPACE
+    card = json.loads((learned / MODEL / "card.json").read_text())
+    assert (card["data"], card["episodes"], card["precision"], card["steps"]) == ("data", 6, "f32", 40)
     env = gymnasium.make("StarflowWorld/Custom-v0", path=str(learned / MODEL), text=TEXT)
     env.reset(seed=0)
     assert env.action_space == gymnasium.spaces.Discrete(2)

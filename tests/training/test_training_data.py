@@ -10,12 +10,13 @@ import torch
 from gymnasium import spaces
 
 from starflow_world.config.train import RecipeConfig, load_recipe
-from starflow_world.config.world import OutcomeConfig, WorldConfig
+from starflow_world.config.world import NO_ACTIONS, OutcomeConfig, WorldConfig
 from starflow_world.data.dataset import ORIGIN, EpisodeDataset, origin
 from starflow_world.data.episodes import episode_path, write_episode
 from starflow_world.errors import DataError
+from starflow_world.io.files import read_tensors, write_tensors
 from starflow_world.model.actions import space_to_json
-from starflow_world.model.checkpoint import load_config, save_checkpoint
+from starflow_world.model.checkpoint import TRAINING, load_config, save_checkpoint
 from starflow_world.model.networks import Networks
 from starflow_world.model.reward_head import Outcome, OutcomeHead
 from starflow_world.training.recipe import complete_recipe, data_facts
@@ -270,6 +271,32 @@ def test_precision_auto_takes_the_faster_and_a_resumed_run_keeps_it(tmp_path, mo
     assert card(tmp_path / "out")["precision"] == "bf16"
     train(recipe(steps=1, precision="auto"), data, tmp_path / "other")
     assert card(tmp_path / "other")["precision"] == "f32"
+
+
+@pytest.mark.parametrize("name", ["babyai", "cartpole"])
+def test_shipped_recipes_choose_the_faster_precision_and_leave_the_rewards_to_their_data(name):
+    shipped = load_recipe(Path(__file__).resolve().parents[2] / "configs" / f"{name}.yaml")
+    assert shipped.train.precision == "auto"
+    assert {"reward", "outcome.largest_reward", "max_episode_steps"} <= set(shipped.follow)
+
+
+def test_a_run_that_an_earlier_version_saved_is_resumed_as_it_began(tmp_path):
+    """Its state knows neither `follow` nor a scale of actions, and its recipe not the action space."""
+    data, out = store(tmp_path / "data", **box(-10, 10, 10)), tmp_path / "out"
+    begun = short(tmp_path)
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr("starflow_world.training.recipe.action_scale", lambda space, actions, first: None)
+    train(begun, data, out)
+    monkey.undo()
+    tensors, metadata = read_tensors(out / TRAINING)
+    facts = json.loads(metadata["facts"])
+    del facts["recipe"]["follow"]
+    facts["recipe"]["world"]["action_space"] = NO_ACTIONS
+    write_tensors(out / TRAINING, tensors, {"facts": json.dumps(facts)}, sealed=True)
+    before = load_config(out)[0]
+    train(short(tmp_path, "train.steps=2", "train.precision=auto"), data, out, resume=True)
+    assert load_config(out)[0] == before
+    assert (before.action_scale, card(out)["precision"], card(out)["steps"]) == (None, "f32", 2)
 
 
 def test_copies_of_the_episodes_go_where_they_are_told_to(tmp_path):

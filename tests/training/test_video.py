@@ -202,6 +202,14 @@ def test_the_shipped_recipe_sees_one_frame_ahead():
         video_recipe(recipe_values(ROOT / "configs" / "starflow_v_train.yaml", ("video.flow.deep_with=1",)))
 
 
+def test_a_caption_that_is_too_long_is_named_before_the_first_step(root, tmp_path):
+    shutil.copytree(root / "clips", tmp_path / "clips")
+    (tmp_path / "clips" / "2.txt").write_text("word " * 40)
+    with pytest.raises(DataError, match=r"2\.mp4: prompt: expected at most 80 tokens, found \d+.*video\.flow"):
+        train_video(recipe(root), tmp_path / "clips", tmp_path / "out", init=root / "start")
+    assert not (tmp_path / "out" / "training.json").exists()
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
