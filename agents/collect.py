@@ -8,7 +8,7 @@ spread over actors. `collection.json` records the recipe of the folder.
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
@@ -76,7 +76,7 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | Non
     _claim(out, {**source.to_dict(), "seed": seed}, policy, episodes, PACKAGES)
     specs = [EpisodeSpec(index, seed, policy) for index in range(episodes)]
     crew = Crew(max(1, actors), time_limit=time_limit, address=address)
-    _play_all(Rollouts(RealScene(source), out.resolve()), specs, actors, crew, progress)
+    _play_all(Rollouts(RealScene(source), out.resolve(), reward=source.reward), specs, actors, crew, progress)
     return out
 
 
@@ -138,28 +138,22 @@ def reward_kind(env: gymnasium.Env) -> str:
 
 @dataclass(frozen=True)
 class RealScene:
-    """A real env to play in."""
+    """Plays episodes in a real env, with raw rewards."""
 
     environment: Environment
 
-    @property
-    def reward(self) -> str:
-        """The form in which rewards are stored."""
-        return self.environment.reward
-
     def open(self) -> Callable[[EpisodeSpec], Episode]:
-        """Make the env; returns a function that plays the episode of a spec, with raw rewards."""
+        """Make the env; returns a function that plays the episode of a spec."""
         env, size = self.environment.make(), self.environment.size
         return lambda spec: play(env, spec.policy, seed=spec.seed, index=spec.index, reward="raw", frame_size=size)
 
 
 @dataclass(frozen=True)
 class Dream:
-    """A world to play in."""
+    """Plays episodes in a world."""
 
     world: str
     device: str
-    reward: str = "raw"
 
     def open(self) -> Callable[[EpisodeSpec], Episode]:
         """Load the world; returns a function that plays the episode of a spec."""
@@ -179,10 +173,11 @@ class Dream:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Work for a pool: play the episode of a spec and write it into the folder `out`."""
+    """Work for a pool: play the episode of a spec and write it into the folder `out`, rewards as `reward` says."""
 
     scene: RealScene | Dream
     out: Path
+    reward: str = field(default="raw", kw_only=True)
 
     def open(self) -> Callable[[EpisodeSpec], Receipt]:
         """Open the scene; returns a function that plays and writes an episode."""
@@ -190,15 +185,14 @@ class Rollouts:
 
         def write(spec: EpisodeSpec) -> Receipt:
             raw, path = playing(spec), episode_path(self.out, spec.index)
-            episode = replace(raw, rewards=stored_rewards(raw.rewards, self.scene.reward)).validate()
+            episode = replace(raw, rewards=stored_rewards(raw.rewards, self.reward)).validate()
             try:
                 write_episode(path, episode)
             except DataError as error:
                 reason = " ".join(str(error).split())  # messages of HDF5 have several lines
                 raise WorkerError(reason) from error  # no other episode could be written either
-            lost = self.scene.reward == "event" and raw.rewards.min() < 0
-            bounds = (float(raw.rewards.min()), float(raw.rewards.max())) if lost else None
-            return Receipt(spec.index, path.name, episode.digest(), len(episode), bounds)
+            low, high = float(raw.rewards.min()), float(raw.rewards.max())
+            return Receipt(spec.index, path.name, len(raw), (low, high) if self.reward == "event" and low < 0 else None)
 
         return write
 
@@ -208,10 +202,9 @@ class Rollouts:
         if not path.exists():
             return None
         try:
-            episode = read_episode(path)
+            return Receipt(spec.index, path.name, len(read_episode(path)))
         except DataError:
             return None
-        return Receipt(spec.index, path.name, episode.digest(), len(episode))
 
 
 def _play_all(work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: Crew, progress: bool) -> None:

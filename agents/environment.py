@@ -164,7 +164,9 @@ def _hint(env_id: str) -> str:
     """Name the registered environment whose id is nearest, or say how to name one's own."""
     module, name = env_id.rpartition(":")[::2]
     near = difflib.get_close_matches(name, gymnasium.registry, 1)
-    if near and near[0] != name and (not module or module in sys.modules):
+    if name in gymnasium.registry:
+        return "check env_kwargs and the packages that it needs"
+    if near and (not module or module in sys.modules):
         return f"did you mean {near[0]!r}?"
     return "name your own as module:Id, with the module's folder on PYTHONPATH"
 

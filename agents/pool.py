@@ -37,12 +37,11 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The file written for a spec: name, SHA-256 of the episode's content, number of frames; `lost`: lowest and highest
-    reward of the env, if they are not stored as they are."""
+    """The file written for a spec: name and number of frames; `lost`: lowest and highest reward of the env, if negative
+    ones are stored as 0."""
 
     index: int
     file: str
-    digest: str
     length: int
     lost: tuple[float, float] | None = None
 
