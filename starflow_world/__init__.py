@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from starflow_world.score import Scorer, Scores
-    from starflow_world.training.world import train
+    from starflow_world.training import train
     from starflow_world.world import Starts, World
     from starflow_world.world.state import Transition, WorldState
 

@@ -40,7 +40,7 @@ from starflow_world import World, WorldState
 from starflow_world.cli import main
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.envs.shard import own_threads
-from starflow_world.training.world import train
+from starflow_world.training import train
 from tests.squares import fill, recipe, world_config
 
 assert not hasattr(os, "O_NOFOLLOW") and not Path("/proc/self").exists()

@@ -33,26 +33,13 @@ class TrainWorld:
     def run(self) -> None:
         """Train by the recipe."""
         from starflow_world.cli import environment
-        from starflow_world.config.train import load_recipe, recipe_values, video_recipe
-        from starflow_world.errors import ConfigError
+        from starflow_world.config.train import load_recipe
+        from starflow_world.training import train
         from starflow_world.training.distributed import torchrun_processes
 
-        values = recipe_values(self.config, self.overrides)
-        command = f"starflow-world train {' '.join(sys.argv[2:])}"
+        recipe, command = load_recipe(self.config, self.overrides), f"starflow-world train {' '.join(sys.argv[2:])}"
         with torchrun_processes(environment()) as processes:
-            if "video" in values:
-                from starflow_world.training.video import train_video
-
-                if self.valid is not None:
-                    raise ConfigError(f"valid: expected none for a video model, found {self.valid}")
-                train_video(video_recipe(values), self.data, self.out, resume=self.resume, init=self.init,
-                            command=command, processes=processes, cache=self.cache)
-            else:
-                from starflow_world.training.world import train
-                from starflow_world.world import find_world
-
-                start = None if self.init is None else find_world(self.init)
-                train(load_recipe(self.config, self.overrides), self.data, self.out, valid=self.valid,
-                      resume=self.resume, init=start, command=command, processes=processes, cache=self.cache)
+            train(recipe, self.data, self.out, valid=self.valid, resume=self.resume, init=self.init, command=command,
+                  processes=processes, cache=self.cache)
         if processes.main:
             print(self.out)

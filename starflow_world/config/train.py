@@ -127,6 +127,11 @@ class VideoRecipe:
     video: VideoConfig
     train: VideoTrainConfig = field(default_factory=VideoTrainConfig)
 
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self.video.name
+
 
 @dataclass(frozen=True)
 class RecipeConfig:
@@ -137,6 +142,11 @@ class RecipeConfig:
     follow: tuple[str, ...] = ()
     """Keys of `world` that training takes from its data, see FOLLOW."""
 
+    @property
+    def name(self) -> str:
+        """Name of the world."""
+        return self.world.name
+
     def __post_init__(self) -> None:
         if unknown := set(self.follow) - set(FOLLOW):
             raise ConfigError(f"follow: expected some of {', '.join(FOLLOW)}, found {sorted(unknown)[0]!r:.80}")
@@ -146,12 +156,22 @@ FOLLOW = ("name", "height", "width", "max_episode_steps", "reward", "outcome.lar
 """Keys of `world` that a recipe may leave out (or set to 0, largest_reward only) and that then come from its data."""
 
 
-def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConfig:
-    """Read configs/*.yaml; `overrides` are `section.key=value` strings such as `train.steps=100`.
+Recipe = RecipeConfig | VideoRecipe
 
-    Keys of FOLLOW that the file leaves out have their defaults, and are listed in `follow`.
+
+def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read the recipe of a world (key `world`) or of a video model (key `video`), such as configs/*.yaml.
+
+    `overrides` are `section.key=value` strings such as `train.steps=100`. Raises ConfigError.
     """
-    values = recipe_values(path, overrides)
+    values = read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    return _video_recipe(values) if "video" in values else _world_recipe(values)
+
+
+def _world_recipe(values: dict[str, Any]) -> RecipeConfig:
+    """Keys of FOLLOW that the file leaves out have their defaults, and are listed in `follow`."""
     if isinstance(world := values.get("world"), dict):
         outcome = world.get("outcome", {})
         if isinstance(outcome, dict) and outcome.get("largest_reward") == 0:
@@ -162,8 +182,8 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> RecipeConf
     return from_dict(RecipeConfig, values)
 
 
-def video_recipe(values: dict[str, Any]) -> VideoRecipe:
-    """The recipe of a video model; `like` in its `video` names the config that says what it does not."""
+def _video_recipe(values: dict[str, Any]) -> VideoRecipe:
+    """`like` in `video` names the config that has the keys which are left out."""
     video = values["video"]
     if isinstance(video, dict) and "like" in video:
         known = to_dict(load_video_config(video["like"]))
@@ -171,14 +191,6 @@ def video_recipe(values: dict[str, Any]) -> VideoRecipe:
         flow = {**known["flow"], **said["flow"]} if isinstance(said.get("flow"), dict) else known["flow"]
         values = {**values, "video": {**known, **said, "flow": flow}}
     return from_dict(VideoRecipe, values)
-
-
-def recipe_values(path: Path | str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The plain data of a recipe of either kind."""
-    values = read_yaml(path)
-    for override in overrides:
-        _override(values, override)
-    return values
 
 
 def _override(values: dict[str, Any], override: str) -> None:

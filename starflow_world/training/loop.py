@@ -112,9 +112,8 @@ class Trainer(ABC, Generic[R]):
         processes save now and then, at the end, and when one of them gets SIGINT or SIGTERM; then all raise
         KeyboardInterrupt."""
         processes, train, saved = self.processes, self.recipe.train, time.monotonic()
-        name = self.recipe.world.name if isinstance(self.recipe, RecipeConfig) else self.recipe.video.name
         with (
-            tqdm(total=train.steps, initial=self.step, desc=f"train {name}", unit="step",
+            tqdm(total=train.steps, initial=self.step, desc=f"train {self.recipe.name}", unit="step",
                  disable=not processes.main) as bar,
             interruptions(processes) as interrupted,
         ):

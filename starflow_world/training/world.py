@@ -158,7 +158,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         return networks
 
 
-def train(
+def train_world(
     recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
     init: Path | str | None = None, command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:

@@ -27,11 +27,12 @@ from starflow_world.io.files import read_tensors, write_tensors
 from starflow_world.io.shards import open_shards
 from starflow_world.model.checkpoint import WEIGHTS, load_networks, save_checkpoint
 from starflow_world.model.networks import Networks
+from starflow_world.training import train
 from starflow_world.training.batches import Sampler
 from starflow_world.training.distributed import ALONE, Processes, full_tensor
 from starflow_world.training.objective import frame_weights
 from starflow_world.training.state import STATE
-from starflow_world.training.world import WorldTrainer, train
+from starflow_world.training.world import WorldTrainer
 from tests.processes import Work, alone, ended, over, start, together
 from tests.squares import FAST, SMALL, fill, recipe, world_config
 from tests.worlds import randomise

@@ -19,8 +19,8 @@ from starflow_world.model.actions import space_to_json
 from starflow_world.model.checkpoint import TRAINING, load_config, save_checkpoint
 from starflow_world.model.networks import Networks
 from starflow_world.model.reward_head import Outcome, OutcomeHead
+from starflow_world.training import train
 from starflow_world.training.recipe import complete_recipe, data_facts
-from starflow_world.training.world import train
 from starflow_world.world import find_world
 from tests.squares import episode, fill, recipe, world_config
 from tests.worlds import no_text

@@ -20,7 +20,7 @@ from starflow_world.config.world import StartConfig
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.io.files import TEMPORARY, read_tensors
 from starflow_world.model.checkpoint import TRAINING, WEIGHTS, load_networks, load_starts
-from starflow_world.training.world import train
+from starflow_world.training import train
 from starflow_world.world import World
 from tests.io.test_files import dying, forked, launched
 from tests.processes import over

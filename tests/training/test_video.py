@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from starflow_world.codec.wan import WanCodec
-from starflow_world.config.train import VideoRecipe, VideoTrainConfig, recipe_values, video_recipe
+from starflow_world.config.train import VideoRecipe, VideoTrainConfig, load_recipe
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.io.media import VideoWriter, measure_video, read_video, write_png
+from starflow_world.io.yaml import read_yaml
 from starflow_world.model.actions import ActionEncoder, space_from_json
 from starflow_world.model.checkpoint import load_flow
 from starflow_world.model.t5 import T5Text
@@ -193,13 +194,13 @@ def test_rows_may_follow_each_other(root):
 
 
 def test_the_shipped_recipe_sees_one_frame_ahead():
-    found = video_recipe(recipe_values(ROOT / "configs" / "starflow_v_train.yaml", ("train.steps=7",)))
-    published = recipe_values(ROOT / "configs" / "starflow_v_7b.yaml")
+    found = load_recipe(ROOT / "configs" / "starflow_v_train.yaml", ("train.steps=7",))
+    published = read_yaml(ROOT / "configs" / "starflow_v_7b.yaml")
     assert sum(found.video.flow.denoiser_look_ahead) == 1
     assert found.video.flow.deep_width == published["flow"]["deep_width"]
     assert (found.video.text, found.train.steps) == (published["text"], 7)
     with pytest.raises(ConfigError, match=r"unknown key video\.flow\.deep_with"):
-        video_recipe(recipe_values(ROOT / "configs" / "starflow_v_train.yaml", ("video.flow.deep_with=1",)))
+        load_recipe(ROOT / "configs" / "starflow_v_train.yaml", ("video.flow.deep_with=1",))
 
 
 def test_a_caption_that_is_too_long_is_named_before_the_first_step(root, tmp_path):
