@@ -193,13 +193,13 @@ def test_what_cannot_be_scored_is_one_clear_error(folders, tmp_path, capsys, mon
 
 def test_what_is_no_converted_model_is_refused(clip, tmp_path):
     with pytest.raises(CheckpointError, match=r"video\.json: expected the config of a converted video model"):
-        score_clip(replace(clip, world=str(tmp_path), out=tmp_path / "out"))
+        score_clip(replace(clip, world=str(tmp_path), out=tmp_path / "out"), clip.video)
 
 
 def test_a_model_of_pictures_and_a_prompt_that_is_too_long_are_refused(model, clip):
     pictures = copy.copy(model)
     pictures.config = replace(model.config, window=1, context=1)
-    with pytest.raises(ConfigError, match="expected one of videos"):
+    with pytest.raises(ConfigError, match="expected a model of videos, found a window of 1 frame"):
         scored(pictures, clip)
     with pytest.raises(DataError, match="expected at most 80 tokens"):
         scored(model, replace(clip, prompt="dog " * 60))

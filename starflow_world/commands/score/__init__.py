@@ -15,7 +15,7 @@ class ScoreRecordings(ScoreSettings):
         if self.video:
             from starflow_world.commands.score.clip import score_clip
 
-            score_clip(self)
+            score_clip(self, self.video)
         else:
             from starflow_world.commands.score.folder import score_folder
 

@@ -1,4 +1,4 @@
-"""Scores as pictures: the heat-map over a frame, a strip chart of an episode, a video."""
+"""Pictures of scores: heat map over a frame, chart of an episode or a clip, video."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from starflow_world.score import Scores
 SIDE, SHOWN = 256, 8
 HOT, ALARM = np.array([255.0, 60.0, 40.0]), (230, 40, 40)
 STRANGE = 20.0
-"""Nats per token that are shown as hot as it gets."""
+"""Nats per token at the hottest colour."""
 
 
 def overlay(frame: np.ndarray, heat: np.ndarray, *, alarm: bool) -> np.ndarray:
-    """A frame (H, W, 3) u8 enlarged, its tokens' surprise heat (h, w) in red over it; a border where it is flagged."""
+    """Enlarge a frame (H, W, 3) u8 and draw the surprise heat (h, w) of its tokens in red; an alarm adds a border."""
     picture = enlarge(frame, max(1, SIDE // max(frame.shape[:2])))
     hot = np.clip(heat / STRANGE, 0, 1).astype(np.float32)
     share = np.asarray(cv2.resize(hot, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST))[..., None]
@@ -28,7 +28,7 @@ def overlay(frame: np.ndarray, heat: np.ndarray, *, alarm: bool) -> np.ndarray:
 
 
 def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> None:
-    """A PNG: the strangest frames of an episode with their heat-maps, and its scores over time."""
+    """Write a PNG with the strangest frames of an episode, their heat maps, and its scores over time."""
     from matplotlib.figure import Figure
 
     strangest = np.sort(np.argsort(-scores.score, kind="stable")[:SHOWN])
@@ -53,8 +53,8 @@ def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> N
 
 
 def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_dim: np.ndarray) -> None:
-    """A PNG: some of a clip's frames (h, w, 3), one per latent frame, over the nats per dim of all, (K, T), with their
-    spread over draws of noise."""
+    """Write a PNG with some frames (h, w, 3) of a clip, given per latent frame, and the nats per dim (K, T) with their
+    spread over K draws of noise."""
     from matplotlib.figure import Figure
 
     draws, total = nats_per_dim.shape
@@ -76,7 +76,7 @@ def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_di
 
 
 def write_overlay_video(path: Path, frames: np.ndarray, scores: Scores) -> None:
-    """An MP4 of an episode with the heat-map over every frame."""
+    """Write an MP4 of an episode with the heat map over every frame."""
     with VideoWriter(path, fps=6) as writer:
         for t, frame in enumerate(frames):
             lines = (f"frame {t}  score {scores.score[t]:.1f}", f"p {scores.p[t]:.3g}  cusum {scores.cusum[t]:.1f}")
