@@ -207,10 +207,8 @@ def _padded(episode: Episode, count: int) -> Episode:
     def longer(array: np.ndarray) -> np.ndarray:
         return np.concatenate((array, np.repeat(array[-1:], count - len(array), axis=0)))
 
-    return replace(
-        episode, frames=longer(episode.frames), actions=longer(episode.actions), rewards=longer(episode.rewards),
-        terminated=longer(episode.terminated), truncated=longer(episode.truncated),
-    )
+    names = ("frames", "actions", "rewards", "terminated", "truncated")
+    return replace(episode, **{name: longer(getattr(episode, name)) for name in names})
 
 
 def _calibration_error(p: np.ndarray, y: np.ndarray, bins: int = 10) -> float:

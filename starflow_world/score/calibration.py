@@ -89,7 +89,8 @@ class Change:
     def fit(surprise: np.ndarray, group: np.ndarray, groups: int, window: int) -> "Change":
         """Fit to surprises (N,) of normal frames in groups (N,); group 0, the first frames, is always separate."""
         parts = by_group(_log(surprise), group, groups)
-        return Change(*np.array([(part.mean(), max(part.std(), 1e-3)) for part in parts]).T, window)
+        mean, deviation = np.array([(part.mean(), max(part.std(), 1e-3)) for part in parts]).T
+        return Change(mean, deviation, window)
 
     def standardised(self, surprise: np.ndarray, group: np.ndarray) -> np.ndarray:
         """Return the log surprise (T,) in deviations from the mean of its group."""

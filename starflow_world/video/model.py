@@ -56,9 +56,8 @@ class VideoModel:
         config, _ = load_video(folder)
         kind = DTYPES[dtype]
         encoder = T5Text(text or config.text, config.flow.text_length, cache=cache, device=device, dtype=kind)
-        vae = WanCodec.load(
-            local_folder(codec or config.codec, VAE_FILES), device=device, dtype=kind, later=config.later
-        )
+        files = local_folder(codec or config.codec, VAE_FILES)
+        vae = WanCodec.load(files, device=device, dtype=kind, later=config.later)
         return VideoModel(config, load_flow(folder, device=device, dtype=kind), encoder, vae)
 
     def task(self, request: Request) -> tuple[GenerationTask, int]:
@@ -72,26 +71,19 @@ class VideoModel:
         if total <= known:
             count = 1 + FRAMES * (known - 1)
             raise ConfigError(f"frames: expected more than the {count} given, found {request.frames}")
-        text, null_text = self._texts(request, "v2v" if translated else "")
+        fps = 0 if request.frames == 1 else request.fps or config.fps
+        words = config.prompt(request.prompt, fps=fps, aspect=request.aspect, task="v2v" if translated else "")
+        text, null_text = self.text.encode([words, config.prompt("", fps=fps, aspect=request.aspect)]).split(1)
         h, w = config.grid(request.aspect)
-        noise = torch.cat([
-            normals(torch.tensor([key]), torch.tensor([t]), "prior", (1, h * w, config.flow.channels))
-            for t in range(known, total)
-        ], dim=1).to(self.device)
+        steps = torch.arange(known, total)
+        noise = normals(torch.full_like(steps, key), steps, "prior", (h * w, config.flow.channels))[None]
         window = min(max(config.window, total if translated else 0), total)
         guidance = config.guidance if request.guidance is None else request.guidance
         return GenerationTask(
-            noise, text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
+            noise.to(self.device), text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
             null_text=null_text, guidance=guidance, given=given,
             denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
         ), known if translated else 0
-
-    def _texts(self, request: Request, task: str) -> tuple[Tensor, Tensor]:
-        fps = 0 if request.frames == 1 else request.fps or self.config.fps
-        words = self.config.prompt(request.prompt, fps=fps, aspect=request.aspect, task=task)
-        nothing = self.config.prompt("", fps=fps, aspect=request.aspect)
-        text, null_text = self.text.encode([words, nothing]).split(1)
-        return text, null_text
 
     def _given(self, request: Request, key: int) -> Tensor | None:
         """Return the noisy latents (1, P, n, c) of the frames that the user gave."""

@@ -12,9 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from starflow_world.cli import main
 from starflow_world.commands.bench import Bench
 from starflow_world.commands.bench.machine import disturbances
-from starflow_world.commands.bench.measure import decoding_errors, of_one_age, random_actions, staggered, timed_run
+from starflow_world.commands.bench.measure import (
+    decoding_errors,
+    of_one_age,
+    random_actions,
+    staggered,
+    timed,
+    timed_run,
+)
 from starflow_world.commands.bench.operations import Operations
-from starflow_world.commands.bench.profile import timed
 from starflow_world.commands.bench.published import THRESHOLD, Published
 from starflow_world.config.world import CodecConfig, DecodeConfig
 from starflow_world.errors import ConfigError

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from starflow_world.commands.bench.machine import disturbances, processor
-from starflow_world.commands.bench.measure import TimedRun
+from starflow_world.commands.bench.measure import PARTS, TimedRun
 from starflow_world.commands.bench.operations import Operations
-from starflow_world.commands.bench.profile import PARTS
 from starflow_world.commands.bench.run import Measured
 from starflow_world.io.reports import Goal
 

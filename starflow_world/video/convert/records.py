@@ -70,7 +70,6 @@ class _Machine:
         raise ValueError("a pickle without an end")
 
     def do(self, name: str, argument: Any) -> None:
-        """Execute one opcode."""
         stack, memo = self.stack, self.memo
         if name in NUMBERS_AND_TEXT:
             stack.append(argument)
@@ -105,13 +104,9 @@ class _Machine:
 
     def put(self, name: str) -> None:
         """Add items to the dictionary or list below them."""
-        if name.endswith("S"):
-            items = self.marked()
-        else:
-            count = 2 if name == "SETITEM" else 1
-            items = self.stack[-count:]
-            del self.stack[-count:]
-        target = self.stack[-1]
+        if not name.endswith("S"):
+            self.stack.insert(-2 if name == "SETITEM" else -1, MARK)
+        items, target = self.marked(), self.stack[-1]
         if name.startswith("SETITEM") and isinstance(target, dict):
             target.update(zip(items[::2], items[1::2], strict=True))
         elif not name.startswith("SETITEM") and isinstance(target, list):
@@ -122,10 +117,7 @@ class _Machine:
     def record(self, name: str, argument: Any) -> None:
         """Make a record, or set its arguments or state."""
         if name in ("GLOBAL", "STACK_GLOBAL"):
-            if name == "GLOBAL":
-                module, _, kind = argument.partition(" ")
-            else:
-                kind, module = self.stack.pop(), self.stack.pop()
+            module, kind = argument.split(" ", 1) if name == "GLOBAL" else (self.stack.pop(-2), self.stack.pop())
             if kind not in CLASSES.get(module, ()):
                 raise ValueError(f"a reference to {module}.{kind}, which may run code")
             self.stack.append({} if kind == "OrderedDict" else Record(kind))
