@@ -10,18 +10,8 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from starflow_world.commands.bench import measure
 from starflow_world.commands.bench.machine import Watch, resident
-from starflow_world.commands.bench.measure import (
-    TimedRun,
-    decoding_errors,
-    long_run,
-    of_one_age,
-    random_actions,
-    scoring_seconds,
-    staggered,
-    timed_published_run,
-    timed_run,
-)
 from starflow_world.commands.bench.published import BLOCK, THRESHOLD
 from starflow_world.commands.bench.settings import BenchSettings
 from starflow_world.config.world import DecodeConfig, WorldConfig
@@ -40,7 +30,7 @@ class Measured:
 
     config: WorldConfig
     settings: BenchSettings
-    runs: dict[int, dict[str, list[TimedRun]]] = field(default_factory=dict)
+    runs: dict[int, dict[str, list[measure.TimedRun]]] = field(default_factory=dict)
     errors: dict[int, dict[str, tuple[float, float]]] = field(default_factory=dict)
     resident: dict[int, float] = field(default_factory=dict)
     state: float = 0.0
@@ -49,7 +39,7 @@ class Measured:
     long_run: list[float] = field(default_factory=list)
     machine: dict[str, float] = field(default_factory=dict)
 
-    def own(self, envs: int) -> TimedRun:
+    def own(self, envs: int) -> measure.TimedRun:
         """Return all repeats of the world's own decoder with rows of all ages as one run."""
         first, *others = self.runs[envs]["own"]
         return sum(others, first)
@@ -59,9 +49,9 @@ def measure_profile(world: World, settings: BenchSettings) -> Measured:
     """Measure only the world's own decoder, with the fewest envs and with many."""
     measured, watch = Measured(world.config, settings), Watch()
     for envs in sorted({settings.fewest, settings.many}):
-        state, flats = staggered(world, envs), _period(world, envs)
-        timed_run(world, state, flats[:2])
-        measured.runs[envs] = {"own": [timed_run(world, state, flats) for _ in range(settings.repeats)]}
+        state, flats = measure.staggered(world, envs), _period(world, envs)
+        measure.timed_run(world, state, flats[:2])
+        measured.runs[envs] = {"own": [measure.timed_run(world, state, flats) for _ in range(settings.repeats)]}
     measured.machine = watch.finish()
     return measured
 
@@ -77,32 +67,32 @@ def measure_all(world: World, settings: BenchSettings) -> Measured:
         measured.runs[envs] = {name: [turn[name] for turn in turns] for name in decoders}
         measured.resident[envs] = resident()
         if envs in (settings.fewest, settings.many):
-            state, flats = of_one_age(world, envs), random_actions(world, envs, 12 if envs == 1 else 3)
-            measured.errors[envs] = decoding_errors(world, LOOSE, state, flats)
+            state, flats = measure.of_one_age(world, envs), measure.random_actions(world, envs, 12 if envs == 1 else 3)
+            measured.errors[envs] = measure.decoding_errors(world, LOOSE, state, flats)
             measured.state = _megabytes(state) / envs
-    measured.scoring = scoring_seconds(world, settings.many, settings.repeats)
-    measured.growth, measured.long_run = long_run(world, settings.long_steps)
+    measured.scoring = measure.scoring_seconds(world, settings.many, settings.repeats)
+    measured.growth, measured.long_run = measure.long_run(world, settings.long_steps)
     measured.machine = watch.finish()
     return measured
 
 
-def _decoders(world: World, envs: int, *, baselines: bool) -> dict[str, Callable[[], TimedRun]]:
+def _decoders(world: World, envs: int, *, baselines: bool) -> dict[str, Callable[[], measure.TimedRun]]:
     """Return the runs that take turns. Each covers one period between slides, so it pays for one slide per row."""
-    mixed, flats = staggered(world, envs), _period(world, envs)
-    decoders: dict[str, Callable[[], TimedRun]] = {"own": partial(timed_run, world, mixed, flats)}
+    mixed, flats = measure.staggered(world, envs), _period(world, envs)
+    decoders: dict[str, Callable[[], measure.TimedRun]] = {"own": partial(measure.timed_run, world, mixed, flats)}
     if baselines:
-        state = of_one_age(world, envs)
-        decoders["own, one age"] = partial(timed_run, world, state, flats)
-        decoders["own, loose"] = partial(timed_run, world.decoded(LOOSE), state, flats)
-        decoders["jacobi"] = partial(timed_published_run, world, state, flats, block=BLOCK)
-        decoders["sequential"] = partial(timed_published_run, world, state, flats, block=1)
-    timed_run(world, mixed, flats[:1])
+        state = measure.of_one_age(world, envs)
+        decoders["own, one age"] = partial(measure.timed_run, world, state, flats)
+        decoders["own, loose"] = partial(measure.timed_run, world.decoded(LOOSE), state, flats)
+        decoders["jacobi"] = partial(measure.timed_published_run, world, state, flats, block=BLOCK)
+        decoders["sequential"] = partial(measure.timed_published_run, world, state, flats, block=1)
+    measure.timed_run(world, mixed, flats[:1])
     return decoders
 
 
 def _period(world: World, envs: int) -> torch.Tensor:
     """Return actions (T, envs, 1 + flat) for the steps between two slides of a row."""
-    return random_actions(world, envs, world.config.window - world.config.context)
+    return measure.random_actions(world, envs, world.config.window - world.config.context)
 
 
 def _megabytes(state: WorldState) -> float:

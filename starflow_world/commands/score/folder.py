@@ -41,11 +41,11 @@ def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
     assert settings.scorer is not None
     actors, out = settings.actors, settings.out.resolve()
     device = "auto" if not actors else "cuda" if settings.gpus_per_actor > 0 else "cpu"
-    task = ScoringTask(str(find_world(settings.world).resolve()), settings.scorer.resolve(), out, device,
-                       settings.skip_bad, settings.overlays, batch)
+    settings = replace(settings, world=str(find_world(settings.world).resolve()), out=out)
+    task = ScoringTask(settings, settings.scorer.resolve(), device, batch)
     score = (replace(task, device="cpu") if actors else task).open()  # refuses a scorer of another world first of all
     episodes = EpisodeDataset(settings.data, skip_bad=settings.skip_bad)
-    claim(out / RECORD, {"scorer": file_digest(settings.scorer / NUMBERS), "data": str(settings.data.resolve())})
+    claim(out / RECORD, {"scorer": file_digest(task.scorer / NUMBERS), "data": str(settings.data.resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
     done = {name for name in lines if not settings.overlays or (out / f"{name}.mp4").exists()}
     files = [str(path.resolve()) for path in episodes.paths if path.stem not in done]
@@ -79,18 +79,15 @@ def _by_actors(task: "ScoringTask", jobs: list[str], settings: ScoreSettings) ->
 class ScoringTask:
     """Scores episodes and writes their tables and pictures, in this process or in an actor."""
 
-    world: str
+    settings: ScoreSettings
     scorer: Path
-    out: Path
     device: str
-    skip_bad: bool
-    overlays: bool
     batch: int
 
     def open(self) -> Callable[[str], str]:
         """Load world and scorer. The returned function takes a JSON list of episode files and returns JSON: summary
         lines by episode, and the reasons why other files were left out."""
-        world = World.load(self.world, device=self.device)
+        world = World.load(self.settings.world, device=self.device)
         scorer = Scorer.load(self.scorer, world)
 
         def score(job: str) -> str:
@@ -100,8 +97,11 @@ class ScoringTask:
             lines = {}
             scored = scorer.score(list(episodes.values()), batch=self.batch)
             for (name, episode), scores in zip(episodes.items(), scored, strict=True):
-                _write_episode(self.out, name, episode, scores, overlays=self.overlays)
-                lines[name] = _summary_line(name, scores)
+                self._write(name, episode, scores)
+                whole = scores.episode
+                numbers = (len(scores), whole["score"], whole["p"], whole["nats_per_dim"], whole["alarms"],
+                           scores.first_alarm, whole["change"])
+                lines[name] = dict(zip(COLUMNS, (name, *(f"{number:.9g}" for number in numbers)), strict=True))
             return json.dumps({"lines": lines, "skipped": skipped})
 
         return score
@@ -113,27 +113,20 @@ class ScoringTask:
             check_episode(world, episode)
         except DataError as error:
             reason = str(error) if path.name in str(error) else f"{path}: {error}"
-            if not self.skip_bad:
+            if not self.settings.skip_bad:
                 raise DataError(f"{reason} (--skip-bad leaves it out)") from None
             skipped[path.name] = reason
             return None
         return episode
 
-
-def _write_episode(out: Path, name: str, episode: Episode, scores: Scores, *, overlays: bool) -> None:
-    write_text(out / f"{name}.csv", scores.to_csv())
-    if scores.alarm.any():
-        figures = f"score {scores.episode['score']:.1f}, p {scores.episode['p']:.3g}"
-        strip_chart(out / f"{name}.png", f"{name}: {figures}, {episode.text}", episode.frames, scores)
-    if overlays:
-        write_overlay_video(out / f"{name}.mp4", episode.frames, scores)
-
-
-def _summary_line(name: str, scores: Scores) -> dict[str, str]:
-    whole = scores.episode
-    numbers = (len(scores), whole["score"], whole["p"], whole["nats_per_dim"], whole["alarms"], scores.first_alarm,
-               whole["change"])
-    return dict(zip(COLUMNS, (name, *(f"{number:.9g}" for number in numbers)), strict=True))
+    def _write(self, name: str, episode: Episode, scores: Scores) -> None:
+        out = self.settings.out
+        write_text(out / f"{name}.csv", scores.to_csv())
+        if scores.alarm.any():
+            figures = f"score {scores.episode['score']:.1f}, p {scores.episode['p']:.3g}"
+            strip_chart(out / f"{name}.png", f"{name}: {figures}, {episode.text}", episode.frames, scores)
+        if self.settings.overlays:
+            write_overlay_video(out / f"{name}.mp4", episode.frames, scores)
 
 
 def _read_summary(path: Path) -> dict[str, dict[str, str]]:
