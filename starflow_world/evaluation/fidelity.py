@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +93,8 @@ def _batches(episodes: Sequence[Episode], rows: int) -> Iterator[list[Episode]]:
         yield from (group[begin : begin + rows] for begin in range(0, len(group), rows))
 
 
-def _counted(right: np.ndarray, chosen: np.ndarray) -> Share:
-    """Return the share of the chosen cases (B,) that are right."""
+def _counted(right: Any, chosen: Any) -> Share:
+    """Return the share of the chosen cases (B,) bool that are right (B,) bool."""
     return Share(float(right[chosen].sum()), int(chosen.sum()))
 
 
@@ -208,7 +209,8 @@ def _padded(episode: Episode, count: int) -> Episode:
         return np.concatenate((array, np.repeat(array[-1:], count - len(array), axis=0)))
 
     names = ("frames", "actions", "rewards", "terminated", "truncated")
-    return replace(episode, **{name: longer(getattr(episode, name)) for name in names})
+    changes: dict[str, Any] = {name: longer(getattr(episode, name)) for name in names}
+    return replace(episode, **changes)
 
 
 def _calibration_error(p: np.ndarray, y: np.ndarray, bins: int = 10) -> float:

@@ -86,8 +86,9 @@ def _fitted(tensors: dict[str, Tensor], facts: dict[str, Any], world: World) -> 
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, found {tuple(tensors[name].shape)}")
-    tails, ranks, change = ([tensors[f"{part}.{name}"].numpy() for name in names] for part, names in ARRAYS.items())
+    arrays = ([tensors[f"{part}.{name}"].numpy() for name in names] for part, names in ARRAYS.items())
+    tails, ranks, (mean, deviation) = arrays
     return Fitted(
         tensors["known"], Tails(*tails), Ranks(*ranks),
-        Change(*change, facts["settings"]["window"], **facts["change"]), tensors["episodes"].numpy(),
+        Change(mean, deviation, facts["settings"]["window"], **facts["change"]), tensors["episodes"].numpy(),
     )

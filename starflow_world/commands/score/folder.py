@@ -41,8 +41,8 @@ def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
     assert settings.scorer is not None
     actors, out = settings.actors, settings.out.resolve()
     device = "auto" if not actors else "cuda" if settings.gpus_per_actor > 0 else "cpu"
-    settings = replace(settings, world=str(find_world(settings.world).resolve()), out=out)
-    task = ScoringTask(settings, settings.scorer.resolve(), device, batch)
+    located = replace(settings, world=str(find_world(settings.world).resolve()), out=out)
+    task = ScoringTask(located, settings.scorer.resolve(), device, batch)
     score = (replace(task, device="cpu") if actors else task).open()  # refuses a scorer of another world first of all
     episodes = EpisodeDataset(settings.data, skip_bad=settings.skip_bad)
     claim(out / RECORD, {"scorer": file_digest(task.scorer / NUMBERS), "data": str(settings.data.resolve())})
