@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from starflow_world.commands.bench import bench
-from starflow_world.commands.bench.plan import Plan
+from starflow_world.commands.bench import Bench
 from starflow_world.config.world import CodecConfig, DecodeConfig, FlowConfig, TextConfig, WorldConfig
 from starflow_world.model.checkpoint import save_checkpoint
 from starflow_world.model.networks import Networks
@@ -48,7 +47,7 @@ def main(*, out: Path = Path("out/structure"), envs: tuple[int, ...] = (1, 4), g
     networks.codec.fit(torch.randint(0, 256, (64, 64, 64, 3), dtype=torch.uint8))
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), networks, {})
-        bench(folder, out, Plan(envs, repeats, steps))
+        Bench(folder, out, envs, repeats, steps).run()
 
 
 if __name__ == "__main__":
