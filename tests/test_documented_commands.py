@@ -128,4 +128,5 @@ def test_all_documented_commands_run_with_small_numbers(tmp_path: Path, monkeypa
             main(small(LINES[line]))
         except (SystemExit, Exception) as error:
             failed[line] = repr(error)
+            print(f"{line}: {error!r}")
     assert not failed

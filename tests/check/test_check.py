@@ -55,7 +55,12 @@ ABSENT = {
 """Kinds of worlds, and the promises of which a part says nothing about them."""
 
 
-@pytest.mark.parametrize("kind", ABSENT)
+SELDOM = {"actions of all sorts, a start set, a small window", "sites, one token, float64"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in SELDOM else []) for kind in ABSENT]
+)
 def test_a_sound_world_keeps_every_promise(kind):
     report = check_world(sound(kind))
     print(report)
