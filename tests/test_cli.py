@@ -1,7 +1,10 @@
 """The command line as its user meets it: help, one-line errors, exit codes, and a whole small run."""
 
+import ast
 import contextlib
+import inspect
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from starflow_world.cli import VERBS, main
+from starflow_world import __version__
+from starflow_world.cli import VERBS, main, settings_class
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "configs/babyai.yaml")
@@ -45,6 +49,13 @@ WRONG = [
     (["evaluate", "babyai-gotolocal", "--data", "nowhere"], 1, "nowhere"),
     (["train-agent", "--algo", "dqn", "--out", "o"], 1, "algo: expected ppo"),
     (["convert", "nothing.pth", "--out", "o"], 1, "nothing.pth"),
+    (["collect", "--env", "CartPole-v2", "--out", "o", "--episodes", "1"], 1, "CartPole-v"),
+    (["whatif", "--actions", "left", "--out", "o"], 1, "actions: expected integers, or JSON lists"),
+    (["rank", "cartpole-pixels", "--out", "o"], 1, "pass --agents"),
+    (["bench", "--envs", "0"], 1, "envs: expected numbers from 1"),
+    (["planner", "--method", "luck", "--out", "o"], 1, "method: expected one of best-first"),
+    (["rollout", "--out", ""], 2, "expected a path, found an empty text"),
+    (["planner", "--env-kwargs", "[1]"], 2, "expected a JSON object"),
     (["collect", "--env", "CartPole-v1"], 2, "out"),
     (["fly"], 2, "fly"),
     (["demo", "--steps", "many"], 2, "steps"),
@@ -70,6 +81,58 @@ def test_every_verb_has_help(tmp_path: Path) -> None:
     found = run("--help", cwd=tmp_path)
     assert found.returncode == 0
     assert all(verb in found.stdout for verb in VERBS)
+
+
+def test_only_the_module_of_the_verb_is_imported_and_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    look = (
+        "import sys\nfrom starflow_world import cli\n"
+        "before = {name for name in sys.modules if name.startswith('starflow_world.commands.')}\n"
+        "for verb in cli.VERBS: cli.settings_class(verb)\n"
+        "print(sorted(before), sorted({'torch', 'cv2', 'minigrid', 'ray', 'h5py', 'av'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, timeout=250, check=True)
+    assert done.stdout == "['starflow_world.commands.flags'] []\n"
+
+
+def test_every_verb_has_a_frozen_dataclass_of_its_own_and_a_help_text_for_each_flag() -> None:
+    classes = [settings_class(verb) for verb in VERBS]
+    assert len(set(classes)) == len(VERBS)
+    for settings in classes:
+        assert settings.__dataclass_params__.frozen, settings
+        declared = next(one for one in settings.__mro__ if "__annotations__" in vars(one))
+        body = ast.parse(inspect.getsource(declared)).body[0].body
+        for field, text in itertools.pairwise([*body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign) and field.target.id != "_":
+                assert isinstance(getattr(getattr(text, "value", None), "value", None), str), (declared, field.lineno)
+
+
+def test_the_version_is_printed(tmp_path: Path) -> None:
+    assert run("--version", cwd=tmp_path).stdout == f"starflow-world {__version__}\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_a_verb_without_a_traceback(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "starflow_world.cli", "info"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert "BrokenPipe" not in error
+    assert "Traceback" not in error
+    assert process.returncode == 1
+
+
+def test_a_package_that_an_extra_brings_is_one_line_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    monkeypatch.delitem(sys.modules, "starflow_world.agents.ppo", raising=False)
+    done = run("train-agent", "--out", "o", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "pip install 'starflow-world[sb3]'" in done.stderr
 
 
 def test_debug_shows_the_trace(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def calibrate(settings: Calibrate) -> dict[str, Any]:
     rest = [episodes[index] for index in order[len(test) :]]
     scorer = Scorer.fit(world, rest, false_alarms=settings.false_alarms, run_length=settings.run_length,
                         draws=settings.draws, seed=settings.seed, progress=True)
-    report = {
+    report: dict[str, Any] = {
         "world": world.config.name, "world_id": world.world_id, "data": settings.data.name,
         "false_alarms": settings.false_alarms, "calibration_frames": len(scorer.fitted.ranks.scores),
         "calibration_episodes": len(scorer.fitted.episodes), "skipped": episodes.bad,

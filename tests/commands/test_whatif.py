@@ -6,17 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
+from starflow_world.agents.environment import Environment
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.agents.search_settings import Search
 from starflow_world.cli import main
 from starflow_world.commands.whatif.imagine import what_if
-from starflow_world.commands.whatif.sources import named_policy, play_long_enough
+from starflow_world.commands.whatif.sources import named_policy, play_long_enough, read_action
 from starflow_world.data.episodes import Episode, flat_actions, write_episode
 from starflow_world.errors import ActionError, ConfigError, DataError
 from starflow_world.noise import normals
 from starflow_world.world.counterfactual import fidelity, replay, trace
-from tests.worlds import env_world, save_world
+from tests.worlds import env_world, no_text, save_world
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +217,28 @@ def test_the_command_writes_video_sheet_and_figures(tiny, tmp_path, capsys):
     assert len(facts["reward_what_if"]) == 5
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"whatif.mp4", "whatif.png", "whatif.json"}
     assert "other actions at 1 of 5 steps, first at 2" in capsys.readouterr().out
+
+
+def test_a_box_action_is_a_json_list_and_changes_the_course():
+    assert read_action("2") == 2
+    assert read_action("[0.5, -1]").tolist() == [0.5, -1.0]
+    for wrong in ("left", "true", '{"a": 1}'):
+        with pytest.raises(ActionError, match="JSON lists of numbers"):
+            read_action(wrong)
+    world = env_world(spaces.Box(-1, 1, (2,), np.float32), dtype=torch.float64, **no_text())
+    plain = made_up(env_world())
+    actions = np.random.default_rng(0).uniform(-1, 1, (len(plain), 2)).astype(np.float32)
+    episode = replace(plain, actions=actions, space=world.config.action_space, text="")
+    result = what_if(world, episode, at=3, actions=[read_action("[0.9, -0.9]")])
+    differ = (result.again.actions != result.other.actions).any(-1)[0]
+    assert differ.nonzero()[:, 0].tolist() == [2]
+    assert result.other.actions[0, 2, 1:].tolist() == pytest.approx([0.9, -0.9])
+
+
+def test_an_episode_that_is_long_enough_is_played_or_the_error_says_what_to_do(capsys):
+    source = Environment("CartPolePixels-v0", frame_size=16, max_steps=12)
+    episode = play_long_enough(source, "random", 0, steps=3)
+    assert len(episode) - 1 >= 3
+    assert "steps of CartPolePixels-v0, random" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"at least 13 steps, found at most \d+ in 50 episodes .* \(--at\)"):
+        play_long_enough(source, "random", 0, steps=13)

@@ -112,7 +112,7 @@ def kernels(environment: Mapping[str, str]) -> dict[str, Any]:
                      if name and (path := shutil.which(name))), "")
     line = _output(compiler, "--version").split("\n")[0] if compiler and not compiler.endswith("cl") else ""
     triton = bool(installed("triton"))
-    ready = torch._dynamo.is_dynamo_supported() and (triton if device == "cuda" else bool(compiler))
+    ready = triton if device == "cuda" else bool(compiler)
     needed = "triton" if device == "cuda" else "a C++ compiler"
     return {
         "attention": f"{attention} ({device}); two matrix products where a CPU trains",

@@ -80,7 +80,8 @@ class RealEpisodes:
         """Return the first `count` seeds from `begin` on whose episode has the mission; DataError if it is not met."""
         if not self.text:
             return tuple(range(begin, begin + count))
-        env, seeds, last, seed = self.single(), [], begin, begin
+        seeds: list[int] = []
+        env, last, seed = self.single(), begin, begin
         while len(seeds) < count:
             text = env.reset(seed=seed)[1]["text"]
             if text == self.text:
