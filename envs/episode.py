@@ -248,7 +248,7 @@ def restore_state(world: World, state: Any, rows: int, begun: np.ndarray | None 
 
 def last_frames(world: World, state: WorldState) -> np.ndarray:
     """Return the last frame of each row, (B, H, W, 3) u8, denoised and decoded again from the state."""
-    return to_numpy(world.dynamics.picture(state))[:, -1]
+    return to_numpy(world.dynamics.frames.picture(state))[:, -1]
 
 
 def observations(transition: Transition) -> np.ndarray:

@@ -86,7 +86,7 @@ class MazeWorld(World):
         self.rules, self.risk, self.luck = rules or Rules(), risk, luck
         self.widths: list[int] = []
         self.told: list[Any] = []
-        self.dynamics.picture = self._picture  # type: ignore[method-assign]
+        self.dynamics.frames.picture = self._picture  # type: ignore[method-assign]
 
     def start(self, frames: Any, *args: Any, seed: Any = 0, **kwargs: Any) -> tuple[WorldState, None]:
         state = replace(self.empty([""], [0]), cache=None)

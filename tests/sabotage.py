@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starflow_world.flow import Affine, Flow, Inverse, KVCache, Tables
-from starflow_world.flow.sample import guide, sample_deep
+from starflow_world.flow import Affine, Flow, FrameMap, Inverse, KVCache, ShallowBlocks, Tables, guide
+from starflow_world.flow.frame_map import MotionMap
 from starflow_world.model.actions import ActionEncoder
 from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
-from starflow_world.world.ahead import Ahead
-from starflow_world.world.dynamics import Dynamics
+from starflow_world.world.dynamics import Dynamics, NextFrame
 from starflow_world.world.state import Transition, WorldState
+from tests.flow.sampling import sample_deep
 from tests.worlds import tiny_world
 
 # ---- the flow --------------------------------------------------------------------------------------------------------
@@ -27,48 +27,54 @@ from tests.worlds import tiny_world
 class WrongSign(Flow):
     """Adds log|det| of the shallow blocks where it should be taken away."""
 
-    def shallow_forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-        u, logdet = super().shallow_forward(x, tables)
-        return u, -logdet
+    class blocks(ShallowBlocks):
+        def forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+            u, logdet = super().forward(x, tables)
+            return u, -logdet
 
-    def shallow_inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, logdet, sweeps = super().shallow_inverse(u, tables, **options)
-        return x, -logdet, sweeps
+        def inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+            x, logdet, sweeps = super().inverse(u, tables, **options)
+            return x, -logdet, sweeps
 
 
 class MissingBlock(Flow):
     """Leaves the first shallow block out of log|det|."""
 
-    def shallow_forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
-        u, logdet = super().shallow_forward(x, tables)
-        return u, logdet - self.first(x, tables)
+    class blocks(ShallowBlocks):
+        def forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+            u, logdet = super().forward(x, tables)
+            return u, logdet - self.first(x, tables)
 
-    def shallow_inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, logdet, sweeps = super().shallow_inverse(u, tables, **options)
-        return x, logdet - self.first(x, tables), sweeps
+        def inverse(self, u: Tensor, tables: Tables, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+            x, logdet, sweeps = super().inverse(u, tables, **options)
+            return x, logdet - self.first(x, tables), sweeps
 
-    def first(self, x: Tensor, tables: Tables) -> Tensor:
-        block = self.shallow[0]
-        inputs = block.in_order(x.flatten(0, 1))
-        _, logdet = block.predict(block.shift(inputs), tables.frame).to_noise(inputs)
-        return block.in_order(logdet).reshape(x.shape)
+        def first(self, x: Tensor, tables: Tables) -> Tensor:
+            block = next(iter(self.blocks()))
+            inputs = block.in_order(x.flatten(0, 1))
+            _, logdet = block.predict(block.shift(inputs), tables.frame).to_noise(inputs)
+            return block.in_order(logdet).reshape(x.shape)
 
 
-class SilentAffine(Affine):
-    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return super().to_noise(x)[0], torch.zeros_like(x)
+class SilentMap(MotionMap):
+    """Zeros in place of the motion's log|det|."""
+
+    def _with_first(self, frames: Tensor, later: Tensor, logdet: Tensor, shallow: Any) -> tuple[Tensor, Tensor]:
+        return super()._with_first(frames, later, torch.zeros_like(logdet), shallow)
 
 
 class MissingMotion(Flow):
     """Leaves the motion out of log|det|."""
 
-    def condition(self, *given: Any) -> tuple[Affine | None, Tensor | None]:
-        motion, added = super().condition(*given)
-        return motion and SilentAffine(**vars(motion)), added
+    def map_clip(self, *given: Any) -> FrameMap:
+        return silent(super().map_clip(*given))
 
-    def back(self, u: Tensor, motion: Affine | None, tables: Tables, **options: Any) -> tuple[Tensor, Tensor]:
-        x, logdet = super().back(u, motion, tables, **options)
-        return x, logdet if motion is None else torch.zeros_like(logdet)
+    def map_next(self, *given: Any) -> FrameMap:
+        return silent(super().map_next(*given))
+
+
+def silent(frame_map: FrameMap) -> FrameMap:
+    return SilentMap(**vars(frame_map)) if isinstance(frame_map, MotionMap) else frame_map
 
 
 class NextFrameLeaks(Flow):
@@ -103,12 +109,12 @@ class TextForgotten(Dynamics):
         first = (state.length == 0)[:, None, None]
         return replace(super().rebuilt(replace(state, text=state.text * first)), text=state.text)
 
-    def told(
+    def observe(
         self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
     ) -> tuple[WorldState, Transition]:
         for t in range(x.shape[1]):
             shown = None if frames is None else frames[:, t : t + 1]
-            state, seen = super().told(state, flat[:, t : t + 1], x[:, t : t + 1], shown)
+            state, seen = super().observe(state, flat[:, t : t + 1], x[:, t : t + 1], shown)
         return state, seen
 
     def _commit(self, *given: Any, **options: Any) -> tuple[WorldState, Transition]:
@@ -128,29 +134,29 @@ class LateActions(ActionEncoder):
 class LateSteps(Dynamics):
     """The action of the frame before, frame by frame."""
 
-    def _ahead(self, state: WorldState, flat: Tensor) -> Ahead:
+    def next_frame(self, state: WorldState, flat: Tensor) -> NextFrame:
         last = state.actions[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
-        return super()._ahead(state, last * (state.length > 0)[:, None])
+        return super().next_frame(state, last * (state.length > 0)[:, None])
 
 
 class LaggingCache(Dynamics):
     """Emits the next iterate: the cache holds the one before."""
 
-    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
-        solved = super()._solve(state, ahead, noise, guess)
+    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
+        solved = super()._solve(state, coming, noise)
         return replace(solved, tokens=solved.affine.mean + solved.affine.scale * noise)
 
 
 class RowsLeak(Dynamics):
     """All rows stop when their mean residual is small."""
 
-    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
         predict = self.networks.flow.predictor(
-            state.cache, ahead.added, self.tokens, self.tables, text=self.text_length
+            state.cache, coming.frame_map.added, self.tokens, self.tables, text=self.text_length
         )
-        sweeps, tokens = torch.zeros(len(state), dtype=torch.long), guess
+        sweeps, tokens = torch.zeros(len(state), dtype=torch.long), noise
         while True:
-            affine, sweeps = predict(torch.cat((ahead.before, tokens[:, :-1]), dim=1)), sweeps + 1
+            affine, sweeps = predict(torch.cat((coming.before, tokens[:, :-1]), dim=1)), sweeps + 1
             update = affine.mean + affine.scale * noise
             tokens = torch.cat((tokens[:, :-1], update[:, -1:]), dim=1)
             residual = ((update - tokens) / affine.scale).square().mean((1, 2)).sqrt()
@@ -196,10 +202,10 @@ class Ghosts(Dynamics):
 class DenoisedHistory(Dynamics):
     """Continues from the denoised frame, and says it was the noisy one."""
 
-    def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
-        _, said = super().advance(state, flat, noise)
+    def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
+        _, said = super().imagine(state, flat, noise)
         clean = self.networks.flow.denoise(said.latents[:, None], state.text, self.tables)
-        return self.told(state, flat[:, None], clean, None)[0], said
+        return self.observe(state, flat[:, None], clean, None)[0], said
 
 
 class NaNLater(Dynamics):
@@ -210,25 +216,25 @@ class NaNLater(Dynamics):
     ) -> tuple[WorldState, Transition]:
         return super()._commit(state, flat, u, x + self.late, *others)
 
-    def advance(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
+    def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         self.late = torch.where(state.step > 100, torch.nan, 0.0).to(self.dtype)[:, None, None, None]
-        moved = super().advance(state, flat, noise)
+        moved = super().imagine(state, flat, noise)
         self.late = 0.0
         return moved
 
 
 class AlwaysConverged(Dynamics):
-    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
-        solved = super()._solve(state, ahead, noise, guess)
+    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
+        solved = super()._solve(state, coming, noise)
         return replace(solved, converged=torch.ones_like(solved.converged))
 
 
 class StopsEarly(Dynamics):
     """Emits what two sweeps give."""
 
-    def _solve(self, state: WorldState, ahead: Ahead, noise: Tensor, guess: Tensor) -> Inverse:
+    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
         asked, self.decode = self.decode, replace(self.decode, max_sweeps=2)
-        solved = super()._solve(state, ahead, noise, guess)
+        solved = super()._solve(state, coming, noise)
         self.decode = asked
         return replace(solved, converged=torch.ones_like(solved.converged))
 
@@ -240,23 +246,23 @@ class WidthCounts(Dynamics):
 
 
 class GlobalTouched(Dynamics):
-    def told(self, *given: Any) -> tuple[WorldState, Transition]:
+    def observe(self, *given: Any) -> tuple[WorldState, Transition]:
         torch.rand(1)
-        return super().told(*given)
+        return super().observe(*given)
 
 
 class GuidedNats(Dynamics):
     """Nats of a guided first frame under the guided model."""
 
-    def imagined_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
+    def imagine_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
         flow, null = self.networks.flow, self.encode_text([""] * len(state))
         sampled = sample_deep(
             flow, self.prior(state)[:, None], state.text, self.tables, null_text=null, guidance=guidance
         )
-        x, logdet, _ = flow.shallow_inverse(sampled.u, self.tables)
+        x, logdet, _ = flow.shallow.inverse(sampled.u, self.tables)
         models = [flow.deep_forward(sampled.u, text, None, self.tables) for text in (state.text, null)]
         nats = guide(models[0], models[1], guidance).nats(sampled.u[:, 0]) + logdet[:, 0]
-        grown, seen = self.told(state, torch.zeros_like(state.actions[:, :1]), x, None)
+        grown, seen = self.observe(state, torch.zeros_like(state.actions[:, :1]), x, None)
         return grown, replace(seen, nats=nats.sum((1, 2)), token_nats=nats.sum(2))
 
 
@@ -343,4 +349,5 @@ def sabotaged_world(kind: str) -> World:
     side = SIDES.get(kind, 4)
     networks = tiny_world(height=side, width=side, window=4, context=1).networks
     networks.flow.__class__, networks.action.__class__ = flow, action
+    networks.flow.shallow.__class__ = getattr(flow, "blocks", ShallowBlocks)
     return Sabotaged(networks)

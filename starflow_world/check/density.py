@@ -84,7 +84,7 @@ def causality(subject: Subject) -> Iterator[Measurement]:
     yield Measurement("earlier frames changed", earlier)
     yield Measurement("other rows changed", others)
     what = "slope of a token along later ones of its frame"
-    if world.networks.flow.motion is None:
+    if not world.networks.flow.motion.looks_back:
         yield Measurement(what, reason="shallow blocks mix the tokens of a frame in both orders")
         return
     matrix, seen = subject.jacobians[1]

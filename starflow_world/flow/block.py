@@ -1,12 +1,12 @@
 """The affine autoregressive block (STARFlow-V, section 3.1; TARFlow, section 3.1), shallow and deep.
 
-Token i of a sequence is shifted and scaled by what a causal transformer makes of a start token and tokens < i:
+A causal transformer over a start token and tokens < i predicts the shift and scale of token i:
 
     o_i = 4 tanh(head(...) / 4);   (a, mu) = split(o_i);   sigma = softplus(a + ln(e - 1))
     z_i = (x_i - mu) / sigma;      log|dz/dx| = -log sigma
 
-Affine maps and logarithms are float32 at least, whatever the network's dtype.
-Shapes: B rows, S tokens, c channels, d width.
+Affine maps and logarithms are float32 at least, whatever the dtype of the network.
+Shapes: B batch elements, S tokens, c channels, d width, e head width, n tokens per frame, W frames, L text length.
 """
 
 import math
@@ -25,31 +25,51 @@ UNIT_SCALE = math.log(math.e - 1)
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Rotary tables for one grid: `frame` (1, n, e/2) at time 0, `video` (1, W * n, e/2), `text` (1, L, e/2)."""
+
+    grid: tuple[int, int]
+    frame: Tensor
+    video: Tensor
+    text: Tensor
+
+    def whole(self, frames: int, *, text: bool) -> Tensor:
+        """Return the table of one sequence: [text,] then `frames` frames."""
+        video = self.video[:, : frames * self.grid[0] * self.grid[1]]
+        return torch.cat((self.text, video), dim=1) if text else video
+
+    def at(self, start: Tensor, count: int) -> Tensor:
+        """Return the table (B, count, e/2) of positions start, start + 1, ... of each row; start (B,) on the CPU."""
+        index = (start[:, None] + torch.arange(count)).to(self.video.device)
+        return self.video[0][index]
+
+
+@dataclass(frozen=True)
 class Affine:
-    """What the block predicts for each token: mean and scale (B, S, c), and the hidden states (B, S, d) behind them."""
+    """A normal distribution of each token: mean and scale (B, S, c), and the hidden states (B, S, d) behind them."""
 
     mean: Tensor
     scale: Tensor
     hidden: Tensor
 
     def rows(self, rows: slice) -> "Affine":
-        """Of some rows."""
+        """Select batch elements."""
         return Affine(self.mean[rows], self.scale[rows], self.hidden[rows])
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
+        """Return z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
         return (x - self.mean) / self.scale, -self.scale.log()
 
     def nats(self, x: Tensor, spread: Tensor | float = 0.0) -> Tensor:
-        """log N(x; mean, scale) per dimension, (B, S, c); expected over x of this standard deviation, if given one."""
+        """Return log N(x; mean, scale) per dimension, (B, S, c), or its expectation over x + spread * N(0, 1)."""
         z, logdet = self.to_noise(x)
         return logdet - 0.5 * (z * z + (spread / self.scale) ** 2 + math.log(2 * math.pi))
 
 
 class Block(nn.Module):
-    """A transformer with a start token, an input projection and an affine head that starts as the identity.
+    """A transformer with a start token, an input projection and an affine head that is the identity at initialization.
 
-    With `text_width` > 0 a prefix of text is seen by every token. `reverse`: tokens of a frame are taken last first.
+    With `text_width` > 0 every token attends to a text prefix. `reverse` processes the tokens of a frame last first.
     """
 
     def __init__(
@@ -68,11 +88,11 @@ class Block(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def shift(self, x: Tensor) -> Tensor:
-        """The network's inputs for the tokens x (B, S, c): the start token, then all tokens but the last."""
+        """Return the network's inputs for tokens x (B, S, c): the start token, then all tokens but the last."""
         return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)
 
     def affine(self, hidden: Tensor) -> Affine:
-        """What the hidden states (B, S, d) behind the last layer say, in the dtype of the head (float32 or float64)."""
+        """Predict from the hidden states (B, S, d) of the last layer, in the dtype of the head (float32 or float64)."""
         hidden = self.norm(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             out = F.linear(hidden, self.head.weight, self.head.bias)
@@ -83,14 +103,14 @@ class Block(nn.Module):
         self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, visible: Visible | None = None,
         added: Tensor | None = None,
     ) -> Affine:
-        """Means and scales for the tokens that follow `inputs` (B, S, c); keys go behind the valid ones of `cache`.
+        """Predict the tokens that follow `inputs` (B, S, c); their keys are written after the valid ones of `cache`.
 
         `added` (B, S, d) is a condition added to the projected inputs. `visible` is `cache.visible(S, ...)`.
         """
         return self._run(self._projected(inputs, added), rotary, cache, visible)
 
     def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Affine:
-        """As `predict`, for a whole sequence behind `text` (B, L, text width), without a cache; rotary covers L + S."""
+        """Predict a whole sequence after `text` (B, L, text width), without a cache; rotary covers L + S positions."""
         assert self.project_text is not None
         hidden = torch.cat((self.project_text(text), self._projected(inputs, added)), dim=1)
         return self._run(hidden, rotary, None, None, text.shape[1])
@@ -98,11 +118,11 @@ class Block(nn.Module):
     def write(
         self, inputs: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None, added: Tensor | None = None
     ) -> None:
-        """As `predict`, where only the keys and values are wanted."""
+        """Write the keys and values of `predict` to the cache and skip the rest of the last layer."""
         self._write(self._projected(inputs, added), rotary, cache, visible)
 
     def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
-        """`cache` (empty rows) with the keys of text (B, L, text width) committed."""
+        """Return `cache`, which must be empty, with the keys of text (B, L, text width) committed."""
         assert self.project_text is not None
         visible = cache.visible(text.shape[1], self.project_in.weight.dtype)
         self._write(self.project_text(text), rotary, cache, visible)
@@ -115,7 +135,7 @@ class Block(nn.Module):
     def _run(
         self, hidden: Tensor, rotary: Tensor, cache: KVCache | None, visible: Visible | None, first: int = 0
     ) -> Affine:
-        """What all layers say of the positions from `first` on."""
+        """Predict from the positions from `first` on, after all layers."""
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, visible, cache, index)
         return self.affine(hidden[:, first:])
@@ -129,7 +149,7 @@ class Block(nn.Module):
                 cast(Layer, layer).attention.write(hidden, rotary, cache, index)
 
     def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """A cache for this block's layers with nothing valid."""
+        """Allocate a cache without valid positions for this block's layers."""
         weight = self.project_in.weight
         dtype = weight.dtype if dtype is None else dtype
         return KVCache.empty(
@@ -137,5 +157,5 @@ class Block(nn.Module):
         )
 
     def in_order(self, x: Tensor) -> Tensor:
-        """x (..., n, c) in the block's own token order; its own inverse."""
+        """Return x (..., n, c) in the block's own token order; an involution."""
         return x.flip(-2) if self.reverse else x

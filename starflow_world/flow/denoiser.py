@@ -4,19 +4,20 @@ A transformer regresses on the gradient of the flow's own negative log-probabili
 latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. Frame f attends to the
 frames f + look_ahead - window .. f + look_ahead, layer by layer, so with no look-ahead in any layer it is causal.
 
-`SiteDenoiser` is the small one for worlds whose frames can be cleaned one by one, from what is around each site.
+`SiteDenoiser` is a small convolutional network that cleans each frame on its own.
 """
 
 import torch
 from torch import Tensor, nn
 
 from starflow_world.config.world import FlowConfig
+from starflow_world.flow.block import Tables
 from starflow_world.flow.layers import FinalNorm, Layer
 from starflow_world.flow.sites import SiteHead, SiteNet, to_tokens
 
 
 class Denoiser(nn.Module):
-    """noisy latents (B, T, n, c) -> d (B, T, n, c); reads the text where the flow's config says so."""
+    """Transformer from noisy latents (B, T, n, c) to d (B, T, n, c); reads the text where the flow's config says so."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -34,13 +35,13 @@ class Denoiser(nn.Module):
 
     @property
     def memory(self) -> int:
-        """Frames before the present one that its output depends on."""
+        """Number of frames before the present one that its output depends on."""
         return sum(self.window - ahead for ahead in self.look_ahead)
 
     def mask(self, look_ahead: int, frames: int, tokens: int, text: int, *, window: int | None) -> Tensor:
-        """(text + frames * tokens) squared, True where a query (row) may attend; text comes first.
+        """Return a square mask over text + frames * tokens positions, True where a query (row) may attend.
 
-        Text sees the text and the first `look_ahead` + 1 frames where there is a look-ahead; only the text where not.
+        Text comes first; it attends to itself, and with a look-ahead also to the first `look_ahead` + 1 frames.
         """
         index = torch.arange(frames)
         ahead = index[None, :] - index[:, None]
@@ -51,12 +52,10 @@ class Denoiser(nn.Module):
         mask[:text, text:] = seen_by_text.repeat_interleave(tokens)
         return mask
 
-    def forward(
-        self, x: Tensor, text: Tensor | None, rotary: Tensor, valid: Tensor | None = None
-    ) -> Tensor:
-        """x (B, T, n, c), text (B, L, text width) or None; rotary covers (L +) T * n positions.
+    def forward(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
+        """Estimate d (B, T, n, c) of noisy latents x (B, T, n, c); text (B, L, text width), if the denoiser reads it.
 
-        `valid` (B, T) marks the frames that exist; the others are not looked at.
+        `valid` (B, T) masks frames that do not exist; None: all exist.
         """
         frames, tokens = x.shape[1:3]
         hidden = self.project_in(x.flatten(1, 2))
@@ -65,6 +64,7 @@ class Denoiser(nn.Module):
             assert text is not None
             length = text.shape[1]
             hidden = torch.cat((self.project_text(text.to(hidden.dtype)), hidden), dim=1)
+        rotary = tables.whole(frames, text=length > 0)
         keys = None
         if valid is not None and not bool(valid.all()):
             keys = torch.ones(len(x), 1, 1, hidden.shape[1], dtype=torch.bool, device=x.device)
@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
 
 
 class SiteDenoiser(nn.Module):
-    """noisy latents (B, T, n, c) -> d (B, T, n, c), every frame on its own."""
+    """Convolutional network from noisy latents (B, T, n, c) to d (B, T, n, c), every frame on its own."""
 
     memory = 0
     look_ahead = (0,)
@@ -94,15 +94,15 @@ class SiteDenoiser(nn.Module):
         self.net = SiteNet(config.channels, config.denoiser_width, config.denoiser_layers, config.sites)
         self.head = SiteHead(config.denoiser_width, per_site, per_site, config.codes)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The network says what is clean; d is what leads there in one step."""
+    def forward(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
+        """Predict the clean latents, and return the d that leads there in one step; reads neither text nor `valid`."""
         with torch.autocast(x.device.type, enabled=False):
-            clean = to_tokens(self.head(self.net(x.flatten(0, 1), grid)), self.net.side).unflatten(0, x.shape[:2])
-            return (x - clean) / self.step
+            clean = to_tokens(self.head(self.net(x.flatten(0, 1), tables.grid)), self.net.side)
+            return (x - clean.unflatten(0, x.shape[:2])) / self.step
 
 
 def make_denoiser(config: FlowConfig) -> Denoiser | SiteDenoiser | None:
-    """The denoiser that the config describes, if any."""
+    """Build the denoiser that the config describes, if any."""
     if not config.denoiser_layers:
         return None
     return SiteDenoiser(config) if config.denoiser_kind == "sites" else Denoiser(config)

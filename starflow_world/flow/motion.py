@@ -1,11 +1,22 @@
-"""How frames follow each other: an affine step from one frame to the next, in front of the deep block.
+"""How a frame follows its predecessor: the affine map of `MotionMap`, and slots that are carried from frame to frame.
 
-    v_t = (x_t - mean(x_{t-1}, action_t)) / scale(x_{t-1}, action_t)          log|dv/dx| = -log scale
+    u_t = (x_t - mean(x_{t-1}, action_t)) / scale(x_{t-1}, action_t)          log|du/dx| = -log scale
 
 An autoregressive flow across time (Marino et al. 2020, "Improving sequential latent variable models with autoregressive
-flows"): what the last frame and the action settle is settled here, by one pass of a small convolutional network, and
-inverted without iteration. What is left, v, is near white noise; the deep block, which sees the whole history, shifts
-and scales it further. Frames with nothing before them go through the shallow blocks instead.
+flows"): a small convolutional network predicts each frame from the previous one and the action in one pass, and the map
+is inverted without iteration. The residual u is near white noise; the deep block, which sees the whole history, shifts
+and scales it further.
+
+A flow may carry K numbers that no frame shows: slots, each with the content of one site.
+
+    slot <- slot + gate (site - slot)          site: read from the previous frame where attention detects a removal
+
+A recurrence of gated copies (the forget gate of Gers et al. 2000; the copy of Vinyals et al. 2015): what left the
+picture is kept as it looked, and the motion can restore it. The attention and the gates of all frames are computed at
+once, only the sum runs along time. Slots live longer than the window of the deep block.
+
+`NoMotion` and `NoCarry` stand in for both in flows without them; they have no parameters.
+Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width, K carried numbers.
 """
 
 import torch
@@ -13,13 +24,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starflow_world.config.world import FlowConfig
-from starflow_world.flow.block import SOFT_CLIP, UNIT_SCALE, Affine
-from starflow_world.flow.sites import SiteConv, SiteHead, SiteNet, to_tokens
+from starflow_world.flow.block import SOFT_CLIP, UNIT_SCALE, Affine, Tables
+from starflow_world.flow.frame_map import FrameMap, MotionMap, Past, ShallowBlocks, ShallowMap
+from starflow_world.flow.sites import SiteConv, SiteHead, SiteNet, to_sites, to_tokens
+
+EAGER = 20.0
+SHUT = -2.0
+WIDEST = 5.0
 
 
-class Motion(nn.Module):
-    """previous x (B, n, c), action (B, d) and carried slots (B, K) -> mean and scale of the next x, (B, n, c), and
-    conditions (B, n, d)."""
+class NoMotion(nn.Module):
+    """Every frame passes the shallow blocks on its own; the deep block alone knows the past."""
+
+    looks_back = False
+    """Whether frames depend on their predecessor before the deep block."""
+
+    def clip(
+        self, shallow: ShallowBlocks, carry: "NoCarry", x: Tensor, action: Tensor | None, tables: Tables,
+        carried: Tensor | None,
+    ) -> FrameMap:
+        """Return the map of clips x (B, T, n, c) whose first frames have no predecessor.
+
+        action (B, T, d) or None; carried (B, T, K): after each frame (None: computed from x).
+        """
+        return ShallowMap(shallow, tables, None if action is None else _spread(action, x.shape[2]))
+
+    def next(self, shallow: ShallowBlocks, past: Past, action: Tensor, tables: Tables) -> FrameMap:
+        """Return the map of the next frame of each row, given its past and its action (B, 1, d)."""
+        return ShallowMap(shallow, tables, _spread(action, past.tokens.shape[1]))
+
+    def guess(self, past: Past, noise: Tensor) -> Tensor:
+        """Return a first guess (B, n, c) of the next frame's u: the previous frame, else its noise (B, n, c)."""
+        return torch.where(past.present, past.tokens, noise)
+
+    def history(self, u: Tensor, latents: Tensor) -> Tensor:
+        """Return the frames (B, T, n, c) that `clip` reads for the frames u; latents (B, W', n, c): the newest x."""
+        return u
+
+    def restart(self, u: Tensor, x: Tensor, shallow: ShallowBlocks, tables: Tables) -> Tensor:
+        """Return u (B, T, n, c) of frames that become the first of a window; x: their noisy latents."""
+        return u
+
+
+class Motion(NoMotion):
+    """The affine map from frame to frame; a frame without predecessor passes the shallow blocks."""
+
+    looks_back = True
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -29,24 +79,196 @@ class Motion(nn.Module):
         self.head = SiteHead(width, 2 * per_site, per_site, config.codes)
         self.tell = nn.Linear(width * side**2, config.deep_width, bias=False)
         nn.init.zeros_(self.tell.weight)
-        if config.carry_slots:
-            self.recall = nn.Linear(config.carry_slots * per_site, config.deep_width, bias=False)
-            self.place = SiteConv(width, config.carry_slots)
-            for parameter in (self.recall.weight, self.place.weight, self.place.bias):
-                nn.init.zeros_(parameter)
 
-    def forward(self, previous: Tensor, action: Tensor, grid: tuple[int, int], carried: Tensor | None = None) -> Affine:
-        """previous (B, n, c), action (B, d), carried (B, K) -> Affine; `hidden` is what the deep block is told of the
-        last frame."""
-        side, condition = self.net.side, action.to(previous.dtype)
+    def forward(self, previous: Tensor, action: Tensor, grid: tuple[int, int], carried: Tensor) -> Affine:
+        """Predict N frames (N, n, c) from previous (N, n, c), action (N, d) and carried (N, K).
+
+        `hidden` (N, n, d) is added to the inputs of the deep block.
+        """
+        side = self.net.side
         with torch.autocast(previous.device.type, enabled=False):
-            features = self.net(previous, grid, condition if carried is None else condition + self.recall(carried))
-            out = self.head(features)
-            if carried is not None:  # a site may be shown what is carried, as it looked
-                placed = self.place(features)
-                shown = placed @ carried.unflatten(1, (1, placed.shape[-1], -1))
-                out = out + F.pad(shown, (out.shape[-1] - shown.shape[-1], 0))
+            features = self.net(previous, grid, self.condition(action.to(previous.dtype), carried))
+            out = self.restored(self.head(features), features, carried)
             out = SOFT_CLIP * torch.tanh(out / SOFT_CLIP)
             scale, mean = out.chunk(2, dim=-1)
-            told = self.tell(to_tokens(features, side))
-        return Affine(to_tokens(mean, side), F.softplus(to_tokens(scale, side) + UNIT_SCALE), told)
+            added = self.tell(to_tokens(features, side))
+        return Affine(to_tokens(mean, side), F.softplus(to_tokens(scale, side) + UNIT_SCALE), added)
+
+    def condition(self, action: Tensor, carried: Tensor) -> Tensor:
+        """Return the condition (N, d) of the network."""
+        return action
+
+    def restored(self, out: Tensor, features: Tensor, carried: Tensor) -> Tensor:
+        """Add carried content to the output (N, H, W, 2 c / side**2) of the head."""
+        return out
+
+    def clip(
+        self, shallow: ShallowBlocks, carry: "NoCarry", x: Tensor, action: Tensor | None, tables: Tables,
+        carried: Tensor | None,
+    ) -> FrameMap:
+        """See `NoMotion.clip`."""
+        shape = (len(x), x.shape[1] - 1)
+        if not shape[1]:
+            return super().clip(shallow, carry, x, action, tables, carried)
+        known = action if action is not None else x.new_zeros(*x.shape[:2], self.tell.out_features)
+        carried = carry.along(x, known, tables.grid) if carried is None else carried
+        flat = self(
+            x[:, :-1].flatten(0, 1), known[:, 1:].flatten(0, 1), tables.grid, carried[:, :-1].flatten(0, 1)
+        )
+        motion = Affine(*(part.unflatten(0, shape) for part in (flat.mean, flat.scale, flat.hidden)))
+        added = F.pad(motion.hidden, (0, 0, 0, 0, 1, 0))
+        if action is not None:
+            added = added + _spread(action, x.shape[2])
+        return MotionMap(shallow, tables, added, motion, torch.empty(0, dtype=torch.long, device=x.device))
+
+    def next(self, shallow: ShallowBlocks, past: Past, action: Tensor, tables: Tables) -> FrameMap:
+        """See `NoMotion.next`."""
+        alone, count = past.alone, past.tokens.shape[1]
+        if len(alone) == len(action):
+            return super().next(shallow, past, action, tables)
+        flat = self(past.latents[:, -1], action[:, 0], tables.grid, past.carried)
+        motion = Affine(*(part[:, None] for part in (flat.mean, flat.scale, flat.hidden)))
+        added = motion.hidden + _spread(action, count)
+        if len(alone):
+            added = added.index_copy(0, alone, _spread(action[alone], count))
+        return MotionMap(shallow, tables, added, motion, alone)
+
+    def guess(self, past: Past, noise: Tensor) -> Tensor:
+        """Return the noise: consecutive residuals have nothing in common."""
+        return noise
+
+    def history(self, u: Tensor, latents: Tensor) -> Tensor:
+        """See `NoMotion.history`."""
+        return latents[:, latents.shape[1] - u.shape[1] :]
+
+    def restart(self, u: Tensor, x: Tensor, shallow: ShallowBlocks, tables: Tables) -> Tensor:
+        """See `NoMotion.restart`: the first frame has no predecessor in its window."""
+        return torch.cat((shallow(x[:, :1], tables)[0], u[:, 1:]), dim=1)
+
+
+class CarryingMotion(Motion):
+    """A motion that reads the carried slots, and may show their content at any site as it looked."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__(config)
+        slots, per_site = config.carry_slots, config.channels // config.sites**2
+        self.recall = nn.Linear(slots * per_site, config.deep_width, bias=False)
+        self.place = SiteConv(config.motion_width, slots)
+        for parameter in (self.recall.weight, self.place.weight, self.place.bias):
+            nn.init.zeros_(parameter)
+
+    def condition(self, action: Tensor, carried: Tensor) -> Tensor:
+        """See `Motion.condition`."""
+        return action + self.recall(carried)
+
+    def restored(self, out: Tensor, features: Tensor, carried: Tensor) -> Tensor:
+        """See `Motion.restored`."""
+        place = self.place(features)
+        shown = place @ carried.unflatten(1, (1, place.shape[-1], -1))
+        return out + F.pad(shown, (out.shape[-1] - shown.shape[-1], 0))
+
+
+class NoCarry(nn.Module):
+    """Nothing is carried from frame to frame: K = 0."""
+
+    numbers = 0
+    """K."""
+
+    def along(self, x: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """Return what is carried after each frame of clips x (B, T, n, c) from their beginning, (B, T, K).
+
+        action (B, T, d), or None for zeros.
+        """
+        return x.new_zeros(*x.shape[:2], 0)
+
+    def after(self, past: Past, x: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return what is carried after the next frames x (B, 1, n, c) under action (B, 1, d), (B, 1, K)."""
+        return x.new_zeros(len(x), 1, 0)
+
+
+class Carry(NoCarry):
+    """Slots that are filled by gated copies of sites; K = carry_slots * numbers per site."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        width, slots, self.side = config.carry_width, config.carry_slots, config.sites
+        self.slots, self.size = slots, config.channels // config.sites**2
+        self.numbers = slots * self.size
+        self.net = SiteNet(2 * config.channels, width, 1, self.side, config.deep_width)
+        self.look = nn.Linear(width + 1, slots)
+        self.gate = nn.Linear(width + slots * self.size, slots)
+        self.expect, self.correct = nn.Linear(self.size, width), nn.Linear(width, self.size)
+        self.start = nn.Parameter(torch.zeros(slots * self.size))
+        self.begun = nn.Linear(config.deep_width, slots * self.size, bias=False)
+        with torch.no_grad():
+            self.look.weight[:, -1] = EAGER
+            self.gate.bias.fill_(SHUT)
+            for parameter in (self.begun.weight, self.correct.weight, self.correct.bias):
+                parameter.zero_()
+
+    def begin(self, action: Tensor) -> Tensor:
+        """Return the slots (B, K) after a frame without predecessor; action (B, d), zeros at a true start."""
+        return self.start + self.begun(action.to(self.start.dtype))
+
+    def along(self, x: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """See `NoCarry.along`."""
+        if action is None:
+            action = x.new_zeros(*x.shape[:2], self.begun.in_features)
+        first = self.begin(action[:, 0])
+        if x.shape[1] == 1:
+            return first[:, None]
+        return torch.cat((first[:, None], self(first, x[:, :-1], x[:, 1:], action[:, 1:], grid)), dim=1)
+
+    def after(self, past: Past, x: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """See `NoCarry.after`."""
+        if len(past.alone) == len(x):
+            return self.begin(action[:, 0])[:, None]
+        carried = self(past.carried, past.latents[:, -1:], x, action, grid)
+        if not len(past.alone):
+            return carried
+        return carried.index_copy(0, past.alone, self.begin(action[past.alone, 0])[:, None])
+
+    def forward(self, last: Tensor, previous: Tensor, x: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the slots (B, T, K) after frames x (B, T, n, c), given their predecessors (B, T, n, c) and actions.
+
+        action (B, T, d); last (B, K): the slots after previous[:, 0].
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            sites, gate = self._events(previous.flatten(0, 1), x.flatten(0, 1), action.flatten(0, 1), grid)
+            sites, gate = sites.unflatten(0, x.shape[:2]), gate.unflatten(0, x.shape[:2])
+            slots, filled = last.unflatten(1, (self.slots, self.size)), []
+            for t in range(x.shape[1]):
+                slots = slots + gate[:, t, :, None] * (sites[:, t] - slots)
+                filled.append(slots)
+            return torch.stack(filled, dim=1).flatten(2)
+
+    def _events(self, previous: Tensor, x: Tensor, action: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the site that each slot reads in N frames, (N, slots, size), and its gate, (N, slots)."""
+        parts = (previous, x - previous)
+        both = torch.cat([part.unflatten(2, (self.side**2, -1)) for part in parts], dim=-1).flatten(2)
+        features = self.net(both, grid, action.to(x.dtype)).flatten(1, 2)
+        features = F.layer_norm(features, features.shape[-1:])
+        old, new = (to_sites(part, grid, self.side).flatten(1, 2) for part in parts)
+        change = new.square().mean(-1, keepdim=True).clamp_max(0.3)
+        share = self.look(torch.cat((features, change), dim=-1)).softmax(1)
+        sites = share.mT @ old
+        sites = sites + self.correct(F.gelu(self.expect(sites)))  # denoises: noise in the site need not be kept
+        logits = self.gate(torch.cat((features.mean(1), sites.flatten(1)), dim=-1))
+        return sites, (WIDEST * torch.tanh(logits / WIDEST)).sigmoid()
+
+
+def make_motion(config: FlowConfig) -> NoMotion:
+    """Build the motion that the config describes."""
+    if not config.motion_width:
+        return NoMotion()
+    return CarryingMotion(config) if config.carry_slots else Motion(config)
+
+
+def make_carry(config: FlowConfig) -> NoCarry:
+    """Build the carry that the config describes."""
+    return Carry(config) if config.motion_width and config.carry_slots else NoCarry()
+
+
+def _spread(action: Tensor, tokens: int) -> Tensor:
+    """Repeat an action (B, T, d) for every token of its frame, (B, T, n, d)."""
+    return action[:, :, None].expand(-1, -1, tokens, -1)

@@ -1,7 +1,7 @@
-"""Which numbers of a flow may be of half precision: products inside transformers, and nothing else.
+"""Half precision: only the products inside transformers may run in it.
 
 Norms, start tokens, heads, residuals, affine maps, sums of log-probabilities and all site networks stay float32: in
-bfloat16 a latent of 2 is off by a tenth of the noise, and nats of such frames mean nothing.
+bfloat16 the rounding error of a latent of 2 is a tenth of the noise, and nats of such frames are meaningless.
 """
 
 import torch
@@ -13,17 +13,17 @@ from starflow_world.flow.model import Flow
 
 
 def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of every tensor of a flow that is to run in `dtype` under autocast (see `Flow.products`)."""
-    found = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
-    for room, module in flow.named_modules():
+    """Return the dtype of every tensor of a flow that runs in `dtype` under autocast (see `Flow.products`)."""
+    dtypes = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
+    for path, module in flow.named_modules():
         for name, part in module.named_modules() if isinstance(module, Block | Denoiser) else ():
             if isinstance(part, nn.Linear) and name != "head":
-                found |= {f"{room}.{name}.{parameter}": dtype for parameter, _ in part.named_parameters()}
-    return found
+                dtypes |= {f"{path}.{name}.{parameter}": dtype for parameter, _ in part.named_parameters()}
+    return dtypes
 
 
 def run_in(flow: Flow, dtype: torch.dtype) -> None:
-    """Make the flow's products run in `dtype`: cast the weights that `running_dtypes` names."""
-    kinds = running_dtypes(flow, dtype)
-    tensors = {name: tensor.to(kinds[name]) for name, tensor in flow.state_dict().items()}
+    """Cast the weights of the flow in place so that its products run in `dtype`."""
+    dtypes = running_dtypes(flow, dtype)
+    tensors = {name: tensor.to(dtypes[name]) for name, tensor in flow.state_dict().items()}
     flow.load_state_dict(tensors, strict=True, assign=True)

@@ -29,11 +29,11 @@ from torch import Tensor
 
 from starflow_world.codec import frame_codec
 from starflow_world.data.episodes import Episode, flat_actions
-from starflow_world.flow import Affine, Flow, Tables
+from starflow_world.flow import Affine, Flow, FrameMap, Tables
 from starflow_world.flow.layers import Attention, Layer, attend, rotate
+from starflow_world.flow.windows import Span, spans
 from starflow_world.noise import make_key, normals
 from starflow_world.world import World
-from starflow_world.world.ahead import Ahead
 from starflow_world.world.state import Transition, WorldState
 
 AT_ONCE = 6
@@ -50,39 +50,33 @@ class Evidence:
     latents: np.ndarray
 
 
-@dataclass(frozen=True)
-class Window:
-    """Frames begin : end of an episode, as a window of the world holds them; those from `known` on are new in it."""
+class EpisodeSpan(NamedTuple):
+    """A window of one of several episodes."""
 
     episode: int
-    begin: int
-    known: int
-    end: int
+    span: Span
 
 
-def windows(lengths: Sequence[int], window: int, context: int) -> list[Window]:
-    """The windows that a world goes through when it observes episodes of these lengths, ordered by how many of their
-    frames are known already, longest first."""
-    found = []
-    for episode, count in enumerate(lengths):
-        begin, known = 0, 0
-        while known < count:
-            end = min(begin + window, count)
-            found.append(Window(episode, begin, known, end))
-            begin, known = end - context, end
-    return sorted(found, key=lambda one: (one.known - one.begin, one.begin - one.end))
+def span_batches(lengths: Sequence[int], window: int, context: int, batch: int) -> Iterator[list[EpisodeSpan]]:
+    """Yield the windows in which a world observes episodes of these lengths, at most `batch` at a time.
 
+    The windows of a batch have as many known frames; the longest comes first.
+    """
 
-def batches(plan: list[Window], batch: int) -> Iterator[list[Window]]:
-    """At most `batch` windows each, which have as many known frames."""
-    for _, alike in groupby(plan, key=lambda one: one.known - one.begin):
-        some = list(alike)
-        yield from (some[start : start + batch] for start in range(0, len(some), batch))
+    def known(one: EpisodeSpan) -> int:
+        return one.span.known - one.span.begin
+
+    every = [EpisodeSpan(e, span) for e, count in enumerate(lengths) for span in spans(count, window, context)]
+    every.sort(key=lambda one: (known(one), one.span.begin - one.span.end))
+    for _, some in groupby(every, key=known):
+        group = list(some)
+        yield from (group[start : start + batch] for start in range(0, len(group), batch))
 
 
 @torch.inference_mode()
-def gather(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], batch: int) -> list[Evidence]:
-    """Evidence on whole episodes, teacher-forced, `batch` windows at a time, averaged over noise draws `seeds`."""
+def episode_evidence(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], batch: int) -> list[Evidence]:
+    """Return evidence on whole episodes, teacher-forced, `batch` windows at a time, averaged over noise draws `seeds`.
+    """
     moves, flow, sigma = world.dynamics, world.networks.flow, world.config.noise_level
     lengths = [len(episode) for episode in episodes]
     longest = max(lengths)
@@ -92,20 +86,20 @@ def gather(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], b
     action = world.networks.action(_stacked([flat_actions(e).to(bare) for e in episodes], longest))
     text = moves.encode_text([episode.text for episode in episodes])
     totals = torch.zeros(3, len(episodes), longest, moves.tokens, dtype=torch.float64)
-    plan = windows(lengths, world.config.window, world.config.context)
     for seed in seeds:
         x = bare + _noise(world, seed, longest)
-        carried = flow.remember(x, action, moves.tables.grid)
-        for some in batches(plan, batch):
-            rows, count = [one.episode for one in some], some[0].end - some[0].begin  # the longest of them
-            here = _Here(*(
-                torch.stack([_cut(part[one.episode], one.begin, count) for one in some])
+        carried = flow.carry.along(x, action, moves.tables.grid)
+        for some in span_batches(lengths, world.config.window, world.config.context, batch):
+            rows, spans = [episode for episode, _ in some], [span for _, span in some]
+            count = spans[0].end - spans[0].begin
+            clip = _Clip(*(
+                torch.stack([_cut(part[episode], span.begin, count) for episode, span in some])
                 for part in (x, bare, action, carried)
             ))
-            states, known = None if text is None else text[rows], some[0].known - some[0].begin
-            found = _judge(flow, here, states, moves.tables, sigma, known).double().cpu()
-            for row, one in enumerate(some):
-                totals[:, one.episode, one.known : one.end] += found[:, row, : one.end - one.known]
+            states, known = None if text is None else text[rows], spans[0].known - spans[0].begin
+            judged = _judge(flow, clip, states, moves.tables, sigma, known).double().cpu()
+            for row, (episode, span) in enumerate(some):
+                totals[:, episode, span.known : span.end] += judged[:, row, : span.end - span.known]
     mean = (totals / len(seeds)).numpy()
     return [
         Evidence(mean[0, e, :count], mean[1, e, :count], mean[2, e, :count], clean[e].float().cpu().numpy())
@@ -114,27 +108,29 @@ def gather(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], b
 
 
 def _stacked(parts: Sequence[Tensor], count: int) -> Tensor:
-    """Parts (T, ...) of different lengths as one (B, count, ...), filled up by zeros, which no frame before sees."""
+    """Stack parts (T, ...) of different lengths as (B, count, ...), padded by zeros, which no earlier frame sees."""
     return torch.stack([_cut(part, 0, count) for part in parts])
 
 
 def _cut(part: Tensor, begin: int, count: int) -> Tensor:
-    """`count` entries from `begin` on, zeros behind the end."""
-    found = part[begin : begin + count]
-    return torch.cat((found, found.new_zeros(count - len(found), *part.shape[1:])))
+    """Return `count` entries from `begin` on, zeros after the end."""
+    entries = part[begin : begin + count]
+    return torch.cat((entries, entries.new_zeros(count - len(entries), *part.shape[1:])))
 
 
 def _noise(world: World, seed: int, count: int) -> Tensor:
-    """sigma times the noise of steps 0 .. count - 1 that `World.observe` draws for this seed, (count, n, c)."""
+    """Return sigma times the noise of steps 0 .. count - 1 that `World.observe` draws for this seed, (count, n, c)."""
     moves = world.dynamics
     keys = torch.full((count,), make_key(seed), dtype=torch.int64)
     drawn = normals(keys, torch.arange(count), "observation", (moves.tokens, world.config.channels))
     return world.config.noise_level * drawn.to(moves.device, moves.dtype)
 
 
-class _Here(NamedTuple):
-    """What is known of windows: noisy latents x and clean ones (B, T, n, c), actions (B, T, d), what is carried
-    (B, T, K). The latter follows from frames and actions before a frame: it is the same without the frame's own."""
+class _Clip(NamedTuple):
+    """Windows: noisy latents x and clean ones (B, T, n, c), actions (B, T, d), carried numbers (B, T, K).
+
+    What is carried into a frame follows from the frames and actions before it, and not from its own action.
+    """
 
     x: Tensor
     clean: Tensor
@@ -142,59 +138,49 @@ class _Here(NamedTuple):
     carried: Tensor
 
 
-def _judge(flow: Flow, here: _Here, text: Tensor | None, tables: Tables, sigma: float, known: int) -> Tensor:
-    """nats, surprise and against (3, B, T - known, n) of the frames of windows that are not known yet."""
-    acted = _Front.of(flow, here.x, here.action, here.carried, tables)
-    free = _Front.of(flow, here.x, torch.zeros_like(here.action), here.carried, tables).behind(known)
-    said, unled = _two_streams(flow, acted, free, text, tables)
-    nats, surprise = acted.nats(said)[:, known:], acted.surprise(said, here.x, here.clean, sigma)[:, known:]
-    return torch.stack([part.sum(-1) for part in (nats, surprise, free.nats(unled) - nats)])
+def _judge(flow: Flow, clip: _Clip, text: Tensor | None, tables: Tables, sigma: float, known: int) -> Tensor:
+    """Return nats, surprise and against (3, B, T - known, n) of the frames of windows from `known` on."""
+    acted = _Mapped.of(flow.map_clip(clip.x, clip.action, tables, clip.carried), clip.x)
+    free = _Mapped.of(flow.map_clip(clip.x, torch.zeros_like(clip.action), tables, clip.carried), clip.x).after(known)
+    given, without = _two_streams(flow, acted, free, text, tables)
+    nats, surprise = acted.nats(given)[:, known:], acted.surprise(given, clip.x, clip.clean, sigma)[:, known:]
+    return torch.stack([part.sum(-1) for part in (nats, surprise, free.nats(without) - nats)])
 
 
 @dataclass(frozen=True)
-class _Front:
-    """Frames in front of the deep block: u and log|du/dx| (B, T, n, c), the motion of those with a frame before them,
-    and what is added to the deep block's inputs (B, T, n, d)."""
+class _Mapped:
+    """Frames before the deep block: u and log|du/dx| (B, T, n, c), added (B, T, n, d), and the map they come from."""
 
     u: Tensor
     logdet: Tensor
-    motion: Affine | None
     added: Tensor
+    frame_map: FrameMap
 
     @staticmethod
-    def of(flow: Flow, x: Tensor, action: Tensor, carried: Tensor, tables: Tables) -> "_Front":
-        motion, added = flow.condition(x, None, action, tables.grid, carried[:, :-1])
-        assert added is not None
-        if motion is None:
-            return _Front(*flow.shallow_forward(x, tables), None, added)
-        start, start_logdet = flow.shallow_forward(x[:, :1], tables)  # a window's first frame follows none in it
-        u, logdet = motion.to_noise(x[:, 1:])
-        return _Front(torch.cat((start, u), dim=1), torch.cat((start_logdet, logdet), dim=1), motion, added)
+    def of(frame_map: FrameMap, x: Tensor) -> "_Mapped":
+        assert frame_map.added is not None
+        return _Mapped(*frame_map.forward(x), frame_map.added, frame_map)
 
-    def behind(self, known: int) -> "_Front":
-        """Without the first `known` frames; what is left of the motion is not asked for."""
-        return _Front(self.u[:, known:], self.logdet[:, known:], None, self.added[:, known:])
+    def after(self, known: int) -> "_Mapped":
+        """Drop the first `known` frames, for `nats` alone."""
+        return _Mapped(self.u[:, known:], self.logdet[:, known:], self.added[:, known:], self.frame_map)
 
-    def nats(self, said: Affine) -> Tensor:
-        """log p per dimension (B, T, n, c), given what the deep block said of u (B, T * n, c)."""
-        return said.nats(self.u.flatten(1, 2)).unflatten(1, self.u.shape[1:3]) + self.logdet
+    def nats(self, given: Affine) -> Tensor:
+        """Return log p per dimension (B, T, n, c), given the deep block's prediction of u (B, T * n, c)."""
+        return given.nats(self.u.flatten(1, 2)).unflatten(1, self.u.shape[1:3]) + self.logdet
 
-    def surprise(self, said: Affine, x: Tensor, clean: Tensor, sigma: float) -> Tensor:
-        """Nats per dimension (B, T, n, c) by which the prediction falls short of a perfect one."""
-        floor = Affine(clean, torch.full_like(clean, sigma), said.hidden)
-        excess = floor.nats(x) - self.nats(said)
-        if self.motion is None:
-            return excess
-        shape = self.u.shape[1:3]
-        first = shape[0] - self.motion.mean.shape[1]
-        mean, scale = (part.unflatten(1, shape)[:, first:] for part in (said.mean, said.scale))
-        mean, scale = self.motion.mean + self.motion.scale * mean, self.motion.scale * scale
-        short = (scale / sigma).log() + (sigma**2 + (clean[:, first:] - mean) ** 2) / (2 * scale**2) - 0.5
+    def surprise(self, given: Affine, x: Tensor, clean: Tensor, sigma: float) -> Tensor:
+        """Return the nats per dimension (B, T, n, c) by which the prediction falls short of a perfect one."""
+        floor = Affine(clean, torch.full_like(clean, sigma), given.hidden)
+        excess, later = floor.nats(x) - self.nats(given), self.frame_map.predictive(given)
+        first = x.shape[1] - later.mean.shape[1]
+        distance = (clean[:, first:] - later.mean) ** 2
+        short = (later.scale / sigma).log() + (sigma**2 + distance) / (2 * later.scale**2) - 0.5
         return torch.cat((excess[:, :first], short), dim=1)
 
 
 def _two_streams(
-    flow: Flow, acted: _Front, free: _Front, text: Tensor | None, tables: Tables
+    flow: Flow, acted: _Mapped, free: _Mapped, text: Tensor | None, tables: Tables
 ) -> tuple[Affine, Affine]:
     """What the deep block says of all frames, and of the last ones, each without its own action, in one pass."""
     block, (frames, n) = flow.deep, acted.u.shape[1:3]
@@ -261,8 +247,9 @@ def _attended(attention: Attention, x: Tensor, rotary: Tensor, first: int, views
 # ---- streaming -------------------------------------------------------------------------------------------------------
 
 
-def first(world: World, transition: Transition, clean: Tensor) -> Tensor:
-    """nats, surprise and against (3, B, n) of first frames that `World.start` was told; clean latents (B, n, c)."""
+def start_evidence(world: World, transition: Transition, clean: Tensor) -> Tensor:
+    """Return nats, surprise and against (3, B, n) of first frames that `World.start` observed; clean latents (B, n, c).
+    """
     sigma = world.config.noise_level
     floor = Affine(clean, torch.full_like(clean, sigma), clean).nats(transition.latents).sum(-1)
     nats = transition.token_nats
@@ -270,21 +257,25 @@ def first(world: World, transition: Transition, clean: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def peek(world: World, state: WorldState, flat: Tensor, frames: Tensor, clean: Tensor) -> tuple[WorldState, Tensor]:
-    """nats, surprise and against (3, B, n) of the next frames (B, 1, H, W, 3) of rows that have begun, under actions
-    flat (B, 1 + flat), and the state, which has room for them; nothing is committed. clean (B, n, c): their latents."""
+def next_evidence(
+    world: World, state: WorldState, flat: Tensor, frames: Tensor, clean: Tensor
+) -> tuple[WorldState, Tensor]:
+    """Return nats, surprise and against (3, B, n) of the next frames (B, 1, H, W, 3) of rows that have begun.
+
+    flat (B, 1 + flat): their actions; clean (B, n, c): their latents. Nothing is committed; the state that is returned
+    has room for the frames.
+    """
     moves, flow = world.dynamics, world.networks.flow
     state = moves.own(state, reuse=True)
     assert state.cache is not None
-    x = moves.noisy(frames, state.key, state.step)
-    found = []
-    for given in (torch.zeros_like(flat), flat):
-        ahead = Ahead.of(state, world.networks.action(given), flow, moves.tables)
-        front = _Front(*ahead.forth(x), ahead.motion, ahead.added[:, None])
-        inputs = torch.cat((ahead.before, front.u[:, 0, :-1]), dim=1)
-        predict = flow.predictor(state.cache, ahead.added, moves.tokens, moves.tables, text=moves.text_length)
-        found.append((front, predict(inputs)))
-    (free, unled), (acted, said) = found
-    nats, surprise = acted.nats(said), acted.surprise(said, x, clean[:, None], world.config.noise_level)
-    parts = (nats, surprise, free.nats(unled) - nats)
+    x, judged = moves.frames.noisy(frames, state.key, state.step), []
+    for action in (torch.zeros_like(flat), flat):
+        coming = moves.next_frame(state, action)
+        mapped = _Mapped.of(coming.frame_map, x)
+        inputs = torch.cat((coming.before, mapped.u[:, 0, :-1]), dim=1)
+        predict = flow.predictor(state.cache, mapped.added, moves.tokens, moves.tables, text=moves.text_length)
+        judged.append((mapped, predict(inputs)))
+    (free, without), (acted, given) = judged
+    nats, surprise = acted.nats(given), acted.surprise(given, x, clean[:, None], world.config.noise_level)
+    parts = (nats, surprise, free.nats(without) - nats)
     return state, torch.stack([part[:, 0].sum(-1) for part in parts])

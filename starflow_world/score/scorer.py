@@ -18,7 +18,7 @@ from starflow_world.data.episodes import Episode
 from starflow_world.errors import ScorerError
 from starflow_world.score.background import distinct_patches, prototypes
 from starflow_world.score.calibration import FRAMES_PER_RATE, Change, Memory, Ranks, check_support
-from starflow_world.score.evidence import Evidence, gather
+from starflow_world.score.evidence import Evidence, episode_evidence
 from starflow_world.score.normal import Fitted, Settings, check_episode, frame_statistics, group_count, group_of
 from starflow_world.score.scores import PARTS, Scores, first_true
 from starflow_world.score.store import read_scorer, write_scorer
@@ -107,7 +107,7 @@ class Scorer:
             some = [episodes[index] for index in range(start, min(start + 4 * batch, len(episodes)))]
             for episode in some:
                 check_episode(self.world, episode)
-            seen = gather(self.world, some, seeds=self.settings.seeds, batch=batch)
+            seen = episode_evidence(self.world, some, seeds=self.settings.seeds, batch=batch)
             scores += [self._scores(episode, one) for episode, one in zip(some, seen, strict=True)]
         return scores
 
@@ -192,7 +192,7 @@ def _evidence(
     """Return the evidence on episodes, a few at a time."""
     evidence: list[Evidence] = []
     for start in tqdm(range(0, len(episodes), 4 * batch), desc=title, unit="batch", disable=not progress):
-        evidence += gather(world, episodes[start : start + 4 * batch], seeds=settings.seeds, batch=batch)
+        evidence += episode_evidence(world, episodes[start : start + 4 * batch], seeds=settings.seeds, batch=batch)
     return evidence
 
 

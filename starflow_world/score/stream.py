@@ -11,7 +11,7 @@ from torch import Tensor
 from starflow_world.codec import frame_codec
 from starflow_world.errors import DataError, StateError
 from starflow_world.score.calibration import Memory
-from starflow_world.score.evidence import Evidence, first, peek
+from starflow_world.score.evidence import Evidence, next_evidence, start_evidence
 from starflow_world.score.normal import frame_statistics, group_of
 from starflow_world.score.scorer import Scorer
 from starflow_world.score.scores import COLUMNS
@@ -55,7 +55,7 @@ class ScoreStream:
         drawn = shown.repeat_interleave(len(seeds), dim=0)
         state, transition = world.start(drawn, text=[text for text in texts for _ in seeds], seed=seeds * len(chosen))
         clean = self._clean(drawn)
-        evidence = first(world, transition, clean)
+        evidence = start_evidence(world, transition, clean)
         if self._state is None or len(chosen) == self.rows:
             self._state = state
         else:
@@ -75,7 +75,7 @@ class ScoreStream:
         shown = self._frames(frames, self.rows)
         drawn, wide = shown.repeat_interleave(draws, dim=0), flat.repeat_interleave(draws, dim=0)
         clean = self._clean(drawn)
-        state, evidence = peek(world, self._state, wide, drawn.to(world.dynamics.device), clean)
+        state, evidence = next_evidence(world, self._state, wide, drawn.to(world.dynamics.device), clean)
         self._state, _ = world.observe(state, wide, drawn, reuse=True)
         self._age += 1
         group = np.array([group_of(world, np.stack((one, one)))[1] for one in flat[:, 1:].cpu().numpy()])

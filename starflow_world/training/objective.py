@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from starflow_world.config.train import TrainConfig
 from starflow_world.flow import Tables
+from starflow_world.flow.frame_map import MotionMap
 from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Batch
 from starflow_world.training.distributed import ALONE, Processes
@@ -64,11 +65,13 @@ def losses(
     score = denoiser and flow.denoiser is not None and config.denoiser_target == "score"
     x.requires_grad_(score)
     text, square = networks.encode_text(batch.texts), noise.square()
-    if config.denoiser_target == "score" or flow.motion is None:  # the score is the gradient of these very nats
-        nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables)
+    action = networks.action(batch.actions)
+    if config.denoiser_target == "score":  # the score is the gradient of these very nats
+        nats, hidden = flow.nats(x, text, action, tables)
     else:
-        nats, hidden = flow.nats(x, text, networks.action(batch.actions), tables, clean=clean, level=sigma)
-        square = torch.cat((square[:, :1], torch.ones_like(square[:, 1:])), dim=1)
+        nats, hidden = flow.nats(x, text, action, tables, clean=clean, level=sigma)
+        sampled = flow.first_frames(x.shape[1])
+        square = torch.cat((square[:, :sampled], torch.ones_like(square[:, sampled:])), dim=1)
     floor = (-0.5 * square - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
     dims, weight = x.shape[2] * x.shape[3], frame_weights(batch, config)
     denoiser_loss = nats.new_zeros(())
@@ -118,8 +121,9 @@ def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Table
     """
     flow, sigma = networks.flow, networks.config.noise_level
     clean, action = networks.codec.encode(batch.frames)[0], networks.action(batch.actions)
-    motion, _ = flow.condition(clean + sigma * noise, None, action, tables.grid)
-    assert motion is not None
+    frame_map = flow.map_clip(clean + sigma * noise, action, tables)
+    assert isinstance(frame_map, MotionMap)
+    motion = frame_map.motion
     scale, zero = motion.scale, noise.new_zeros(())
     excess = 0.5 * ((clean[:, 1:] - motion.mean).square() + sigma**2) / scale**2 + (scale / sigma).log() - 0.5
     floor = -0.5 - math.log(sigma) - 0.5 * math.log(2 * math.pi)

@@ -9,10 +9,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from starflow_world.config.train import TrainConfig, VideoTrainConfig
 from starflow_world.flow import Flow
-from starflow_world.flow.carry import Carry
 from starflow_world.flow.denoiser import SiteDenoiser
 from starflow_world.flow.layers import Layer
-from starflow_world.flow.motion import Motion
+from starflow_world.flow.motion import Carry, Motion
 from starflow_world.flow.sites import SiteLayer
 from starflow_world.model.actions import ActionEncoder
 from starflow_world.model.reward_head import OutcomeHead

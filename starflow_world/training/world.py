@@ -55,7 +55,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         config = replace(config, precision=resolve_precision(config.precision, processes, networks))
         self.world, self.config, self.card = world, config, {**(card or {}), "precision": config.precision}
         flow, start = networks.flow, networks.start
-        called = {flow: ("condition",) if self.objective == "motion" else ("nats", "denoiser_output"), start: ("loss",)}
+        called = {flow: ("map_clip",) if self.objective == "motion" else ("nats", "denoiser_output"), start: ("loss",)}
         for part in networks.children():
             shard_module(part, processes, config.precision, called.get(part, ()))
         self.tables = flow.tables(world.grid, max(config.lengths))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Flow, Inverse, Tables, sample_frames
+from starflow_world.flow.windows import denoise_spans
 
 QUEUE = 4
 """Frames of the deep block that may wait for the steps after it."""
@@ -60,13 +61,12 @@ def synthesize(
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
     with torch.no_grad(), flow.products():
-        prefix = None if task.given is None else flow.shallow_forward(task.given, tables)[0]
+        prefix = None if task.given is None else flow.shallow(task.given, tables)[0]
     finish = _AfterDeepBlock(flow, task, tables, emit)
     with _Worker(device, device.type == "cuda" if threaded is None else threaded) as worker, flow.products():
         for solved in sample_frames(
-            flow, task.noise, task.text, tables, null_text=task.null_text, guidance=task.guidance, prefix=prefix,
-            window=task.window, context=task.context, chunk=decode.chunk, tolerance=decode.tolerance,
-            max_sweeps=decode.max_sweeps,
+            flow, task.noise, task.text, tables, decode, null_text=task.null_text, guidance=task.guidance,
+            prefix=prefix, window=task.window, context=task.context,
         ):
             worker.do(finish, solved.tokens)
             on_frame(solved)
@@ -78,19 +78,21 @@ class _AfterDeepBlock:
     def __init__(self, flow: Flow, task: GenerationTask, tables: Tables, emit: Callable[[Tensor], None]) -> None:
         self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
         self.x: list[Tensor] = [] if task.given is None else list(task.given.split(1, dim=1))
-        window, overlap = task.denoise_window, task.denoise_overlap
-        whole = [(slice(k, k + 1), slice(0, 1)) for k in range(task.frames)]
-        windows = flow.denoise_windows(task.frames, window=window, overlap=overlap) if flow.denoiser else whole
-        self.windows = list(windows)
+        self.windows = [(slice(k, k + 1), slice(0, 1)) for k in range(task.frames)]
+        if flow.denoiser is not None:
+            self.windows = list(denoise_spans(
+                task.frames, window=task.denoise_window, overlap=task.denoise_overlap,
+                look_ahead=sum(flow.denoiser.look_ahead),
+            ))
 
     def __call__(self, u: Tensor) -> None:
         """Take one more frame u (B, n, c)."""
         with torch.no_grad(), self.flow.products():
-            self.x.append(self.flow.shallow_inverse(u[:, None], self.tables)[0])
+            self.x.append(self.flow.shallow.inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
                 seen, kept = self.windows.pop(0)
                 x = torch.cat(self.x[seen], dim=1)
-                clean = self.flow.denoise(x, self.task.text, self.tables) if self.flow.denoiser else x
+                clean = self.flow.denoise(x, self.task.text, self.tables)
                 self.emit(clean[:, kept])
 
 

@@ -15,7 +15,7 @@ import torch
 from starflow_world.config.video import VideoConfig, latent_frames
 from starflow_world.config.world import FlowConfig
 from starflow_world.errors import ConfigError
-from starflow_world.flow import Flow
+from starflow_world.flow import Flow, ShallowBlocks
 from starflow_world.flow.precision import running_dtypes
 
 GIB = 1 << 30
@@ -238,7 +238,7 @@ def _empty_flow(config: FlowConfig) -> Flow:
 
 def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
     flow = _empty_flow(config)
-    flow.shallow, flow.denoiser = torch.nn.ModuleList(), None
+    flow.shallow, flow.denoiser = ShallowBlocks(), None
     kinds = running_dtypes(flow, dtype)
     generator = torch.Generator(device).manual_seed(0)
     tensors = {

@@ -22,6 +22,7 @@ from starflow_world.config.reading import to_dict
 from starflow_world.config.world import DecodeConfig
 from starflow_world.errors import ActionError, CheckpointError, ConfigError, DataError
 from starflow_world.flow.compiled import compile_networks
+from starflow_world.flow.windows import spans
 from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
 from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
@@ -105,23 +106,23 @@ class World:
         """
         frames = None if frames is None else self._check_frames(frames)
         rows = len(frames) if frames is not None else _count(text, seed)
-        moves = self.dynamics
-        flat = None if frames is None else self._flat_clip(actions, rows, moves.count(frames.shape[1]))
+        moves, coder = self.dynamics, self.dynamics.frames
+        flat = None if frames is None else self._flat_clip(actions, rows, coder.count(frames.shape[1]))
         state = moves.empty(_texts(text, rows), _keys(seed, rows))
         if frames is None or flat is None:
             guidance = self.config.start.guidance if guidance is None else guidance
             if not guidance >= 0:
                 raise ConfigError(f"guidance: expected a number >= 0, found {guidance}")
             if guidance > 0 or self.networks.start is not None:
-                return moves.imagined_start(state, guidance)
-            return moves.advance(state, self.flatten([None] * rows), None)
-        state, x = moves.read(state, frames)
+                return moves.imagine_start(state, guidance)
+            return moves.imagine(state, self.flatten([None] * rows), None)
+        state, x = coder.read(state, frames)
         within = min(x.shape[1], self.config.window)
-        shown = frames[:, : moves.frames_of(within)]
-        state, transition = moves.told(state, flat[:, :within], x[:, :within], shown)
+        shown = frames[:, : coder.frames_of(within)]
+        state, transition = moves.observe(state, flat[:, :within], x[:, :within], shown)
         for t in range(within, x.shape[1]):
-            one, shown = slice(t, t + 1), frames[:, : moves.frames_of(t + 1)]
-            state, transition = moves.told(moves.own(state, reuse=True), flat[:, one], x[:, one], shown)
+            one, shown = slice(t, t + 1), frames[:, : coder.frames_of(t + 1)]
+            state, transition = moves.observe(moves.own(state, reuse=True), flat[:, one], x[:, one], shown)
         return state, transition
 
     @torch.inference_mode()
@@ -137,7 +138,7 @@ class World:
         flat = self.flatten(action, len(state))
         if noise is not None:
             self._check_latents("noise", noise, len(state))
-        return self.dynamics.advance(self.dynamics.own(state, reuse=reuse), flat, noise)
+        return self.dynamics.imagine(self.dynamics.own(state, reuse=reuse), flat, noise)
 
     @torch.inference_mode()
     def observe(
@@ -157,7 +158,7 @@ class World:
         assert latents is not None
         self._check_latents("latents", latents, len(state))
         x = latents.to(self.dynamics.device, self.dynamics.dtype)[:, None]
-        return self.dynamics.told(self.dynamics.own(state, reuse=reuse), flat[:, None], x, shown)
+        return self.dynamics.observe(self.dynamics.own(state, reuse=reuse), flat[:, None], x, shown)
 
     @torch.inference_mode()
     def with_text(self, state: WorldState, text: str | Sequence[str]) -> WorldState:
@@ -174,31 +175,28 @@ class World:
         Equal to what `start` and `observe` return frame by frame: clips longer than the window are cut where it slides.
         """
         frames = self._check_frames(frames)
-        rows, count = len(frames), self.dynamics.count(frames.shape[1])
+        rows, count = len(frames), self.dynamics.frames.count(frames.shape[1])
         keys = torch.tensor(_keys(seed, rows))
         flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
-        x = self.dynamics.noisy(frames, keys, torch.zeros_like(keys))
-        window, context, flow = self.config.window, self.config.context, self.networks.flow
-        carried = flow.remember(x, self.networks.action(flat), self.config.grid)
-        parts, begin, known = [], 0, 0
-        while True:
-            end = min(begin + window, count)
+        x = self.dynamics.frames.noisy(frames, keys, torch.zeros_like(keys))
+        config, flow = self.config, self.networks.flow
+        carried = flow.carry.along(x, self.networks.action(flat), config.grid)
+        parts = []
+        for begin, known, end in spans(count, config.window, config.context):
             part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
             with flow.products():
                 nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
             parts.append(nats.sum(-1)[:, known - begin :])
-            if end == count:
-                return torch.cat(parts, dim=1)
-            begin, known = end - context, end
+        return torch.cat(parts, dim=1)
 
     def _read_next(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
         """Noisy latents (B, n, c) of the next frame of every row, and the state whose codec has read it."""
         self.dynamics.check(state)
-        counts = {self.dynamics.ahead(step) for step in state.step.tolist()}
+        counts = {self.dynamics.frames.frames_at(step) for step in state.step.tolist()}
         if len(frames) != len(state) or counts != {frames.shape[1]}:
             expected = f"{' or '.join(map(str, sorted(counts)))} for each of {len(state)} rows"
             raise DataError(f"frames: expected {expected}, found {tuple(frames.shape[:2])}")
-        state, latents = self.dynamics.read(state, frames)
+        state, latents = self.dynamics.frames.read(state, frames)
         return state, latents[:, 0]
 
     # ---- inputs --------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def trace(world: World, frames: np.ndarray, actions: Tensor, *, text: str = "", 
     start, found = state, []
     for t in range(1, len(frames)):
         state, transition = world.observe(state, actions[t : t + 1], frames[None, t])
-        found.append(replace(transition, frames=world.dynamics.picture(state)))
+        found.append(replace(transition, frames=world.dynamics.frames.picture(state)))
     return Traced(start, _joined(found, actions[None, 1:]))
 
 

@@ -63,7 +63,7 @@ def streamed(model: VideoModel, x: Tensor, text: Tensor) -> list[float]:
     """Nats frame by frame through the cache; where the window is full, what it keeps is encoded anew."""
     flow, config, length = model.flow, model.config, text.shape[1]
     tables = flow.tables(config.grid(ASPECT), config.window)
-    u, logdet = flow.shallow_forward(x, tables)
+    u, logdet = flow.shallow(x, tables)
     cache, found, begin = flow.start_cache(text, 1, tables), [], 0
     for t in range(x.shape[1]):
         if t - begin == config.window:

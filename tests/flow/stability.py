@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starflow_world.flow.model import Flow, Tables
-from starflow_world.flow.sample import sample_deep
+from starflow_world.flow import Flow, Tables
+from tests.flow.sampling import sample_deep
 
 PROBE = 1e-6
 LARGEST_GROWTH = 1.02
@@ -36,14 +36,14 @@ def stability(
     off by 1e-6. Growth: that of the twins' distance up to the token where it is 10,000 times the first, else the last.
     """
     rows, count = len(x), x.shape[1] * x.shape[2]
-    u, _, added = flow.front(x, None, action, tables)
-    affine = flow.deep_forward(u, text, added, tables)
+    u, _ = flow.shallow(x, tables)
+    affine = flow.deep_forward(u, text, flow.map_clip(x, action, tables).added, tables)
     z, _ = affine.to_noise(u.flatten(1, 2))
     probed = torch.cat((z[:, :1] + PROBE, z[:, 1:]), dim=1)
     noise = torch.cat((z, probed)).unflatten(1, x.shape[1:3])
     twice = [None if value is None else torch.cat((value, value)) for value in (text, action)]
     back = sample_deep(flow, noise, twice[0], tables, action=twice[1], chunk=1).u
-    found, _, _ = flow.shallow_inverse(back[:rows], tables)
+    found, _, _ = flow.shallow.inverse(back[:rows], tables)
     error = (found - x).abs().amax((1, 2, 3))
     apart = (back[:rows] - back[rows:]).flatten(1, 2).square().mean(-1).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
     grown = apart / apart[:, :1]

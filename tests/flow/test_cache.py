@@ -143,8 +143,8 @@ def deep_keys(clip, cache: KVCache) -> Tensor:
 def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, at_most, rows, dtype, tolerance):
     clip = tiny.to(dtype).rows(list(range(rows)))
     flow, tables, n = clip.flow, clip.tables, 16
-    u, _ = flow.shallow_forward(clip.x, tables)
-    added = flow.condition(u, None, clip.action, tables.grid)[1]
+    u, _ = flow.shallow(clip.x, tables)
+    added = flow.map_clip(u, clip.action, tables).added
     whole = flow.deep_forward(u, clip.text, added, tables)
     inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
     for size in (1, 3, n - 1, n, n + 1, total):
@@ -161,8 +161,8 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, 
 
 def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
-    u, _ = flow.shallow_forward(tiny.x, tables)
-    added = flow.condition(u, None, tiny.action, tables.grid)[1]
+    u, _ = flow.shallow(tiny.x, tables)
+    added = flow.map_clip(u, tiny.action, tables).added
     inputs = flow.deep.shift(u.flatten(1, 2)).unflatten(1, (4, n))
     alone, caches = [], []
     for row, age in enumerate((1, 3)):
@@ -178,13 +178,13 @@ def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
 
 def test_a_row_that_slides_leaves_the_others_to_the_bit_and_becomes_a_fresh_row(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
-    u, _ = flow.shallow_forward(tiny.x, tables)
-    added = flow.condition(u, None, tiny.action, tables.grid)[1]
+    u, _ = flow.shallow(tiny.x, tables)
+    added = flow.map_clip(u, tiny.action, tables).added
     cache = flow.start_cache(tiny.text, 2, tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :3].flatten(1, 2)), added[:, :3], tables, text=3)
     before = cache.clone()
     last = u[1:, 2:3]
-    again = flow.condition(last, None, tiny.action[1:, 2:3], tables.grid)[1]
+    again = flow.map_clip(last, tiny.action[1:, 2:3], tables).added
     second = torch.tensor([1])
     row = flow.fill(cache.select(second, 3 + n).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
     cache = cache.insert(second, row)

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starflow_world.flow import Flow, guide, sample_deep
+from starflow_world.flow import Flow, guide
 from starflow_world.flow.block import UNIT_SCALE
+from tests.flow.sampling import sample_deep
 
 GRID, GUIDANCE, TOKENS = (3, 4), 2.5, 12
 F32, SAMPLED32, F64 = 5e-5, 1e-4, 1e-11
@@ -70,7 +71,7 @@ def test_forward_gives_every_golden_state_in_float64(golden, at_most):
     found = states(golden.flow64, golden.tokens(file["x"]).double(), file["y"].double())
     for name in FORWARD:
         at_most("error", golden.error(found[name], in_our_shape(golden, name, file[f"f64.{name}"])), F64)
-    u, logdet = golden.flow64.shallow_forward(golden.tokens(file["x"]).double(), golden.flow64.tables(GRID, 5))
+    u, logdet = golden.flow64.shallow(golden.tokens(file["x"]).double(), golden.flow64.tables(GRID, 5))
     assert golden.error(u, found["out.5"]) == 0
     own_order = [found[f"logdet.{k}"].flip(-2) if k % 2 == 0 else found[f"logdet.{k}"] for k in range(5)]
     assert golden.error(logdet, sum(own_order)) < 1e-14
@@ -98,7 +99,7 @@ def test_rotary_angles_are_the_golden_ones(golden):
 def test_guided_forward_gives_the_golden_noise(golden):
     file, flow = golden["forward"], golden.flow
     tables = flow.tables(GRID, 5)
-    u, _ = flow.shallow_forward(golden.tokens(file["x"]), tables)
+    u, _ = flow.shallow(golden.tokens(file["x"]), tables)
     both = [flow.deep_forward(u, file[name], None, tables) for name in ("y", "y_uncond")]
     z, logdet = guide(*both, GUIDANCE).to_noise(u.flatten(1, 2))
     assert golden.error(z.unflatten(1, (5, TOKENS)), golden.tokens(file["guided.z"])) < F32
@@ -118,14 +119,14 @@ def decode(golden, file: dict[str, Tensor], case: str, *, given: int = 0, dtype=
     tables = flow.tables(GRID, noise.shape[1])
     u = noise[:, :0]
     if given:
-        u, _ = flow.shallow_forward(golden.tokens(file["x_context"]).to(dtype)[:, :given], tables)
+        u, _ = flow.shallow(golden.tokens(file["x_context"]).to(dtype)[:, :given], tables)
     options = {"tolerance": 0.0, **options}
     sampled = sample_deep(
         flow, noise[:, given:], file["y"].to(dtype), tables, null_text=file["y_uncond"].to(dtype),
         guidance=GUIDED[case], prefix=u if given else None, **options,
     )
     u = torch.cat((u, sampled.u), dim=1)
-    x, _, _ = flow.shallow_inverse(u, tables, chunk=1 if options.get("chunk") == 1 else 0)
+    x, _, _ = flow.shallow.inverse(u, tables, chunk=1 if options.get("chunk") == 1 else 0)
     return u, x, sampled
 
 
@@ -239,7 +240,7 @@ def test_an_image_is_a_clip_of_one_frame(golden):
 def test_an_image_of_another_shape_gives_the_golden_noise(golden):
     file, flow = golden["image"], golden.flow
     tables, x = flow.tables((4, 4), 1), golden.tokens(file["x_4x4"])
-    u, _ = flow.shallow_forward(x, tables)
+    u, _ = flow.shallow(x, tables)
     z, _ = flow.deep_forward(u, file["y"], None, tables).to_noise(u.flatten(1, 2))
     assert golden.error(z[:, None], golden.tokens(file["z_4x4"])) < F32
 

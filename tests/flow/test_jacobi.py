@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from starflow_world.flow import Affine, Inverse, sample_deep, solve
+from starflow_world.flow import Affine, Inverse, solve
+from tests.flow.sampling import sample_deep
 
 
 def frame_problem(clip, frame: int = 1):
     """The deep block at frame `frame` behind the frames before it: predict, token in front, noise, guess, the cache."""
     flow, tables = clip.flow, clip.tables
-    u, _ = flow.shallow_forward(clip.x, tables)
-    added = flow.condition(u, None, clip.action, tables.grid)[1]
+    u, _ = flow.shallow(clip.x, tables)
+    added = flow.map_clip(u, clip.action, tables).added
     cache = flow.start_cache(clip.text, len(u), tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :frame].flatten(1, 2)), added[:, :frame], tables, text=3)
     predict = flow.predictor(cache, added[:, frame], u.shape[2], tables, text=3)

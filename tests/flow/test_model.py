@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from starflow_world.errors import ConfigError
-from starflow_world.flow import guide, sample_deep
-from starflow_world.flow.sample import sample, window_start
+from starflow_world.flow import guide
+from starflow_world.flow.windows import Span, denoise_spans, spans
+from tests.flow.sampling import sample, sample_deep
 
 
 def nats(clip, x=None, action="given"):
@@ -22,8 +23,8 @@ def draw(clip, **options):
 
 def to_noise(clip, x):
     """x (B, T, n, c) -> z (B, T, n, c) by teacher forcing."""
-    u, _ = clip.flow.shallow_forward(x, clip.tables)
-    added = clip.flow.condition(u, None, clip.action, clip.tables.grid)[1]
+    u, _ = clip.flow.shallow(x, clip.tables)
+    added = clip.flow.map_clip(u, clip.action, clip.tables).added
     affine = clip.flow.deep_forward(u, clip.text, added, clip.tables)
     return affine.to_noise(u.flatten(1, 2))[0].unflatten(1, x.shape[1:3])
 
@@ -31,7 +32,7 @@ def to_noise(clip, x):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_fresh_flow_is_the_identity_exactly(init, dtype):
     clip = init.to(dtype)
-    u, logdet = clip.flow.shallow_forward(clip.x, clip.tables)
+    u, logdet = clip.flow.shallow(clip.x, clip.tables)
     assert torch.equal(u, clip.x)
     assert torch.equal(logdet, torch.zeros_like(u))
     assert torch.equal(to_noise(clip, clip.x), clip.x)
@@ -58,9 +59,9 @@ def test_noise_to_data_and_back_gives_the_noise(request, at_most, gain, chunk, d
 def test_samples_and_shallow_blocks_are_inverted_to_rounding(tiny, at_most, dtype, tolerance):
     clip = tiny.to(dtype)
     x, _, _ = draw(clip)
-    u, logdet = clip.flow.shallow_forward(x, clip.tables)
+    u, logdet = clip.flow.shallow(x, clip.tables)
     for chunk in (0, 1):
-        back, back_logdet, sweeps = clip.flow.shallow_inverse(u, clip.tables, chunk=chunk)
+        back, back_logdet, sweeps = clip.flow.shallow.inverse(u, clip.tables, chunk=chunk)
         at_most("error", (back - x).abs().max(), tolerance)
         assert float((back_logdet - logdet).abs().max()) <= tolerance
         assert int(sweeps.max()) <= 2 * 17
@@ -74,7 +75,7 @@ def test_nats_of_a_sample_are_those_that_teacher_forcing_gives_it(
     clip = tiny.to(dtype)
     x, found, deep = draw(clip, tolerance=tolerance_of_decoding)
     at_most("nats", (found - nats(clip, x)).abs().max(), tolerance)
-    u, _ = clip.flow.shallow_forward(x, clip.tables)
+    u, _ = clip.flow.shallow(x, clip.tables)
     assert float((u - deep.u).abs().max()) <= tolerance
 
 
@@ -109,10 +110,18 @@ def test_nats_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at
 # ---- windows ---------------------------------------------------------------------------------------------------------
 
 
+def window_starts(frames: int, window: int, context: int) -> list[int]:
+    """The first frame of the window in which each frame is new."""
+    return [begin for begin, known, end in spans(frames, window, context) for _ in range(known, end)]
+
+
 def test_a_window_begins_where_the_table_of_slides_says():
-    assert [window_start(t, 3, 2) for t in range(8)] == [0, 0, 0, 1, 2, 3, 4, 5]
-    assert [window_start(t, 3, 1) for t in range(8)] == [0, 0, 0, 2, 2, 4, 4, 6]
-    assert [window_start(t, 5, 2) for t in range(12)] == [0] * 5 + [3] * 3 + [6] * 3 + [9]
+    assert window_starts(8, 3, 2) == [0, 0, 0, 1, 2, 3, 4, 5]
+    assert window_starts(8, 3, 1) == [0, 0, 0, 2, 2, 4, 4, 6]
+    assert window_starts(12, 5, 2) == [0] * 5 + [3] * 3 + [6] * 3 + [9]
+    assert list(spans(7, 5, 2)) == [Span(0, 0, 5), Span(3, 5, 7)]
+    assert list(spans(5, 5, 2)) == [Span(0, 0, 5)]
+    assert list(spans(2, 5, 2)) == [Span(0, 0, 2)]
 
 
 @pytest.mark.parametrize(("window", "context", "frames"), [(3, 1, 21), (4, 3, 13), (4, 2, 22)])
@@ -123,11 +132,11 @@ def test_every_window_is_a_fresh_encode_of_its_frames(make_clip, at_most, window
         clip.flow, clip.noise, clip.text, clip.flow.tables((2, 2), window), action=clip.action,
         window=window, context=context,
     )
-    starts = [window_start(t, window, context) for t in range(frames)]
+    starts = window_starts(frames, window, context)
     assert len(set(starts)) >= 10
     for frame, start in enumerate(starts):
         part = slice(start, frame + 1)
-        added = clip.flow.condition(deep.u[:, part], None, clip.action[:, part], clip.tables.grid)[1]
+        added = clip.flow.map_clip(deep.u[:, part], clip.action[:, part], clip.tables).added
         fresh = clip.flow.deep_forward(deep.u[:, part], clip.text, added, clip.tables)
         for name in ("mean", "scale"):
             found = getattr(deep.affine, name)[:, frame]
@@ -191,7 +200,7 @@ def test_guided_nats_are_those_of_the_unguided_model(tiny):
     x, found, deep = draw(tiny, guidance=2.0, null_text=tiny.null_text)
     assert float((x - draw(tiny)[0]).abs().max()) > 0.1, "guidance has no effect"
     assert float((found - nats(tiny, x)).abs().max()) <= 1e-9
-    added = tiny.flow.condition(deep.u, None, tiny.action, tiny.tables.grid)[1]
+    added = tiny.flow.map_clip(deep.u, tiny.action, tiny.tables).added
     texts = (tiny.text, tiny.null_text.expand(2, -1, -1))
     both = [tiny.flow.deep_forward(deep.u, text, added, tiny.tables) for text in texts]
     noise, _ = guide(*both, 2.0).to_noise(deep.u.flatten(1, 2))
@@ -219,6 +228,13 @@ def test_the_guided_gaussian_is_the_normalized_quotient(tiny, guidance):
 
 
 # ---- denoising -------------------------------------------------------------------------------------------------------
+
+
+def in_windows(clip, window: int, overlap: int) -> torch.Tensor:
+    """The whole clip, denoised window by window."""
+    look_ahead = sum(clip.flow.denoiser.look_ahead)
+    windows = denoise_spans(clip.x.shape[1], window=window, overlap=overlap, look_ahead=look_ahead)
+    return torch.cat([clip.flow.denoise(clip.x[:, seen], None, clip.tables)[:, kept] for seen, kept in windows], dim=1)
 
 
 def reached(clip, frames: int) -> torch.Tensor:
@@ -256,18 +272,18 @@ def test_windowed_denoising_equals_the_whole_clip_where_the_overlap_covers_what_
     clip = make_clip(grid=(2, 2), frames=13, denoiser_look_ahead=look_ahead)
     assert clip.flow.denoiser.memory + sum(look_ahead) <= overlap
     whole = clip.flow.denoise(clip.x, None, clip.tables)
-    found = clip.flow.denoise_clip(clip.x, None, clip.tables, window=window, overlap=overlap)
+    found = in_windows(clip, window, overlap)
     assert float((found - whole).abs().max()) <= 1e-12
 
 
 def test_too_little_overlap_changes_the_result_and_no_overlap_is_allowed(make_clip):
     clip = make_clip(grid=(2, 2), frames=8)
     whole = clip.flow.denoise(clip.x, None, clip.tables)
-    found = clip.flow.denoise_clip(clip.x, None, clip.tables, window=4, overlap=0)
+    found = in_windows(clip, 4, 0)
     assert float((found - whole).abs().max()) > 1e-3
     assert float((found[:, :4] - whole[:, :4]).abs().max()) <= 1e-12
     with pytest.raises(ConfigError, match="overlap"):
-        clip.flow.denoise_clip(clip.x, None, clip.tables, window=4, overlap=4)
+        in_windows(clip, 4, 4)
 
 
 @pytest.mark.parametrize("guidance", [-0.5, -1e-6])

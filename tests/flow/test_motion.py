@@ -6,8 +6,9 @@ import torch
 from starflow_world.codec import make_codec
 from starflow_world.config.world import CodecConfig, FlowConfig, WorldConfig
 from starflow_world.errors import ConfigError
-from starflow_world.flow.sample import sample_deep
+from starflow_world.flow import Past
 from starflow_world.flow.sites import SiteHead, to_sites, to_tokens
+from tests.flow.sampling import sample_deep
 
 MOVING = {"motion_width": 8, "motion_layers": 1, "codes": 3}
 
@@ -36,27 +37,75 @@ def test_sites_lie_where_the_codec_puts_them():
     assert changed.nonzero().tolist() == [[2, 7]]
 
 
+def mapped(clip, action):
+    """u and log|du/dx| of a clip, and what is added to the deep block's inputs."""
+    frame_map = clip.flow.map_clip(clip.x, action, clip.tables)
+    return *frame_map.forward(clip.x), frame_map.added
+
+
+def past_of(clip, frame: int, alone: list[int] | None = None, carried: torch.Tensor | None = None) -> Past:
+    """What precedes a frame of the clip; `alone`: rows in which nothing does."""
+    u, _, _ = mapped(clip, clip.action)
+    carried = clip.flow.carry.along(clip.x, clip.action, clip.tables.grid) if carried is None else carried
+    rows = torch.tensor([] if alone is None else alone, dtype=torch.long)
+    return Past(u[:, frame - 1], clip.x[:, :frame], carried[:, frame - 1], rows)
+
+
 @pytest.mark.parametrize("sites", [1, 2])
-def test_front_and_back_are_inverse_and_the_log_determinant_is_right(make_clip, at_most, sites):
+def test_a_frame_map_and_its_inverse_agree_and_the_log_determinant_is_right(make_clip, at_most, sites):
     clip = make_clip(**MOVING, sites=sites, rows=1, grid=(2, 2))
-    flow = clip.flow
-    u, logdet, _ = flow.front(clip.x, None, clip.action, clip.tables)
-    motion, _ = flow.condition(clip.x, None, clip.action, clip.tables.grid)
-    first, _ = flow.back(u[:, :1], None, clip.tables)
-    later, back = flow.back(u[:, 1:], motion, clip.tables)
-    at_most("error", (torch.cat((first, later), 1) - clip.x).abs().max(), 1e-10)
-    torch.testing.assert_close(back, logdet[:, 1:])
+    frame_map = clip.flow.map_clip(clip.x, clip.action, clip.tables)
+    u, logdet = frame_map.forward(clip.x)
+    x, back = frame_map.inverse(u)
+    at_most("error", (x - clip.x).abs().max(), 1e-10)
+    torch.testing.assert_close(back, logdet)
     jacobian = torch.autograd.functional.jacobian(
-        lambda x: flow.front(x, None, clip.action, clip.tables)[0].flatten(), clip.x
+        lambda x: clip.flow.map_clip(x, clip.action, clip.tables).forward(x)[0].flatten(), clip.x
     ).reshape(u.numel(), u.numel())
     at_most("log-determinant", abs(float(torch.linalg.slogdet(jacobian)[1] - logdet.sum())), 1e-9)
+
+
+@pytest.mark.parametrize("frame", [1, 3])
+def test_the_map_of_the_next_frame_is_that_of_the_clip_and_inverts_itself(moving, at_most, frame):
+    whole, one = mapped(moving, moving.action), slice(frame, frame + 1)
+    frame_map = moving.flow.map_next(past_of(moving, frame), moving.action[:, one], moving.tables)
+    u, logdet = frame_map.forward(moving.x[:, one])
+    for part, expected in zip((u, logdet, frame_map.added), whole, strict=True):
+        torch.testing.assert_close(part, expected[:, one], rtol=1e-12, atol=1e-12)
+    at_most("error", (frame_map.inverse(u)[0] - moving.x[:, one]).abs().max(), 1e-10)
+
+
+def test_a_row_without_a_previous_frame_passes_the_shallow_blocks_and_leaves_the_others_alone(moving, at_most):
+    action, x = moving.action[:, 2:3], moving.x[:, 2:3]
+    frame_map = moving.flow.map_next(past_of(moving, 2, alone=[1]), action, moving.tables)
+    u, logdet = frame_map.forward(x)
+    every = moving.flow.map_next(past_of(moving, 2), action, moving.tables)
+    first, first_logdet = moving.flow.shallow(x, moving.tables)
+    for part, later, start in ((u, every.forward(x)[0], first), (logdet, every.forward(x)[1], first_logdet)):
+        torch.testing.assert_close(part[0], later[0], rtol=0, atol=0)
+        torch.testing.assert_close(part[1], start[1], rtol=1e-12, atol=1e-12)
+    assert torch.equal(frame_map.added[0], every.added[0])
+    assert torch.equal(frame_map.added[1], action[1, :, None].expand_as(frame_map.added[1]))
+    at_most("error", (frame_map.inverse(u)[0] - x).abs().max(), 1e-10)
+    alone = moving.flow.map_next(past_of(moving, 2, alone=[0, 1]), action, moving.tables)
+    torch.testing.assert_close(alone.forward(x)[0], first)
+
+
+def test_the_predictive_distribution_of_a_frame_has_the_nats_of_the_flow(moving):
+    frame_map = moving.flow.map_clip(moving.x, moving.action, moving.tables)
+    u, logdet = frame_map.forward(moving.x)
+    given = moving.flow.deep_forward(u, moving.text, frame_map.added, moving.tables)
+    nats = given.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
+    torch.testing.assert_close(frame_map.predictive(given).nats(moving.x[:, 1:]), nats[:, 1:])
 
 
 def test_frames_that_follow_another_pass_no_shallow_block(moving, make_clip):
     other = make_clip(**MOVING)
     for parameter in other.flow.shallow.parameters():
         parameter.mul_(1.5)
-    here, there = (c.flow.front(moving.x, None, moving.action, moving.tables)[0] for c in (moving, other))
+    here, there = (
+        c.flow.map_clip(moving.x, moving.action, moving.tables).forward(moving.x)[0] for c in (moving, other)
+    )
     assert not torch.equal(here[:, 0], there[:, 0])
     assert torch.equal(here[:, 1:], there[:, 1:])
 
@@ -70,18 +119,10 @@ def test_a_frame_depends_on_no_later_one(moving):
         assert gradient[:, : frame + 1].abs().amax((0, 2, 3)).min() > 0
 
 
-def test_a_frame_that_is_given_as_the_one_before_counts_like_one_of_the_clip(moving):
-    whole = moving.flow.front(moving.x, None, moving.action, moving.tables)
-    part = moving.flow.front(moving.x[:, 2:], moving.x[:, 1], moving.action[:, 2:], moving.tables)
-    for one, other in zip(whole, part, strict=True):
-        torch.testing.assert_close(one[:, 2:], other, rtol=1e-12, atol=1e-12)
-
-
 def test_no_action_is_zeros_for_the_motion_too(moving):
-    none = moving.flow.front(moving.x, None, None, moving.tables)[0]
-    zeros = moving.flow.front(moving.x, None, torch.zeros_like(moving.action), moving.tables)[0]
+    none, zeros = mapped(moving, None)[0], mapped(moving, torch.zeros_like(moving.action))[0]
     assert torch.equal(none, zeros)
-    assert not torch.equal(none, moving.flow.front(moving.x, None, moving.action, moving.tables)[0])
+    assert not torch.equal(none, mapped(moving, moving.action)[0])
 
 
 def test_a_code_is_read_where_a_softmax_chooses_it():

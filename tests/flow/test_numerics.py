@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from starflow_world.flow.sample import sample
+from tests.flow.sampling import sample
 from tests.flow.stability import stability
 
 ON_A_PLANE = {"channels": 1, "deep_layers": 1, "deep_width": 20, "shallow_width": 20, "gain": 0.7}
@@ -56,8 +56,8 @@ def test_the_log_determinant_of_the_flow_is_that_of_its_jacobian(make_clip, at_m
     flow, tables = clip.flow, clip.tables
 
     def to_noise(x):
-        u, logdet = flow.shallow_forward(x, tables)
-        affine = flow.deep_forward(u, clip.text, flow.condition(u, None, action, tables.grid)[1], tables)
+        u, logdet = flow.shallow(x, tables)
+        affine = flow.deep_forward(u, clip.text, flow.map_clip(u, action, tables).added, tables)
         z, deep = affine.to_noise(u.flatten(1, 2))
         return z, logdet.sum() + deep.sum()
 
@@ -129,8 +129,8 @@ def test_a_bfloat16_network_with_float32_maps_gives_the_noise_back_roughly(tiny,
     clip = tiny.to(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         x, nats, deep = sample(clip.flow, clip.noise, clip.text, clip.tables, action=clip.action)
-        u, _ = clip.flow.shallow_forward(x, clip.tables)
-        added = clip.flow.condition(u, None, clip.action, clip.tables.grid)[1]
+        u, _ = clip.flow.shallow(x, clip.tables)
+        added = clip.flow.map_clip(u, clip.action, clip.tables).added
         z, _ = clip.flow.deep_forward(u, clip.text, added, clip.tables).to_noise(u.flatten(1, 2))
     assert {t.dtype for t in (x, nats, deep.u, deep.affine.mean, deep.affine.scale, z)} == {torch.float32}
     difference = z.unflatten(1, (4, 16)) - clip.noise

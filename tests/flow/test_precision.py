@@ -18,7 +18,7 @@ def running(clip):
     """The clip in float32, its flow as `World.load` has it run in bfloat16."""
     clip = clip.to(torch.float32)
     run_in(clip.flow, HALF)
-    assert clip.flow.mixed
+    assert clip.flow.deep.project_in.weight.dtype == HALF
     return replace(clip, tables=clip.flow.tables(clip.tables.grid, clip.x.shape[1]))
 
 
@@ -43,8 +43,8 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass_in_bfl
     clip, n = running(make_clip(rows=rows)), 16
     flow, tables = clip.flow, clip.tables
     with flow.products():
-        u, _ = flow.shallow_forward(clip.x, tables)
-        added = flow.condition(u, None, clip.action, tables.grid)[1]
+        u, _ = flow.shallow(clip.x, tables)
+        added = flow.map_clip(u, clip.action, tables).added
         whole = flow.deep_forward(u, clip.text, added, tables)
         inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
         for size in (1, 3, n - 1, n, n + 1, total):
@@ -73,7 +73,7 @@ def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
     """Behind rows of different ages, which needs a mask."""
     clip, n = make_clip(rows=2).to(torch.float32), 16
     flow, tables, found = clip.flow, clip.tables, []
-    u, _ = flow.shallow_forward(clip.x, tables)
+    u, _ = flow.shallow(clip.x, tables)
     inputs = flow.deep.shift(u.flatten(1, 2))
     for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
         with sdpa_kernel(kernel):
@@ -91,7 +91,7 @@ def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
 def test_a_world_in_half_precision_reads_and_scores_frames_as_in_single_precision(at_most):
     """All but products stays float32: a latent in bfloat16 would be off by a tenth of the noise."""
     single, half = (World.load("babyai-gotolocal", device="cpu", dtype=dtype) for dtype in (None, HALF))
-    assert half.networks.flow.mixed
+    assert half.networks.flow.deep.project_in.weight.dtype == HALF
     frames, texts = single.starts.frames[:4, None], list(single.starts.texts[:4])
     (one, seen), (other, found) = (world.start(frames, text=texts, seed=1) for world in (single, half))
     assert torch.equal(found.latents, seen.latents)

@@ -15,7 +15,7 @@ from starflow_world.errors import DataError, ScorerError
 from starflow_world.model.actions import space_to_json
 from starflow_world.noise import make_key, normals
 from starflow_world.score import PARTS, Scorer, ScoreStream
-from starflow_world.score.evidence import Evidence, gather
+from starflow_world.score.evidence import Evidence, episode_evidence
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
 from tests.patchwork import ACTIONS, episode, some
@@ -37,7 +37,7 @@ def scorer(world: World) -> Scorer:
 @pytest.fixture(scope="module")
 def seen(world: World) -> tuple[list[Episode], list[Evidence]]:
     episodes = [episode(length, seed) for seed, length in enumerate(LENGTHS)]
-    return episodes, gather(world, episodes, seeds=[3], batch=2)
+    return episodes, episode_evidence(world, episodes, seeds=[3], batch=2)
 
 
 # ---- evidence --------------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ KINDS = {
 def test_worlds_of_every_kind_are_scored_alike(changes: dict[str, object]) -> None:
     world = env_world(ACTIONS, **changes)
     one = episode(9, text="" if "text" in changes else "go")
-    found = gather(world, [one], seeds=[0], batch=4)[0]
+    found = episode_evidence(world, [one], seeds=[0], batch=4)[0]
     nats = world.log_prob(one.frames[None], flat_actions(one)[None], text=one.text, seed=0)[0]
     np.testing.assert_allclose(found.nats.sum(1), nats.numpy(), atol=2e-3)
 
@@ -83,7 +83,7 @@ def test_surprise_is_the_excess_over_the_noise_floor_without_its_sampling_noise(
     one, sigma, shape = episode(3), world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     drawn: list[tuple[float, float]] = []
     for seed in range(40):
-        found = gather(world, [one], seeds=[seed], batch=1)[0]
+        found = episode_evidence(world, [one], seeds=[seed], batch=1)[0]
         noise = normals(torch.tensor([make_key(seed)]), torch.tensor([2]), "observation", shape)[0].double()
         floor = (-0.5 * noise.square() - np.log(sigma) - 0.5 * np.log(2 * np.pi)).sum()
         drawn.append((float(floor) - found.nats[2].sum(), found.surprise[2].sum()))
@@ -95,8 +95,8 @@ def test_surprise_is_the_excess_over_the_noise_floor_without_its_sampling_noise(
 
 def test_noise_is_keyed_and_draws_are_averaged(world: World) -> None:
     one, other = episode(9), episode(7, 1)
-    first, second, both = (gather(world, [one], seeds=seeds, batch=2)[0] for seeds in ([5], [6], [5, 6]))
-    beside = gather(world, [other, one], seeds=[5], batch=1)[1]
+    first, second, both = (episode_evidence(world, [one], seeds=seeds, batch=2)[0] for seeds in ([5], [6], [5, 6]))
+    beside = episode_evidence(world, [other, one], seeds=[5], batch=1)[1]
     np.testing.assert_allclose(beside.nats, first.nats, atol=1e-4)
     assert np.abs(first.nats - second.nats).max() > 0.1
     np.testing.assert_allclose(both.surprise, (first.surprise + second.surprise) / 2, atol=1e-6)
@@ -170,7 +170,7 @@ def test_what_the_codec_cannot_say_is_a_score_of_its_own() -> None:
     codec = CodecConfig("pca", patch=2, components=3, merge=2)
     world = env_world(ACTIONS, **no_text() | {"codec": codec, "flow": flow})
     one = episode(6, text="")
-    known = gather(world, [one], seeds=[0], batch=2)[0]
+    known = episode_evidence(world, [one], seeds=[0], batch=2)[0]
     back = world.networks.codec.decode(torch.from_numpy(known.latents)[None])[0][0].numpy()
     judge = Scorer.fit(world, [episode(8, s, text="") for s in range(8)], false_alarms=0.2, run_length=20)
     assert judge(replace(one, frames=back)).parts["residual"].max() < 3

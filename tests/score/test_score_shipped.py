@@ -130,14 +130,14 @@ def test_the_spread_over_noise_draws_is_small_beside_the_gap_to_an_anomaly(
     scorer: Scorer, fresh: list[Episode]
 ) -> None:
     """On the same frame: normal, and frozen at a turn."""
-    from starflow_world.score.evidence import gather
+    from starflow_world.score.evidence import episode_evidence
 
     episode = fresh[1]
     t = int(turns(episode)[2])
     frames = episode.frames.copy()
     frames[t] = frames[t - 1]
     pair = [episode, replace(episode, frames=frames)]
-    drawn = np.array([[found.surprise[t].sum() for found in gather(scorer.world, pair, seeds=[seed], batch=4)]
+    drawn = np.array([[found.surprise[t].sum() for found in episode_evidence(scorer.world, pair, seeds=[seed], batch=4)]
                       for seed in range(8)])
     gap = drawn[:, 1].mean() - drawn[:, 0].mean()
     assert gap > 0

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from starflow_world.config.world import DecodeConfig
-from starflow_world.flow import Flow, sample_deep
+from starflow_world.flow import Flow
 from starflow_world.model.checkpoint import load_flow
 from starflow_world.video.convert import convert
 from starflow_world.video.pipeline import GenerationTask, synthesize
+from tests.flow.sampling import denoised_in_windows, sample_deep
 from tests.tiny_video import TINY_VIDEO, tiny_video
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -108,13 +109,13 @@ def test_every_stage_is_the_documented_one(flow):
     asked = task(frames=6, given=1)
     tables = flow.tables(asked.grid, 4)
     with torch.no_grad():
-        prefix = flow.shallow_forward(asked.given, tables)[0]
+        prefix = flow.shallow(asked.given, tables)[0]
         u = sample_deep(
             flow, asked.noise, asked.text, tables, null_text=asked.null_text, guidance=2.0, prefix=prefix, window=4,
             context=2, tolerance=EXACT.tolerance,
         ).u
-        x = torch.cat((asked.given, flow.shallow_inverse(u, tables)[0]), dim=1)
-        expected = flow.denoise_clip(x, asked.text, tables, window=4, overlap=2)
+        x = torch.cat((asked.given, flow.shallow.inverse(u, tables)[0]), dim=1)
+        expected = denoised_in_windows(flow, x, asked.text, tables, window=4, overlap=2)
     parts = clean(flow, asked)
     assert torch.allclose(torch.cat(parts, dim=1), expected, atol=1e-5)
     assert len(parts) > 1, "frames leave before the last one is there"
@@ -142,7 +143,7 @@ def test_the_flow_says_of_what_was_generated_that_its_noise_was_drawn(folder):
     flow.denoiser = None
     found, tables = torch.cat(clean(flow, asked), dim=1), flow.tables(asked.grid, 3)
     with torch.no_grad():
-        u, _ = flow.shallow_forward(found, tables)
+        u, _ = flow.shallow(found, tables)
         z, _ = flow.deep_forward(u, asked.text, None, tables).to_noise(u.flatten(1, 2))
     assert torch.allclose(z, asked.noise.flatten(1, 2), atol=1e-3)
 

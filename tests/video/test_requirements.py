@@ -86,7 +86,7 @@ def test_operations_around_the_deep_block_are_those_that_are_executed():
     flow = Flow(TINY_VIDEO.flow).eval()
     tables, needs, d = flow.tables(GRID, 4), Needs(TINY_VIDEO.flow, TOKENS), 24
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        flow.shallow_forward(torch.zeros(1, 1, TOKENS, 6), tables)
+        flow.shallow(torch.zeros(1, 1, TOKENS, 6), tables)
     unseen = 5 * 1 * TOKENS * 4 * d * (TOKENS - 1) / 2  # keys behind a query are computed, and do not count
     assert counter.get_total_flops() == needs.shallow_operations() + unseen
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

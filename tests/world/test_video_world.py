@@ -142,7 +142,7 @@ def test_a_fresh_adapter_leaves_the_likelihood_as_it_is_to_the_bit_and_can_learn
     networks, moves = video_world.networks, video_world.dynamics
     plain = video_world.log_prob(frames[:, :13], text=TEXT)
     assert torch.equal(video_world.log_prob(frames[:, :13], [[None, 1, 2, 3]], text=TEXT), plain)
-    x = moves.noisy(frames[:, :13], video_world.start(frames[:, :1])[0].key, torch.zeros(1, dtype=torch.long))
+    x = moves.frames.noisy(frames[:, :13], video_world.start(frames[:, :1])[0].key, torch.zeros(1, dtype=torch.long))
     with torch.no_grad():
         bare, _ = networks.flow.nats(x, video_world.encode_text([TEXT]), None, moves.tables)
     assert torch.equal(bare.sum(-1), plain)

@@ -85,7 +85,7 @@ def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds,
             assert torch.equal(state.tokens[row, 1:CONTEXT], kept[row][1:])
             first = state.latents[row : row + 1, -CONTEXT - 1 : -CONTEXT]  # it follows none now
             with torch.no_grad():
-                alone, _ = world.networks.flow.shallow_forward(first, world.dynamics.tables)
+                alone, _ = world.networks.flow.shallow(first, world.dynamics.tables)
             assert torch.equal(state.tokens[row, 0], alone[0, 0])
             assert not state.tokens[row, CONTEXT + 1 :].any()  # no ghosts
             with torch.no_grad():
@@ -96,7 +96,7 @@ def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds,
 
 def test_nats_are_those_of_the_flow_itself(world):
     frames, actions = pictures(1, 4), moves(1, 4)
-    x = world.dynamics.noisy(frames, torch.tensor([world.start(frames, seed=3)[0].key.item()]), torch.tensor([0]))
+    x = world.dynamics.frames.noisy(frames, world.start(frames, seed=3)[0].key, torch.tensor([0]))
     action = world.networks.action(torch.stack([world.flatten(row) for row in actions]))
     with torch.no_grad():
         nats, _ = world.networks.flow.nats(x, world.encode_text(["go"]), action, world.dynamics.tables)
@@ -198,7 +198,7 @@ def test_an_action_changes_its_frame_and_later_ones_and_no_earlier_one(world):
     assert (change[:3] == 0).all()
     assert (change[3:] != 0).all()
     flat = torch.stack([world.flatten(row) for row in actions]).requires_grad_()
-    x = world.dynamics.noisy(frames, torch.tensor([1]), torch.tensor([0])).clone()
+    x = world.dynamics.frames.noisy(frames, torch.tensor([1]), torch.tensor([0])).clone()
     text = world.encode_text([""]).clone()
     nats, _ = world.networks.flow.nats(x, text, world.networks.action(flat), world.dynamics.tables)
     for t in range(WINDOW):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starflow_world.flow import Affine, Block
+from starflow_world.flow import Affine, Block, Past
 from starflow_world.flow.layers import Layer
 from starflow_world.noise import normals
 from starflow_world.world import World
@@ -92,16 +92,15 @@ class Published:
         if self.frames.shape[1] == self.world.config.window:
             self._slide()
         noise = normals(self.key, self.age, "prior", self.u.shape[1:]).to(self.u.dtype)
-        last = self.latents[:, -1] if flow.motion is not None else None
-        action, carried = self.networks.action(flat)[:, None], self.carried[:, -1]
-        motion, added = flow.condition(self.u[:, None], last, action, self.tables.grid, carried[:, None])
-        assert added is not None
-        guess = noise if flow.motion is not None else self.u
-        self.u, hidden = self._decode(self.cache, self.u[:, -1:], noise, guess, added[:, 0], self.block)
-        x = self._shallow(self.u) if motion is None else flow.back(self.u[:, None], motion, self.tables)[0][:, 0]
+        action = self.networks.action(flat)[:, None]
+        past = Past(self.u, self.latents, self.carried[:, -1], torch.empty(0, dtype=torch.long, device=flow.device))
+        frame_map, guess = flow.map_next(past, action, self.tables), flow.motion.guess(past, noise)
+        assert frame_map.added is not None
+        self.u, hidden = self._decode(self.cache, self.u[:, -1:], noise, guess, frame_map.added[:, 0], self.block)
+        x = frame_map.inverse(self.u[:, None])[0][:, 0] if flow.motion.looks_back else self._shallow(self.u)
         self.frames = torch.cat((self.frames, self.u[:, None]), dim=1)
         self.actions, self.age = torch.cat((self.actions, flat[:, None]), dim=1), self.age + 1
-        carried = flow.remember(x[:, None], action, self.tables.grid, last, carried)
+        carried = flow.carry.after(past, x[:, None], action, self.tables.grid)
         self.carried = torch.cat((self.carried, carried), dim=1)
         return self._finish(hidden, x)
 
@@ -150,7 +149,7 @@ class Published:
         self.latents = seen[:, seen.shape[1] - self.latents.shape[1] :]
         if networks.outcome is not None:
             networks.outcome.reward(networks.outcome(hidden, x, self.text, self.tables.grid))
-        latents = seen[:, -moves.look_back - 1 :]
+        latents = seen[:, -moves.frames.look_back - 1 :]
         if networks.flow.denoiser is not None:
             back = torch.arange(latents.shape[1] - 1, -1, -1)
             latents = networks.flow.denoise(latents, self.text, self.tables, back < self.age[:, None])
@@ -160,9 +159,9 @@ class Published:
         keep = self.world.config.context
         self.frames, self.actions = self.frames[:, -keep:], self.actions[:, -keep:]
         self.carried = self.carried[:, -keep:]
-        if self.networks.flow.motion is not None:
-            first, _ = self.networks.flow.shallow_forward(self.latents[:, -keep, None], self.tables)
-            self.frames = torch.cat((first, self.frames[:, 1:]), dim=1)
+        flow = self.networks.flow
+        x = flow.motion.history(self.frames, self.latents)
+        self.frames = flow.motion.restart(self.frames, x, flow.shallow, self.tables)
         self.u, self.cache = self.frames[:, -1], self._encode()
 
     @torch.inference_mode()
@@ -176,8 +175,8 @@ class Published:
             assert flow.deep.project_text is not None
             cache.run(flow.deep.project_text(self.text))
             cache.length = self.text.shape[1]
-        x = self.frames if flow.motion is None else self.latents[:, -count:]
-        _, added = flow.condition(x, None, self.networks.action(self.actions), tables.grid, self.carried[:, :-1])
+        x = flow.motion.history(self.frames, self.latents)
+        added = flow.map_clip(x, self.networks.action(self.actions), tables, self.carried).added
         assert added is not None
         cache.predict(flow.deep.shift(self.frames.flatten(1, 2)), added.flatten(1, 2))
         cache.length += count * self.frames.shape[2]

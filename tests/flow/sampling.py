@@ -1,0 +1,50 @@
+"""Whole samples at once, for tests: all frames of `sample_frames`, and the noisy latents that they stand for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starflow_world.config.world import DecodeConfig
+from starflow_world.flow import Affine, Flow, Inverse, Tables, sample_frames
+
+
+@dataclass(frozen=True)
+class Sample:
+    """T sampled frames u (B, T, n, c); affine (B, T, n, ...) of the unguided model; sweeps, residual, converged (B, T).
+    """
+
+    u: Tensor
+    affine: Affine
+    sweeps: Tensor
+    residual: Tensor
+    converged: Tensor
+
+    @staticmethod
+    def of(frames: list[Inverse]) -> "Sample":
+        affine = Affine(*(torch.stack([getattr(f.affine, k) for f in frames], 1) for k in ("mean", "scale", "hidden")))
+        names = ("sweeps", "residual", "converged")
+        return Sample(
+            torch.stack([f.tokens for f in frames], 1), affine,
+            *(torch.stack([getattr(f, name) for f in frames], 1) for name in names),
+        )
+
+
+def sample_deep(
+    flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, *,
+    chunk: int = 0, tolerance: float = 1e-3, max_sweeps: int = 0, **options: Any,
+) -> Sample:
+    """All frames of `sample_frames`, whose arguments these are."""
+    decode = DecodeConfig(tolerance=tolerance, chunk=chunk, max_sweeps=max_sweeps)
+    return Sample.of(list(sample_frames(flow, noise, text, tables, decode, **options)))
+
+
+def sample(
+    flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, **options: Any
+) -> tuple[Tensor, Tensor, Sample]:
+    """Noisy latents x (B, T, n, c), their nats per token (B, T, n) under the unguided model, and the `Sample`."""
+    deep = sample_deep(flow, noise, text, tables, **options)
+    with torch.no_grad():
+        x, logdet, _ = flow.shallow.inverse(deep.u, tables)
+    return x, (deep.affine.nats(deep.u) + logdet).sum(-1), deep
