@@ -55,7 +55,7 @@ def check_condition(world: World, text: Any, frames: Any, actions: Any) -> Start
     clip = _check_frames(frames, (world.config.height, world.config.width, 3))
     if actions is None:
         return StartCondition(text, clip)
-    count = world.dynamics.count(len(clip))
+    count = world.dynamics.frames.count(len(clip))
     if not isinstance(actions, Sequence | np.ndarray) or isinstance(actions, str) or len(actions) != count:
         expected = f"a list of {count}, one per latent frame (the first may be None)"
         raise ActionError(f"options: actions: expected {expected}, found {actions!r:.80}")

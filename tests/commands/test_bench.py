@@ -54,7 +54,7 @@ def test_operations_of_a_step_are_those_that_a_counter_sees(world: World) -> Non
     )
     assert sum(parts.values()) == counter.get_total_flops()
     assert parts["deep sweeps"] > 0
-    assert (parts["motion"] > parts["shallow sweeps"]) == (world.networks.flow.motion is not None)
+    assert (parts["motion"] > parts["shallow sweeps"]) == (world.networks.flow.motion.looks_back)
 
 
 @torch.inference_mode()

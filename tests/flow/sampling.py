@@ -8,6 +8,7 @@ from torch import Tensor
 
 from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Affine, Flow, Inverse, Tables, sample_frames
+from starflow_world.flow.windows import denoise_spans
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,11 @@ def sample(
     with torch.no_grad():
         x, logdet, _ = flow.shallow.inverse(deep.u, tables)
     return x, (deep.affine.nats(deep.u) + logdet).sum(-1), deep
+
+
+def denoised_in_windows(
+    flow: Flow, x: Tensor, text: Tensor | None, tables: Tables, *, window: int, overlap: int
+) -> Tensor:
+    """Clean latents of a whole clip x (B, T, n, c), window by window."""
+    windows = denoise_spans(x.shape[1], window=window, overlap=overlap, look_ahead=sum(flow.denoiser.look_ahead))
+    return torch.cat([flow.denoise(x[:, seen], text, tables)[:, kept] for seen, kept in windows], dim=1)

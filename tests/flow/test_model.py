@@ -7,8 +7,8 @@ import torch
 
 from starflow_world.errors import ConfigError
 from starflow_world.flow import guide
-from starflow_world.flow.windows import Span, denoise_spans, spans
-from tests.flow.sampling import sample, sample_deep
+from starflow_world.flow.windows import Span, spans
+from tests.flow.sampling import denoised_in_windows, sample, sample_deep
 
 
 def nats(clip, x=None, action="given"):
@@ -230,13 +230,6 @@ def test_the_guided_gaussian_is_the_normalized_quotient(tiny, guidance):
 # ---- denoising -------------------------------------------------------------------------------------------------------
 
 
-def in_windows(clip, window: int, overlap: int) -> torch.Tensor:
-    """The whole clip, denoised window by window."""
-    look_ahead = sum(clip.flow.denoiser.look_ahead)
-    windows = denoise_spans(clip.x.shape[1], window=window, overlap=overlap, look_ahead=look_ahead)
-    return torch.cat([clip.flow.denoise(clip.x[:, seen], None, clip.tables)[:, kept] for seen, kept in windows], dim=1)
-
-
 def reached(clip, frames: int) -> torch.Tensor:
     """(T, T): whether the denoiser's frame t depends on frame s."""
     x = clip.x[:1, :frames]
@@ -272,18 +265,20 @@ def test_windowed_denoising_equals_the_whole_clip_where_the_overlap_covers_what_
     clip = make_clip(grid=(2, 2), frames=13, denoiser_look_ahead=look_ahead)
     assert clip.flow.denoiser.memory + sum(look_ahead) <= overlap
     whole = clip.flow.denoise(clip.x, None, clip.tables)
-    found = in_windows(clip, window, overlap)
+    found = denoised_in_windows(
+        clip.flow, clip.x, None, clip.tables, window=window, overlap=overlap
+    )
     assert float((found - whole).abs().max()) <= 1e-12
 
 
 def test_too_little_overlap_changes_the_result_and_no_overlap_is_allowed(make_clip):
     clip = make_clip(grid=(2, 2), frames=8)
     whole = clip.flow.denoise(clip.x, None, clip.tables)
-    found = in_windows(clip, 4, 0)
+    found = denoised_in_windows(clip.flow, clip.x, None, clip.tables, window=4, overlap=0)
     assert float((found - whole).abs().max()) > 1e-3
     assert float((found[:, :4] - whole[:, :4]).abs().max()) <= 1e-12
     with pytest.raises(ConfigError, match="overlap"):
-        in_windows(clip, 4, 4)
+        denoised_in_windows(clip.flow, clip.x, None, clip.tables, window=4, overlap=4)
 
 
 @pytest.mark.parametrize("guidance", [-0.5, -1e-6])
