@@ -123,7 +123,7 @@ class ShallowMap(FrameMap):
 
     def predictive(self, said: Affine) -> Affine:
         """See `FrameMap.predictive`."""
-        none = said.mean[:, None, :0]
+        none = said.mean.unflatten(1, (-1, self.tables.frame.shape[1]))[:, :0]
         return Affine(none, none, none)
 
 
