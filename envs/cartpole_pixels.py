@@ -1,9 +1,9 @@
-"""CartPole in pixels: Gymnasium's own physics, seen at 64 x 64 through noise, one action for four of its steps.
+"""CartPole in pixels: Gymnasium's physics, observed as noisy 64 x 64 frames, one action for four physics steps.
 
-A single picture of a cart and a pole does not show how fast they move, and a world that follows frame upon frame needs
-a state it can see. So the green channel of a frame is two physics steps (0.04 s) older than red and blue. Actions push
-by 10 N to the left (0) or right (1), as Gymnasium's do. The physics can be disturbed (PEDM: Haider et al. 2023, AAMAS;
-correlated noise: Nasvytis et al. 2024, AAMAS), and `forecast` asks what any disturbance would lead to.
+One image of a cart and a pole does not show their velocities, and a world that predicts frame from frame needs an
+observable state. So the green channel of a frame is two physics steps (0.04 s) older than red and blue. Actions push by
+10 N to the left (0) or right (1), as Gymnasium's do. The physics can be disturbed (PEDM: Haider et al. 2023, AAMAS;
+correlated noise: Nasvytis et al. 2024, AAMAS), and `forecast` computes the effect of any disturbance.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ STARTS = (0.8, 0.3, 0.12, 0.3)
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What differs from the nominal dynamics: factors of mass and action, what is added to the action (in units of the
-    full push; `jitter` is the deviation of normal noise), a force in newtons, and pixel noise correlated with that of
-    `lag` frames before, its variance unchanged."""
+    """Differences from the nominal dynamics: factors of mass and action, an offset of the action (in units of the full
+    push), the standard deviation `jitter` of normal noise on it, a force in newtons, and the correlation of the pixel
+    noise with the noise `lag` frames before, at unchanged variance."""
 
     mass: float = 1.0
     action: float = 1.0
@@ -37,7 +37,7 @@ class Disturbance:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """Where an action leads: state (4,) and the state half a frame before it."""
+    """The result of an action: state (4,) and the state half a frame before it."""
 
     half: np.ndarray
     state: np.ndarray
@@ -46,8 +46,8 @@ class Moved:
 class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
     """Observations are frames (64, 64, 3) u8; reward 1 while the pole stands and the cart is on the track.
 
-    `noise` is the deviation of the pixel noise, in units of the full range. Frames depend on the seed, the actions and
-    the number of steps alone.
+    `noise` is the standard deviation of the pixel noise, in units of the full range. Frames depend on the seed, the
+    actions and the number of steps alone.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012 (as Gymnasium declares it)
@@ -62,7 +62,7 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         self.masses = self.physics.masscart, self.physics.masspole
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Begin near the middle; the pole leans a little and everything may move."""
+        """Start near the middle, with a slightly tilted pole and random velocities."""
         super().reset(seed=seed)
         state = self.np_random.uniform(-np.array(STARTS), STARTS)
         self.key, self.steps = int(self.np_random.integers(2**32)), 0
@@ -72,7 +72,7 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return self.frame(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One action, four steps of the physics."""
+        """Apply one action for four steps of the physics."""
         self.moved = self.forecast(action, self.disturbance)
         self.steps += 1
         self.grain = [*self.grain[-2:], self.next_grain(self.disturbance)]
@@ -81,11 +81,11 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return self.frame(), float(not fallen), fallen, False, {}
 
     def render(self) -> np.ndarray:
-        """The present frame."""
+        """Return the present frame."""
         return self.frame()
 
     def forecast(self, action: int, disturbance: Disturbance) -> Moved:
-        """Where an action leads from here under a disturbance; nothing changes."""
+        """Return the result of an action under a disturbance, without taking it."""
         pole, kept = self.physics, self.moved
         pole.masscart, pole.masspole = (mass * disturbance.mass for mass in self.masses)
         pole.total_mass, pole.polemass_length = pole.masscart + pole.masspole, pole.masspole * pole.length
@@ -100,33 +100,33 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return Moved(states[SKIP // 2], states[-1])
 
     def frame(self) -> np.ndarray:
-        """The present state behind the present noise."""
-        return self.seen(picture(self.moved), self.grain[-1])
+        """Return the present state as a frame with the present noise."""
+        return self.seen(clean_frame(self.moved), self.grain[-1])
 
     def seen(self, clean: np.ndarray, grain: np.ndarray) -> np.ndarray:
-        """A clean picture (64, 64, 3) behind noise of deviation 1, as u8."""
+        """Return a clean frame (64, 64, 3) with noise of deviation 1 scaled and added, as u8."""
         return (255 * (clean + self.noise * grain)).round().clip(0, 255).astype(np.uint8)
 
     def fresh_grain(self) -> np.ndarray:
-        """The nominal noise of this step (64, 64, 3), deviation 1: fresh at every step."""
+        """Return the nominal noise of this step (64, 64, 3), deviation 1, independent of other steps."""
         return np.random.default_rng((self.key, self.steps, 0)).standard_normal((SIDE, SIDE, 3))
 
     def next_grain(self, disturbance: Disturbance) -> np.ndarray:
-        """The noise of this step, correlated with an earlier one where that is disturbed."""
+        """Return the noise of this step, correlated with earlier noise under a disturbance."""
         fresh, share = self.fresh_grain(), disturbance.correlation
         if not share or len(self.grain) < disturbance.lag:
             return fresh
         return share * self.grain[-disturbance.lag] + (1 - share**2) ** 0.5 * fresh
 
 
-def picture(moved: Moved) -> np.ndarray:
-    """The clean picture (64, 64, 3) of a state, from 0 to 1: dark, with cart and pole bright and their edges soft."""
-    now, half = drawn(moved.state), drawn(moved.half)
+def clean_frame(moved: Moved) -> np.ndarray:
+    """Return the frame (64, 64, 3) of a state without noise, from 0 to 1: bright cart and pole with soft edges."""
+    now, half = brightness(moved.state), brightness(moved.half)
     return np.stack((now, half, now), axis=-1)
 
 
-def drawn(state: np.ndarray) -> np.ndarray:
-    """Cart and pole of a state (4,) as brightness (64, 64): exact to far below a pixel."""
+def brightness(state: np.ndarray) -> np.ndarray:
+    """Return cart and pole of a state (4,) as brightness (64, 64), exact to far below a pixel."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     middle, top = SIDE / 2 + PIXELS_PER_METRE * state[0], 50.0
     cart = _inside(x - middle, y - top - 3, 6, 3)
@@ -137,5 +137,5 @@ def drawn(state: np.ndarray) -> np.ndarray:
 
 
 def _inside(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    """How much of each pixel lies in a box of that half width and height; edges are two pixels wide."""
+    """Return the share of each pixel inside a box of this half width and height; edges are two pixels wide."""
     return np.clip((width - np.abs(x)) / 2 + 0.5, 0, 1) * np.clip((height - np.abs(y)) / 2 + 0.5, 0, 1)

@@ -1,9 +1,9 @@
-"""Watching real environments: what the env shows is scored as it comes, and `info` says how strange it was.
+"""Monitors of real environments: they score each frame as it comes and put the scores into `info`.
 
-A monitor changes nothing: observations, rewards, ends and spaces are the env's own. Each step the frame is observed by
-the world, behind its cache, under the action that was taken; nothing is imagined. `info["surprise"]` has the fields of
+A monitor changes nothing: observations, rewards, ends and spaces are the env's own. At each step the world observes the
+frame, given its history and the action that was taken; nothing is imagined. `info["surprise"]` has the fields of
 `starflow_world.score.stream.Verdict`: score, p, alarm, cusum, change, windowed, typicality, nats_per_dim, action_ratio,
-parts and heat. The frame is the observation where that is one of the world's size, else what render() gives, resized.
+parts and heat. The frame is the observation if that is an image of the world's size, else the rendered frame, resized.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ KEY = "surprise"
 
 
 class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """One env; `info["surprise"]` of reset and of every step is a dictionary.
+    """A monitor of one env; `info["surprise"]` of reset and of every step is a dictionary.
 
-    text: what the world is told of the task; None: what `envs.observation.mission` finds. ConfigError where the
-    env's actions are not the world's, or nothing of the env can be a frame.
+    text: the task in words; None: the text that `envs.observation.mission` reads. Raises ConfigError if the env has
+    another action space than the world, or no frames.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], scorer: Scorer, *, text: str | None = None) -> None:
@@ -40,14 +40,14 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         self._stream = ScoreStream(scorer)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the env; its first frame begins a new episode."""
+        """Reset the env; its first frame starts a new episode of the world."""
         observation, info = self.env.reset(seed=seed, options=options)
         text = _text(self.scorer, self.text, self.env, observation, info)
         verdict = self._stream.begin(self._frame(observation), [text])[0]
         return observation, {**info, KEY: asdict(verdict)}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the env."""
+        """Step the env."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         verdict = self._stream.see([action], self._frame(observation))[0]
         return observation, reward, terminated, truncated, {**info, KEY: asdict(verdict)}
@@ -58,10 +58,10 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
 
 
 class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
-    """N envs in one batched forward; `infos["surprise"]` is a dictionary of arrays (N, ...), all rows filled.
+    """A monitor of a vector env, one forward for its N rows; `infos["surprise"]` is a dictionary of arrays (N, ...).
 
-    text: one for all or one each. A row that the env begins anew by itself begins anew here: with autoreset same_step
-    the last frame of an episode is not shown, so it is not scored.
+    text: one for all rows or one for each. A row that the env resets by itself starts a new episode of the world. With
+    autoreset same_step the last frame of an episode is not an observation, so it is not scored.
     """
 
     def __init__(
@@ -78,34 +78,32 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
         self._ended = np.zeros(env.num_envs, bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """As the envs; rows that `options["reset_mask"]` leaves out go on, and keep zeros in the infos."""
+        """Reset the envs; rows outside `options["reset_mask"]` continue, and have zeros in the infos."""
         rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.env.num_envs, bool)))
         observations, infos = self.env.reset(seed=seed, options=options)
-        found = self._begin(rows, observations, infos, self._frames(observations))
+        verdicts = self._begin(rows, observations, infos, self._frames(observations))
         self._ended[rows] = False
-        return observations, self._told(infos, found)
+        return observations, self._with_verdicts(infos, verdicts)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the envs."""
+        """Step the envs."""
         chosen = list(iterate(self.env.action_space, actions))
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended, frames = np.asarray(terminated) | np.asarray(truncated), self._frames(observations)
-        anew = ended if self._mode is AutoresetMode.SAME_STEP else self._ended
-        if self._mode is AutoresetMode.DISABLED:
-            anew = np.zeros_like(ended)
-        found = dict(enumerate(self._stream.see(chosen, frames)))
-        if anew.any():
-            found |= self._begin(np.flatnonzero(anew), observations, infos, frames)
+        reset = {AutoresetMode.SAME_STEP: ended, AutoresetMode.NEXT_STEP: self._ended}.get(self._mode)
+        verdicts = dict(enumerate(self._stream.see(chosen, frames)))
+        if reset is not None and reset.any():
+            verdicts |= self._begin(np.flatnonzero(reset), observations, infos, frames)
         self._ended = ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        return observations, rewards, terminated, truncated, self._told(infos, found)
+        return observations, rewards, terminated, truncated, self._with_verdicts(infos, verdicts)
 
     def _begin(
         self, rows: np.ndarray, observations: Any, infos: dict[str, Any], frames: np.ndarray
     ) -> dict[int, Verdict]:
-        texts = [
-            _text(self.scorer, self._texts[row], None, _said(observations, "mission", row), _said(infos, "text", row))
-            for row in rows.tolist()
-        ]
+        texts = []
+        for row in rows.tolist():
+            observation, info = _row_of(observations, "mission", row), _row_of(infos, "text", row)
+            texts.append(_text(self.scorer, self._texts[row], None, observation, info))
         return dict(zip(rows.tolist(), self._stream.begin(frames[rows], texts, rows.tolist()), strict=True))
 
     def _frames(self, observations: Any) -> np.ndarray:
@@ -113,18 +111,18 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
             return observations
         drawn = self.env.render()
         if drawn is None or len(drawn) != self.env.num_envs:
-            found = type(drawn).__name__ if drawn is None else f"{len(drawn)} frames"
-            raise DataError(f"render: expected a frame of each of {self.env.num_envs} envs, found {found}")
+            count = "None" if drawn is None else f"{len(drawn)} frames"
+            raise DataError(f"render: expected a frame of each of {self.env.num_envs} envs, found {count}")
         return np.stack([shown(frame, _size(self.scorer)[:2]) for frame in drawn])
 
-    def _told(self, infos: dict[str, Any], found: dict[int, Verdict]) -> dict[str, Any]:
-        """infos with the verdicts of rows as arrays (N, ...), and the mask of those rows."""
-        rows = [asdict(found[row]) if row in found else None for row in range(self.env.num_envs)]
+    def _with_verdicts(self, infos: dict[str, Any], verdicts: dict[int, Verdict]) -> dict[str, Any]:
+        """Return infos with the verdicts of rows as arrays (N, ...), and the mask of those rows."""
+        rows = [asdict(verdicts[row]) if row in verdicts else None for row in range(self.env.num_envs)]
         return {**infos, KEY: _stacked(rows), f"_{KEY}": np.array([row is not None for row in rows])}
 
 
 def _stacked(rows: list[Any]) -> Any:
-    """Dictionaries of numbers, one per row, as a dictionary of arrays; zeros for a row that has none."""
+    """Return dictionaries of numbers, one per row, as a dictionary of arrays; zeros for a row that has none."""
     example = next(row for row in rows if row is not None)
     if isinstance(example, dict):
         return {key: _stacked([None if row is None else row[key] for row in rows]) for key in example}
@@ -132,7 +130,7 @@ def _stacked(rows: list[Any]) -> Any:
 
 
 def is_frame(scorer: Scorer, observation: Any) -> bool:
-    """Whether an observation is a picture of the world's size."""
+    """Return whether an observation is an image of the world's size."""
     return isinstance(observation, np.ndarray) and (observation.dtype, observation.shape) == (np.uint8, _size(scorer))
 
 
@@ -141,14 +139,14 @@ def _size(scorer: Scorer) -> tuple[int, int, int]:
 
 
 def _text(scorer: Scorer, given: str | None, env: Any, observation: Any, info: dict[str, Any]) -> str:
-    """What the world is told of the task, which may have been `given`."""
+    """Return the text of the task: the given one, or the one that the env states."""
     if scorer.world.networks.text is None:
-        return given or ""  # refused by the world where it is not empty
+        return given or ""  # the world refuses a text that is not empty
     return mission(env, observation, info) if given is None else given
 
 
-def _said(batch: Any, key: str, row: int) -> dict[str, Any]:
-    """What one row of batched observations or infos has under `key`, if it has it."""
+def _row_of(batch: Any, key: str, row: int) -> dict[str, Any]:
+    """Return {key: value} of one row of batched observations or infos, empty if the row has no such key."""
     there = isinstance(batch, dict) and key in batch and (f"_{key}" not in batch or batch[f"_{key}"][row])
     return {key: batch[key][row]} if there else {}
 

@@ -1,5 +1,4 @@
-"""What an env shows and what it says its task is, as a world is told of it; the same for whoever records, plans or
-watches."""
+"""Frames and task texts of any env in the form that a world takes; recorders, planners and monitors share them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +29,7 @@ def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _channels_last(frame: Any) -> np.ndarray | None:
-    """(H, W, 3) of any number of colours; None if it is no frame."""
+    """Return the frame as (H, W, 3), or None if it is no frame."""
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or 0 in frame.shape:
         return None
     planes = frame[..., None] if frame.ndim == 2 else frame
@@ -42,25 +41,25 @@ def _channels_last(frame: Any) -> np.ndarray | None:
 
 
 def _eight_bit(planes: np.ndarray | None) -> np.ndarray | None:
-    """The same picture as uint8; None if its numbers are out of range."""
+    """Return the same frame as uint8, or None if its numbers are out of range."""
     if planes is None or planes.dtype == np.uint8:
         return planes
     if planes.dtype.kind not in "biuf":
         return None
     most = 255 if planes.dtype.kind in "iu" else 1
-    if not (planes.min() >= 0 and planes.max() <= most):  # NaN neither
+    if not (planes.min() >= 0 and planes.max() <= most):  # also refuses NaN
         return None
     return (planes.astype(np.float64) * (255 // most)).round().astype(np.uint8)
 
 
 def is_minigrid(env: Any) -> bool:
-    """Return whether an env is a MiniGrid, BabyAI's among them: only these are asked MiniGrid's questions."""
+    """Return whether an env is a MiniGrid (as BabyAI's are): only these have MiniGrid's attributes."""
     kinds = type(getattr(env, "unwrapped", env)).__mro__
     return any((kind.__module__, kind.__name__) == ("minigrid.minigrid_env", "MiniGridEnv") for kind in kinds)
 
 
 def mission(env: Any, observation: Any, info: Mapping[str, Any]) -> str:
-    """The task in words, where it is given: in the observation, by the env itself, or in the info of its reset."""
+    """Return the task in words, from the observation, from a MiniGrid env, or from the info of its reset; else ""."""
     given = observation.get("mission") if isinstance(observation, Mapping) else None
     if given is None and is_minigrid(env):
         given = env.unwrapped.mission

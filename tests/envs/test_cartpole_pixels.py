@@ -8,7 +8,7 @@ import starflow_world  # noqa: F401  (registers the env)
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import make_env
 from starflow_world.agents.registry import make_policy
-from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture
+from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, clean_frame
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_physics_is_gymnasiums(env: CartPolePixels) -> None:
 def test_green_is_half_a_frame_older(env: CartPolePixels) -> None:
     before = env.moved.state
     env.step(1)
-    clean = picture(env.moved)
+    clean = clean_frame(env.moved)
     assert (clean[..., 0] == clean[..., 2]).all()
     assert (clean[..., 0] != clean[..., 1]).any()
     x, speed = env.moved.half[0], before[1]
@@ -43,7 +43,7 @@ def test_a_hundredth_of_a_pixel_shows(env: CartPolePixels) -> None:
     state = env.moved.state + np.array([0.01 / 12, 0, 0, 0])
     moved = type(env.moved)(state, state)
     still = type(env.moved)(env.moved.state, env.moved.state)
-    assert 0.05 < np.abs(picture(moved) - picture(still)).sum() < 5
+    assert 0.05 < np.abs(clean_frame(moved) - clean_frame(still)).sum() < 5
 
 
 def test_frames_follow_from_seed_and_actions() -> None:
@@ -58,7 +58,7 @@ def test_frames_follow_from_seed_and_actions() -> None:
 def test_render_gives_the_frame_again_and_its_noise_has_the_promised_deviation(env: CartPolePixels) -> None:
     frame = env.step(0)[0]
     assert (env.render() == frame).all()
-    residual = frame / 255 - picture(env.moved)
+    residual = frame / 255 - clean_frame(env.moved)
     assert residual.std() == pytest.approx(env.noise, rel=0.05)
 
 

@@ -20,7 +20,7 @@ from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.commands.anomaly.figures import average, mean
 from starflow_world.commands.anomaly.run import INFORMED, OWN, WINDOWED
 from starflow_world.commands.anomaly.twins import SHIFT, Scenario, TwinStep
-from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, picture
+from starflow_world.envs.cartpole_pixels import CartPolePixels, Disturbance, clean_frame
 from starflow_world.io.reports import Goal
 
 ENV = "CartPolePixels-v0"
@@ -104,8 +104,8 @@ class CartPoleRun:
 
     def step(self, spoiled: bool) -> TwinStep:
         world, action = self.world, self.policy(None)
-        nominal = picture(world.forecast(action, Disturbance()))
-        disturbed = None if self.disturbance is None else picture(world.forecast(action, self.disturbance))
+        nominal = clean_frame(world.forecast(action, Disturbance()))
+        disturbed = None if self.disturbance is None else clean_frame(world.forecast(action, self.disturbance))
         world.disturbance = self.disturbance if spoiled and self.disturbance else Disturbance()
         frame, _, self.over, _, _ = world.step(action)
         blind = gaussian_surprise((frame / 255 - nominal) / world.noise)
