@@ -62,16 +62,16 @@ def merge_infos(parts: Sequence[dict[str, Any]], widths: Sequence[int]) -> dict[
     rows."""
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
-        values = [part.get(key) for part in parts]
-        example = next(value for value in values if value is not None)
+        given = [part.get(key) for part in parts]
+        example = next(value for value in given if value is not None)
         if isinstance(example, dict):
-            merged[key] = merge_infos([value or {} for value in values], widths)
+            merged[key] = merge_infos([value or {} for value in given], widths)
             continue
-        values = [_blank(width, example) if value is None else value
-                  for value, width in zip(values, widths, strict=True)]
+        pairs = zip(given, widths, strict=True)
+        values = [_blank(width, example) if value is None else value for value, width in pairs]
         if isinstance(example, TextArray):
-            parts_of = [value if isinstance(value, TextArray) else [""] * len(value) for value in values]
-            merged[key] = TextArray([text for part in parts_of for text in part], example.shape[1])
+            texts = [value.tolist() if isinstance(value, TextArray) else [None] * len(value) for value in values]
+            merged[key] = TextArray([text for part in texts for text in part], example.shape[1])
         else:
             merged[key] = np.concatenate(values)
         if merged[key].dtype == object:  # Ray's arrays are read-only
