@@ -131,7 +131,7 @@ def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("changes", "error", "said"), [
     ({"frames": 80}, ConfigError, r"expected 1 \+ 4k, such as 81, found 80"),
     ({"aspect": "4:3"}, ConfigError, "aspect: expected one of"),
-    ({"image": Path("a.png"), "video": Path("b.mp4")}, ConfigError, "found both"),
+    ({"image": Path("a.png"), "video": Path("b.mp4")}, ConfigError, "found a.png and b.mp4"),
     ({"image": Path("absent.png")}, DataError, "absent.png: expected a picture"),
     ({"video": Path("absent.mp4")}, DataError, "absent.mp4: expected a video"),
     ({"extend": True}, ConfigError, "expected a video to go on with"),
