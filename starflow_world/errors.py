@@ -1,4 +1,4 @@
-"""The family of errors a user can meet: each says what was expected, what was found and what to do."""
+"""Errors that users meet: each message says what was expected, what was found and what to do."""
 
 
 class StarflowError(Exception):

@@ -1,6 +1,7 @@
-"""Noise as a function, not a stream: what is drawn depends on (key, step, purpose) and nothing else.
+"""Noise as a function of (key, step, purpose): no generator has a state.
 
-Philox (Salmon et al. 2011) is counter-based: a row's noise has the same bits at any width, order, process or device.
+Philox (Salmon et al. 2011) is counter-based: the noise of a batch element has the same bits at any batch size, order,
+process and device.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def _generator(key: int, step: int, purpose: str) -> np.random.Generator:
 
 
 def normals(keys: Tensor, steps: Tensor, purpose: str, shape: Sequence[int]) -> Tensor:
-    """Standard normals (B, *shape) float32 for keys and steps (B,) int64."""
+    """Return standard normals (B, *shape) float32 for keys and steps (B,) int64."""
     rows = [
         _generator(key, step, purpose).standard_normal(tuple(shape))
         for key, step in zip(keys.tolist(), steps.tolist(), strict=True)
@@ -29,11 +30,11 @@ def normals(keys: Tensor, steps: Tensor, purpose: str, shape: Sequence[int]) -> 
 
 
 def uniforms(keys: Tensor, steps: Tensor, purpose: str) -> Tensor:
-    """One uniform number in [0, 1) per row, (B,) float64."""
+    """Return one uniform number in [0, 1) per batch element, (B,) float64."""
     rows = [_generator(key, step, purpose).random() for key, step in zip(keys.tolist(), steps.tolist(), strict=True)]
     return torch.tensor(rows, dtype=torch.float64)
 
 
 def make_key(seed: int | Sequence[int]) -> int:
-    """The noise key that belongs to a user's seed (0 <= seed), or to several numbers."""
+    """Return the noise key of a user's seed (0 <= seed), or of several numbers."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> (64 - KEY_BITS)

@@ -42,12 +42,12 @@ class PatchCodec(nn.Module):
 
     @property
     def invertible(self) -> bool:
-        """Whether every pixel survives, up to rounding, by construction."""
+        """Whether every pixel survives, up to rounding."""
         return self.config.kind == "patch"
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tokens per column and row of a frame."""
+        """Tokens per column and per row of a frame."""
         scale = self.config.patch * self.config.merge
         return self.size[0] // scale, self.size[1] // scale
 

@@ -24,7 +24,7 @@ from starflow_world.noise import normals
 
 STRIDE, SETTLED = 4, 3
 VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
-"""What is fetched of a hub's model."""
+"""The files of a model on the hub that are fetched."""
 
 
 class WanCodec:

@@ -91,8 +91,8 @@ class VideoTrainConfig:
     aspect: str = "16:9"
     caption_dropout: float = 0.1
     image_dropout: float = 0.25
-    """Share of steps of clips in which the first latent frame is dropped and the model is told to extend; a world,
-    whose windows slide, is not told."""
+    """Share of steps of clips in which the first latent frame is dropped and the prompt says to extend; the prompt of a
+    world, whose windows slide, does not say so."""
     start_rate: float = 0.3
     """Share of windows that begin at a true episode start."""
     action_dropout: float = 0.1

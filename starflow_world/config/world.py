@@ -1,4 +1,4 @@
-"""What fixes a world but its weights: frozen dataclasses, at most two deep, stored as JSON beside the weights.
+"""The config of a world: all that fixes it but its weights, in frozen dataclasses, stored as JSON beside the weights.
 
 Unknown keys, wrong types and values out of range raise `ConfigError`; nothing is interpolated or evaluated.
 """
@@ -121,8 +121,8 @@ class OutcomeConfig:
     end: str = "sample"
     """How `terminated` follows from p(end): sample (keyed draw) or threshold (p >= 0.5)."""
     history: bool = True
-    """Whether the head is told what the deep block knows; false where frame and text say all: it then learns many times
-    faster, without the flow."""
+    """Whether the head reads the deep block's hidden states. Where frame and text determine the outcome, false: the
+    head then learns many times faster, without the flow."""
 
     def __post_init__(self) -> None:
         between(self, 0, LARGEST_SIZE, "width", "layers")
@@ -174,17 +174,17 @@ class ActionScale:
 
 @dataclass(frozen=True)
 class PublishedConfig:
-    """What a published video model has around its flow, which is no part of a checkpoint: `text` and `codec` are
-    folders or hub names of its T5 encoder and its Wan VAE."""
+    """The parts around the flow of a published video model that its checkpoint lacks: `text` and `codec` are folders or
+    hub names of its T5 encoder and its Wan VAE."""
 
     text: str
     codec: str
     template: str
-    """What the encoder reads: this, with the text in place of {}."""
+    """Prompt of the encoder, with {} for the text."""
     later: float
     """Factor on all latents of a stream but its first."""
     guidance: float
-    """How far steps are steered from what no text gives; 0: not at all."""
+    """Weight of classifier-free guidance in each step; 0: none."""
 
     def __post_init__(self) -> None:
         positive(self, "later")
@@ -236,10 +236,10 @@ class WorldConfig:
             expected = f"multiples of patch * merge = {scale}, and at most {MOST_TOKENS} tokens in a window"
             raise ConfigError(f"height, width: expected {expected}, found {self.height} x {self.width}")
         text = (0, 0) if self.text.kind == "none" else (self.text.length, self.text.width)
-        found = (self.flow.channels, self.flow.text_length, self.flow.text_width)
-        if found != (self.channels, *text):
+        sizes = (self.flow.channels, self.flow.text_length, self.flow.text_width)
+        if sizes != (self.channels, *text):
             expected = f"{(self.channels, *text)}, as codec and text have"
-            raise ConfigError(f"flow.channels, text_length, text_width: expected {expected}, found {found}")
+            raise ConfigError(f"flow.channels, text_length, text_width: expected {expected}, found {sizes}")
         if self.start.width % self.flow.head_width:
             raise ConfigError(f"start.width: expected a multiple of flow.head_width, found {self.start.width}")
         if self.flow.sites not in (1, self.codec.merge):

@@ -89,13 +89,13 @@ def recorded(path: Path) -> dict[str, Any]:
 
 
 def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None:
-    """Write the record of a run into its folder, which must be new or of the same run: with the same record, or at
-    least the same under `key`. What a killed process left half-written there is removed. Raises DataError."""
+    """Write the record of a run into its folder, which must be new or hold the same record (with `key`: the same value
+    under it). Remove what a killed process left half-written there. Raises DataError."""
     wanted = json.loads(json.dumps(record))
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            old, new = (found, wanted) if key is None else (found[key], wanted[key])
+            record = json.loads(path.read_text(encoding="utf-8"))
+            old, new = (record, wanted) if key is None else (record[key], wanted[key])
         except DAMAGE as damage:
             raise DataError(f"{path}: expected the record of a run, found {damage!r:.120}; use a new folder") from None
         if old != new:
@@ -112,14 +112,14 @@ def write_tensors(
     sealed: bool = False, error: type[StarflowError] = CheckpointError,
 ) -> None:
     """Write tensors to a safetensors file, atomically; `sealed` adds a digest to the metadata. Raises `error`."""
-    found = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     facts = dict(metadata or {})
     if sealed:
-        facts[SEAL] = _seal(found, facts)
+        facts[SEAL] = _seal(whole, facts)
     try:
         with atomic(path) as temporary:
             # Not save_file: it writes to a temporary of its own beside this one, which nobody removes if it is killed.
-            temporary.write_bytes(save(found, {FACTS: json.dumps(facts, sort_keys=True)}))
+            temporary.write_bytes(save(whole, {FACTS: json.dumps(facts, sort_keys=True)}))
     except (OSError, SafetensorError) as problem:
         raise error(not_written(path, problem)) from None
 
@@ -188,8 +188,8 @@ def is_folder(path: Path | str) -> bool:
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of names, dtypes, shapes, numbers and metadata."""
     facts = {key: value for key, value in metadata.items() if key != SEAL}
-    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

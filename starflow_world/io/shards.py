@@ -1,4 +1,4 @@
-"""Named tensors of which one at a time is in memory: read from and written to several safetensors files.
+"""Tensors in several safetensors files, read and written one at a time, so that memory holds one of them.
 
 A folder holds model-00001-of-00003.safetensors ... and model.safetensors.index.json, the layout that Hugging Face's
 libraries and torch's distributed checkpoints share. Our index also has the digest of every file, so the digest of the
@@ -90,19 +90,19 @@ def _write(path: Path, tensors: TensorSource, names: list[str]) -> str:
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("wb") as file:
         for part in (len(text).to_bytes(8, "little"), text):
-            found.update(part)
+            digest.update(part)
             file.write(part)
         for name in names:
             tensor = tensors.read(name)
             assert (tuple(tensor.shape), tensor.dtype) == (tuple(tensors.shapes[name]), tensors.dtypes[name])
             numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            found.update(numbers)
+            digest.update(numbers)
             file.write(numbers)
             del tensor, numbers
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def open_shards(folder: Path | str, *, digest: str | None = None) -> TensorSource:
@@ -182,7 +182,7 @@ class _Piece:
 
 
 def _pieces(path: Path) -> list[_Piece]:
-    found = []
+    parts = []
     try:
         with safe_open(path, framework="pt") as file:
             boxes = json.loads((file.metadata() or {}).get(PIECES, "{}"))
@@ -193,10 +193,10 @@ def _pieces(path: Path) -> list[_Piece]:
                 if offsets is not None and (len(offsets) != len(shape) or min(offsets, default=0) < 0):
                     raise ValueError(f"{name} of shape {shape} at {offsets}")
                 dtype = DTYPES.get(part.get_dtype(), torch.uint8)  # any kind that is no float: whoever reads refuses it
-                found.append(_Piece(path, name, offsets or (0,) * len(shape), shape, dtype))
+                parts.append(_Piece(path, name, offsets or (0,) * len(shape), shape, dtype))
     except DAMAGE as damage:
         raise CheckpointError(f"{path}: expected a whole safetensors file, found {damage}; fetch it again") from None
-    return found
+    return parts
 
 
 def _whole(folder: Path, pieces: list[_Piece]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ LARGEST_FILE = 1 << 15
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping in a file."""
+    """Return the mapping in a YAML file. Raises ConfigError."""
     path, size, text = Path(path), -1, ""
     try:
         if is_file(path) and (size := path.stat().st_size) <= LARGEST_FILE:
@@ -19,8 +19,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     except OSError:
         size = -1
     if not 0 <= size <= LARGEST_FILE:
-        found = f"{size} bytes" if size >= 0 else "none"
-        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {found}")
+        there = f"{size} bytes" if size >= 0 else "none"
+        raise ConfigError(f"{path}: expected YAML of at most {LARGEST_FILE} bytes, found {there}")
     values = parse_yaml(text, path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(values).__name__}")
@@ -28,7 +28,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: Any) -> Any:
-    """The plain data in `text`; `where` it stands is named in errors."""
+    """Return the plain data in `text`; errors name the place `where` it stands."""
     import yaml
 
     depth = 0
@@ -38,8 +38,8 @@ def parse_yaml(text: str, where: Any) -> Any:
             depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
             depth -= kind.endswith("EndToken") and kind not in ("StreamEndToken", "DocumentEndToken")
             if depth > DEEPEST or kind == "AliasToken":
-                found = "an alias; write the values out" if kind == "AliasToken" else "deeper nesting"
-                raise ConfigError(f"{where}: expected plain YAML, at most {DEEPEST} deep, found {found}")
+                fault = "an alias; write the values out" if kind == "AliasToken" else "deeper nesting"
+                raise ConfigError(f"{where}: expected plain YAML, at most {DEEPEST} deep, found {fault}")
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         _refuse_duplicates(node, where)

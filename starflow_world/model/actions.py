@@ -49,8 +49,9 @@ def space_from_json(text: str) -> spaces.Space:
     try:
         return _build(json.loads(text))
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError) as error:
-        found = f"{text:.200} ({error!r})"
-        raise ConfigError(f"action space: expected the JSON of a Gymnasium space, found {found}") from None
+        raise ConfigError(
+            f"action space: expected the JSON of a Gymnasium space, found {text:.200} ({error!r})"
+        ) from None
 
 
 def same_space(one: str, other: str) -> bool:

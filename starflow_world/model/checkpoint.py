@@ -51,7 +51,7 @@ STARTS, TRAINING, PROMPTS = "starts.safetensors", "training.safetensors", "promp
 
 
 def read_json(path: Path | str, most: int = 1 << 24) -> Any:
-    """The content of a JSON file of at most `most` bytes."""
+    """Return the content of a JSON file of at most `most` bytes. Raises CheckpointError."""
     path = Path(path)
     if not is_file(path):
         raise CheckpointError(f"{path}: expected a JSON file, found none")
@@ -91,12 +91,12 @@ def _finish(folder: Path) -> None:
 
 def _weights(folder: Path, expected: str) -> Path:
     """The file with the expected digest: weights, their index, or those that a dying writer did not put in place."""
-    found = {path: file_digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
-    for path, value in found.items():
+    digests = {path: file_digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
+    for path, value in digests.items():
         if value == expected:
             return path
     raise CheckpointError(
-        f"{folder / WEIGHTS}: expected digest {expected[:12]}, found {found.get(folder / WEIGHTS, 'no file')[:12]}; "
+        f"{folder / WEIGHTS}: expected digest {expected[:12]}, found {digests.get(folder / WEIGHTS, 'no file')[:12]}; "
         "the file is damaged or belongs to another checkpoint: fetch it again"
     )
 
@@ -259,7 +259,7 @@ def save_starts(folder: Path | str, frames: Tensor, texts: Sequence[str]) -> Non
 
 
 def load_starts(folder: Path | str) -> tuple[Tensor, tuple[str, ...]] | None:
-    """The start set of a checkpoint, or None where it has none."""
+    """Return the start set of a checkpoint, frames (N, H, W, 3) u8 and texts, or None if there is none."""
     path = Path(folder) / STARTS
     if not path.exists():
         return None
@@ -286,29 +286,29 @@ def load_strictly(
     problems += [f"{name} is unknown" for name in tensors if name not in expected]
     problems += [
         f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype} instead of {tuple(t.shape)} {t.dtype}"
-        for name, t in expected.items() if name in tensors and not _alike(tensors[name], t)
+        for name, t in expected.items() if name in tensors and not _same_form(tensors[name], t)
     ]
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems[:5])}")
     module.load_state_dict(dict(tensors), strict=True, assign=assign)
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Equal shapes, and both floats or of the same dtype."""
-    floats = found.is_floating_point() and expected.is_floating_point()
-    return found.shape == expected.shape and (floats or found.dtype == expected.dtype)
+def _same_form(tensor: Tensor, like: Tensor) -> bool:
+    """Whether shapes are equal, and both are floats or of the same dtype."""
+    floats = tensor.is_floating_point() and like.is_floating_point()
+    return tensor.shape == like.shape and (floats or tensor.dtype == like.dtype)
 
 
 def save_training(
     folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
 ) -> None:
-    """Write all that a resumed run needs as one file: weights, optimizer states, and `facts` (JSON)."""
+    """Write the state of a training as one file: weights, optimizer states, and `facts` (JSON)."""
     tensors = training_tensors(networks, optimizers)
     write_tensors(Path(folder) / TRAINING, tensors, {"facts": json.dumps(facts)}, sealed=True)
 
 
 def training_tensors(networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Weights and optimizer states, by names of their own."""
+    """Return weights and optimizer states by names under weights/ and optimizer/."""
     tensors = {f"weights/{name}": t for name, t in networks.state_dict().items()}
     for index, optimizer in enumerate(optimizers):
         for key, values in optimizer.state_dict()["state"].items():
@@ -320,7 +320,7 @@ def training_tensors(networks: torch.nn.Module, optimizers: list[torch.optim.Opt
 def load_training(
     folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Restore what `save_training` wrote; returns its facts."""
+    """Restore what `save_training` wrote and return its facts. Raises CheckpointError."""
     path = Path(folder) / TRAINING
     tensors, metadata = read_tensors(path)
     weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
@@ -339,7 +339,7 @@ def load_training(
 
 
 def training_facts(folder: Path | str) -> dict[str, Any]:
-    """The facts that `save_training` was given."""
+    """Return the facts that `save_training` was given. Raises CheckpointError."""
     path = Path(folder) / TRAINING
     try:
         return dict(json.loads(read_tensors(path)[1]["facts"]))

@@ -60,8 +60,8 @@ class Networks(nn.Module):
         if dtype not in (torch.float64, torch.float32, torch.bfloat16):
             raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
         self.to(device)
-        for name, part in self.named_children():
-            if name != "flow":  # whose weights would for a moment take twice the memory
+        for part in self.children():
+            if part is not self.flow:  # whose weights would for a moment take twice the memory
                 part.to(torch.promote_types(dtype, torch.float32))
         run_in(self.flow, dtype)
         if self.config.published is not None:

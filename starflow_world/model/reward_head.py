@@ -1,8 +1,8 @@
-"""Reward and end of a frame, from what the deep block knows and the frame itself.
+"""Predict reward and end of a frame from the deep block's hidden states and the frame itself.
 
-A stateless head: a site network looks at the noisy latent frame under the text, each site is told the hidden state of
-its token (it has seen text, history and action) unless the config says that the frame is enough, the features are
-summed over the frame and become a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
+A stateless head: a site network reads the noisy latent frame and the text; unless the config says that the frame is
+enough, each site also gets the hidden state of its token, which depends on text, history and action. The features are
+summed over the frame and give a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
 import math
@@ -43,7 +43,7 @@ class OutcomeHead(nn.Module):
         super().__init__()
         width = config.width
         self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
-        if self.project is not None:  # the frame alone first: what many hidden numbers add is noise at first
+        if self.project is not None:  # start from the frame alone: before training the hidden states only add noise
             nn.init.zeros_(self.project.weight)
         self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
         self.mix = SiteConv(width, width)

@@ -112,15 +112,15 @@ def local_folder(source: str, files: Sequence[str]) -> Path:
 
 
 def identity(folder: Path) -> str:
-    """A digest of the files of a model: small ones whole, of large ones their size and evenly spaced samples."""
-    found = hashlib.sha256()
+    """Return a digest of the files of a model: all bytes of small ones, size and samples of large ones."""
+    digest = hashlib.sha256()
     for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         size = path.stat().st_size
-        found.update(f"{path.name} {size} ".encode())
+        digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
             if size <= SMALL:
-                found.update(file.read())
+                digest.update(file.read())
             for index in range(SAMPLES if size > SMALL else 0):
                 file.seek(index * (size - SAMPLE) // (SAMPLES - 1))
-                found.update(file.read(SAMPLE))
-    return found.hexdigest()
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()

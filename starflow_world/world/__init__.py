@@ -213,7 +213,8 @@ class World:
         if rows is None:
             rows = len(flat) if flat.ndim else 1
         if flat.ndim != 2 or flat.shape != (rows, size) or not bool(flat.isfinite().all()):
-            raise ActionError(f"action: expected {rows} rows of {size} finite numbers, found shape {tuple(flat.shape)}")
+            expected = f"{rows or 'one or more'} rows of {size} finite numbers"
+            raise ActionError(f"action: expected {expected}, found shape {tuple(flat.shape)}")
         return flat.to(self.dynamics.device, self.dynamics.dtype)
 
     def _flat_clip(self, actions: Clip, rows: int, count: int) -> Tensor:

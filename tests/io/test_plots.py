@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
-from starflow_world.commands import agent_report
+from starflow_world.commands.train_agent.report import write_learning_curves
 from starflow_world.io import plots
 from starflow_world.io.media import read_picture
 
@@ -34,7 +34,7 @@ def agents(path: Path) -> None:
     curve = [{"steps": step, "success": step / 3} for step in range(3)]
     curves, random = {"dream": [curve], "real": [curve]}, {"real": {"success": 0.1}}
     figures = {"curves": curves, "random": random, "plan": {"text": ""}}
-    agent_report.write_curves(figures, path)
+    write_learning_curves(figures, path)
 
 
 @pytest.mark.parametrize("draw", [metrics, agents])
