@@ -102,8 +102,8 @@ class Trainer(ABC, Generic[R]):
         before, now = (_flat(to_dict(r)) for r in (from_dict(type(self.recipe), facts.get("recipe")), self.recipe))
         changed = [key for key in now if not key.startswith(self.may_change) and before.get(key) != now[key]]
         if changed:
-            found = ", ".join(f"{key}={now[key]!r:.60} instead of {before.get(key)!r:.60}" for key in changed)
-            raise ConfigError(f"{out}: expected the recipe that the run began with, found {found}")
+            differences = ", ".join(f"{key}={now[key]!r:.60} instead of {before.get(key)!r:.60}" for key in changed)
+            raise ConfigError(f"{out}: expected the recipe that the run began with, found {differences}")
         (load_sharded if self.sharded else load_training)(out, self._networks, self.optimizers)
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
 
@@ -162,11 +162,11 @@ def freeze_outside(networks: nn.Module, parts: Sequence[str]) -> None:
     learning: set[int] = set()
     modules, parameters = dict(networks.named_modules()), dict(networks.named_parameters())
     for part in (part.removesuffix(".") for part in parts):
-        found = list(modules[part].parameters()) if part in modules else [p for n, p in parameters.items() if n == part]
-        if not found:
-            known = ", ".join(name for name, _ in networks.named_children())
+        chosen = [parameters[part]] if part in parameters else list(modules.get(part, nn.Module()).parameters())
+        if not chosen:
+            known = ", ".join(name for name, child in networks.named_children() if list(child.parameters()))
             raise ConfigError(f"train.parts: expected modules such as {known}, found {part!r:.80}")
-        learning |= {id(p) for p in found}
+        learning |= {id(p) for p in chosen}
     for p in parameters.values():
         p.requires_grad_(not parts or id(p) in learning)
 

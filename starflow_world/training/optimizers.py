@@ -91,11 +91,11 @@ def _ids(modules: Iterable[nn.Module]) -> set[int]:
 def video_optimizers(flow: Flow, action: ActionEncoder, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
     """Return AdamW as STARFlow-V was trained; the denoiser has a longer memory, actions have their own rate."""
     denoiser = [] if flow.denoiser is None else list(flow.denoiser.parameters())
-    apart = {id(p) for p in denoiser}
+    own = {id(p) for p in denoiser}
     settings = (
         (denoiser, config.denoiser_learning_rate, 0.999),
         (action.parameters(), config.action_learning_rate, 0.95),
-        ((p for p in flow.parameters() if id(p) not in apart), config.learning_rate, 0.95),
+        ((p for p in flow.parameters() if id(p) not in own), config.learning_rate, 0.95),
     )
     groups = [
         {"params": learning, "peak": peak, "betas": (0.9, memory)}

@@ -20,6 +20,6 @@ def resolve_precision(precision: str, processes: Processes, *networks: nn.Module
     if processes.main:
         rates = measured_rates(layer_sizes(*networks), processes.device)
         choice += choose_precision(rates) == torch.bfloat16
-        found = ", ".join(f"{name} {rates[kind] / 1e9:.1f}" for kind, name in PRECISIONS.items())
-        print(f"train: precision {'bf16' if choice else 'f32'}, the faster here (GFLOP/s: {found})", file=sys.stderr)
+        speeds = ", ".join(f"{name} {rates[kind] / 1e9:.1f}" for kind, name in PRECISIONS.items())
+        print(f"train: precision {'bf16' if choice else 'f32'}, the faster here (GFLOP/s: {speeds})", file=sys.stderr)
     return "bf16" if processes.first(choice) else "f32"

@@ -97,7 +97,7 @@ def test_only_the_parts_that_are_asked_for_learn(data):
     made.advance()
     changed = {name for name, value in before.items() if not torch.equal(value, made.networks.state_dict()[name])}
     assert changed == {name for name in before if name.startswith(("flow.motion.head", "outcome"))}
-    with pytest.raises(ConfigError, match=r"train.parts: expected modules such as codec, flow, .*'flow.moton'"):
+    with pytest.raises(ConfigError, match=r"train.parts: expected modules such as flow, .*'flow.moton'"):
         trainer(data, parts=("flow.moton",))
 
 
