@@ -148,7 +148,7 @@ def _random_state(env: gymnasium.Env) -> Any:
 
 
 @dataclass
-class _Other(Policy):
+class _Wrapped(Policy):
     """A policy that acts through another one."""
 
     policy: Policy
@@ -161,7 +161,7 @@ class _Other(Policy):
 
 
 @dataclass
-class NoEnd(_Other):
+class NoEnd(_Wrapped):
     """Another policy whose actions are drawn again (at random) while they would terminate the episode."""
 
     @property
@@ -185,7 +185,7 @@ class NoEnd(_Other):
 
 
 @dataclass
-class Held(_Other):
+class Held(_Wrapped):
     """Another policy, each of whose actions is taken `steps` times in a row: a video model sees several frames at a
     time, all under one action."""
 

@@ -50,12 +50,12 @@ def read_tiles(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) ->
 
 
 def named_object(mission: str) -> str:
-    """"go to the red ball" -> "red ball"."""
+    """Return the object of a mission: "go to the red ball" -> "red ball"."""
     return " ".join(mission.split()[-2:])
 
 
 def is_valid(names: np.ndarray, objects: int = 4) -> bool:
-    """Whether every cell is a known tile and there are one agent and `objects` objects."""
+    """Return whether every cell is a known tile, with one agent and `objects` objects."""
     agents = sum(str(name).startswith("agent") for name in names.flat)
     things = sum(str(name).endswith(KINDS) for name in names.flat)
     return "?" not in names and agents == 1 and things == objects
@@ -81,14 +81,14 @@ def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, 
     flat, equal = actions_of(episodes, count), Share(0, 0)
     envs = [_Replayed(e, count) for e in episodes]
     frames = np.stack([e.frames[:count] for e in episodes])
-    apart = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])
+    beyond = np.stack([needs_memory(e, world.config.context)[:count] for e in episodes])
     state, _ = world.start(frames[:, :1], flat[:, :1], text=[e.text for e in episodes], seed=seed)
     for t in tqdm(range(1, count), desc="changed actions", unit="frame"):
         if t % every == 0:
             others = [int(rng.choice([a for a in range(7) if a != e.actions[t].argmax()])) for e in episodes]
             _, imagined = world.step(state, others)
             real = np.stack([env.what_if(other) for env, other in zip(envs, others, strict=True)])
-            fair = ~(apart[:, t] | np.array([env.hands_full_of_the_past(world.config.context) for env in envs]))
+            fair = ~(beyond[:, t] | np.array([env.hands_full_of_the_past(world.config.context) for env in envs]))
             right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real)
             equal += Share(float(right[fair].sum()), int(fair.sum()))
         for env, episode in zip(envs, episodes, strict=True):

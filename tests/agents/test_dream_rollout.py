@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
+from starflow_world.agents.cartpole import BalancePolicy
 from starflow_world.agents.collect import collect, rollout
 from starflow_world.agents.policy import RandomPolicy
 from starflow_world.data.dataset import EpisodeDataset
@@ -68,6 +70,13 @@ def test_a_folder_belongs_to_one_recipe_in_which_actors_do_not_count(saved: Path
             imagine(saved, tmp_path, **other)
     with pytest.raises(CheckpointError):
         rollout(tmp_path / "nowhere", tmp_path, episodes=1, policy=RandomPolicy())
+
+
+def test_a_policy_that_reads_a_simulator_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
+    for policy in (BotPolicy(), MixedPolicy(), TinkerPolicy(), BalancePolicy()):
+        with pytest.raises(ConfigError, match="policy: expected one that can play"):
+            imagine(saved, tmp_path / "out", policy=policy)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_is_one_clear_error_and_what_is_written_stays(
