@@ -33,7 +33,7 @@ def metrics(path: Path) -> None:
 def agents(path: Path) -> None:
     curve = [{"steps": step, "success": step / 3} for step in range(3)]
     curves, random = {"dream": [curve], "real": [curve]}, {"real": {"success": 0.1}}
-    figures = {"curves": curves, "random": random, "plan": {"text": ""}}
+    figures = {"curves": curves, "random": random, "plan": {"text": ""}, "env": "CartPolePixels-v0"}
     write_learning_curves(figures, path)
 
 
