@@ -59,6 +59,7 @@ class Dynamics:
     def __init__(self, networks: Networks, world_id: str) -> None:
         self.networks, self.config, self.frames = networks, networks.config, FrameCoder(networks)
         self.tables, self.tokens = self.frames.tables, self.frames.tokens
+        self.frame_shape = (self.tokens, self.config.channels)
         self.world_id, self.decode = world_id, networks.config.decode
         self.text_length = 0 if networks.text is None else self.config.flow.text_length
         self._prompts: dict[str, tuple[Tensor, KVCache]] = {}
@@ -270,7 +271,7 @@ class Dynamics:
 
     def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
         """Return the keyed noise (B, n, c) of the next frame, or of the frame `ahead` after it."""
-        noise = normals(state.key, state.step + ahead, purpose, (self.tokens, self.config.channels))
+        noise = normals(state.key, state.step + ahead, purpose, self.frame_shape)
         return noise.to(self.device, self.dtype)
 
     def next_frame(self, state: WorldState, flat: Tensor) -> NextFrame:
