@@ -274,7 +274,8 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         observation, begun = env.reset(seed=env_seed, options=options)
     policy.reset(policy_seed, env)
-    text, drawn = mission(env, observation, begun), env.render()
+    text = mission(env, observation, begun)
+    drawn: Any = env.render()
     frames, carried = [shown(drawn, size)], [_carrying(env)]
     actions: list[np.ndarray] = [np.zeros(spaces.flatdim(env.action_space), np.float32)]
     rewards, terminated, truncated, limit = [0.0], False, False, _time_limit(env)
@@ -303,7 +304,7 @@ def _time_limit(env: gymnasium.Env) -> int:
     """Steps that an episode may have: the env's own limit, else MOST_STEPS."""
     inner = env.unwrapped
     own = inner.max_episode_steps if isinstance(inner, WorldEnv) else getattr(env.spec, "max_episode_steps", None)
-    return own or MOST_STEPS
+    return int(own) if own and own < float("inf") else MOST_STEPS
 
 
 def _carrying(env: gymnasium.Env) -> str | None:

@@ -140,7 +140,7 @@ def source_environment(world: World, env: str | None = None) -> Environment:
     if "env" not in card:
         raise ConfigError(f"world {world.config.name} names no environment in its card (key `env` of card.json), and "
                           "this needs the real one; name it with --env, or add env and env_kwargs to the card")
-    values = {"frame_size": (world.config.height, world.config.width)}
+    values: dict[str, Any] = {"frame_size": (world.config.height, world.config.width)}
     values |= {key.name: card[key.name] for key in fields(Environment) if card.get(key.name) is not None}
     return Environment(**values)
 

@@ -31,9 +31,11 @@ class Policy(Protocol):
 
     def played(self, action: Any) -> None:
         """Hear which action was taken after the last call, if that may be another than it returned."""
+        return None
 
     def check(self, env: gymnasium.Env) -> None:
         """Raise ConfigError or ActionError if this policy cannot play in `env`, which is reset again afterwards."""
+        return None
 
     def recipe(self) -> dict[str, Any]:
         """Return class and settings as JSON: a collection is continued by a policy of the same recipe only."""
