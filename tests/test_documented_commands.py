@@ -22,7 +22,7 @@ TINY = [
     "world.context=2", "train.steps=2", "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2",
 ]
 SMALL = {
-    "anomaly-bench": {"--episodes": "1", "--seeds": "1", "--predictor-steps": "2"},
+    "anomaly-bench": {"--episodes": "4", "--seeds": "1", "--predictor-steps": "2"},
     "bench": {"--envs": "1", "--repeats": "1", "--steps": "20"},
     "calibrate": {"--false-alarms": "0.2"},
     "collect": {"--episodes": "6", "--actors": "0"},
@@ -31,8 +31,8 @@ SMALL = {
     "rank": {"--episodes": "1"},
     "rollout": {"--episodes": "1", "--actors": "0", "--gpus-per-actor": "0", "--max-steps": "3"},
     "score": {"--actors": "0"},
-    "train-agent": {"--steps": "64", "--dream-steps": "128", "--envs": "4", "--seeds": "1", "--starts": "3",
-                    "--episodes": "1", "--chunk": "64"},
+    "train-agent": {"--steps": "256", "--dream-steps": "512", "--envs": "8", "--seeds": "1", "--starts": "3",
+                    "--episodes": "1", "--chunk": "256"},
 }
 ORDER = ("collect", "rollout", "train", "calibrate", "train-agent")  # what other lines read
 MODULE = """
