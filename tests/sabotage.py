@@ -101,13 +101,22 @@ class TextInFirstFrameOnly(Flow):
 # ---- the moves -------------------------------------------------------------------------------------------------------
 
 
+FORGOTTEN = "(a text of zeros)"
+
+
 class TextForgotten(Dynamics):
     """As TextInFirstFrameOnly, frame by frame."""
 
     def rebuilt(self, state: WorldState) -> WorldState:
-        assert state.text is not None
-        first = (state.length == 0)[:, None, None]
-        return replace(super().rebuilt(replace(state, text=state.text * first)), text=state.text)
+        texts = [FORGOTTEN if length else text for text, length in zip(state.texts, state.length.tolist(), strict=True)]
+        return replace(super().rebuilt(replace(state, texts=tuple(texts))), texts=state.texts)
+
+    def _prompt(self, text: str) -> tuple[Tensor, KVCache]:
+        if text != FORGOTTEN:
+            return super()._prompt(text)
+        states = 0 * super()._prompt("")[0]
+        cache = self.networks.flow.start_cache(states, 1, self.tables)
+        return states, cache.select(torch.tensor([0]), self.text_length)
 
     def observe(
         self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
