@@ -1,7 +1,7 @@
-"""The public examiner: checks in about a minute whether a world, any checkpoint, keeps the promises of the README.
+"""The examiner: measures in about a minute whether a world from any checkpoint keeps the promises of the README.
 
-It uses the verbs and states of the world, so that it finds faults in all parts. A promise that cannot be measured on a
-world is reported as not applicable, with the reason. The examiner checks the machinery, not what the world has learned.
+It calls the world's public methods, so that it covers all components. A promise that cannot be measured on a world is
+reported as not applicable, with the reason. The checks concern correctness, not how well the world was trained.
 """
 
 import time
@@ -22,14 +22,14 @@ CHECKS: tuple[Check, ...] = (
     memory.streamed_is_parallel, value.conditions_count, value.guidance_keeps_the_density, value.clones_share_nothing,
     value.clones_continue, value.snapshots_continue, value.branches_are_rows,
 )
-"""In an order in which a cause comes before its consequences."""
+"""All checks, ordered so that the cause of a failure comes before its consequences."""
 
 
 def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object] | None = None) -> Report:
-    """Examine a world. `seed`: seed of its actions and noise; `said` is called with every result when it is ready.
+    """Examine a world. `seed`: seed of actions and noise; `said`: callback, called with each result when it is ready.
 
-    The world is not changed. A check that raises has failed; no error of the world comes through. Raises ConfigError
-    for a published video model, whose frames the checks cannot make.
+    The world is not changed. A check that raises is reported as failed, and its error is not propagated. Raises
+    ConfigError for a published video model, for which the checks cannot generate frames.
     """
     begin, results = time.perf_counter(), []
     for result in examine(world, seed):
@@ -40,7 +40,7 @@ def check_world(world: World, *, seed: int = 0, said: Callable[[Result], object]
 
 
 def examine(world: World, seed: int = 0) -> Iterator[Result]:
-    """Yield the results of `check_world` one by one, so that a caller can stop at the first broken promise."""
+    """Yield the results of `check_world` lazily, so that a caller can stop at the first broken promise."""
     frame_codec(world.networks.codec)
     subject = Subject(world, seed)
     for check in CHECKS:
@@ -52,6 +52,6 @@ def _results(check: Check, subject: Subject) -> Iterator[Result]:
         for m in check.examine(subject):
             status = NOT_APPLICABLE if m.reason else PASSED if m.measured <= m.limit else FAILED
             yield Result(check.id, check.promise, m.what, m.measured, m.limit, status, m.reason)
-    except Exception as error:  # any error that a broken world raises is its fault, and the examination continues
+    except Exception as error:  # an error raised by the world is a failed check; continue with the next check
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         yield Result(check.id, check.promise, "the check could not be finished", float("nan"), 0.0, FAILED, words)

@@ -1,4 +1,4 @@
-"""Checks of noise, density and decoding: the world is a flow, its noise is a function, unsolved rows are reported."""
+"""Checks of noise (a function of key and step), density (a normalizing flow) and decoding (convergence is reported)."""
 
 import math
 import random
@@ -17,7 +17,7 @@ WIDTHS = (2, 8, 32)
 
 @promise("S6", "noise is a function of key and step, at any width and place")
 def noise_is_a_function(subject: Subject) -> Iterator[Measurement]:
-    """Check S6 for the generator and, at several positions and widths, for the verbs of the world."""
+    """Check S6 for the noise generator, and for `step` and `observe` at several batch sizes and positions."""
     keys, steps = torch.arange(1, 33), torch.arange(32) % 5
     whole, faults = normals(keys, steps, "prior", (7,)), 0
     order = torch.from_numpy(np.random.default_rng(subject.seed).permutation(32))
@@ -56,7 +56,7 @@ def _generators() -> tuple[str, str, str]:
 
 @promise("N6", "the log-determinant in the nats is the Jacobian's")
 def log_determinants(subject: Subject) -> Iterator[Measurement]:
-    """Nats minus those of the prior are the logarithm of the Jacobian's determinant."""
+    """Compare nats minus log p(noise) with the log-determinant of the Jacobian d noise / d latents."""
     for name, (matrix, seen) in zip(("first", "later"), subject.jacobians, strict=True):
         log_determinant = seen.nats[0] + 0.5 * (seen.noise[0].square() + math.log(2 * math.pi)).sum()
         error = abs(float(log_determinant - torch.linalg.slogdet(matrix)[1]))
@@ -66,7 +66,7 @@ def log_determinants(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N7", "nothing later and no other row changes a result")
 def causality(subject: Subject) -> Iterator[Measurement]:
-    """Check N7 for frames, rows and, in a world with motion, tokens."""
+    """Check N7 for frames, batch elements and, in a world with motion, tokens."""
     world, count = subject.worlds[F32], subject.config.window
     frames, actions, texts = subject.clip[:2, :count], subject.clip_actions(2, count), subject.texts[:2]
     nats = world.log_prob(frames, actions, text=texts)
@@ -95,7 +95,7 @@ def causality(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N2", "noise to frame to noise gives the noise again")
 def round_trip(subject: Subject) -> Iterator[Measurement]:
-    """Noise to a frame and back."""
+    """Decode noise to a frame, observe the frame, and compare the noise, in float32 and float64."""
     window = subject.config.window
     for dtype, tolerance, limit in ((F32, 1e-6, 1e-4), (F64, 1e-12, 1e-10)):
         world, differences = subject.decoded(dtype, tolerance=tolerance), []
@@ -111,7 +111,7 @@ def round_trip(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N14", "a row that was not solved is not called converged")
 def convergence(subject: Subject) -> Iterator[Measurement]:
-    """Rows reported as converged are within the tolerance, also after far too few sweeps."""
+    """Check that batch elements reported as converged are within the tolerance, also with too few sweeps."""
     tolerance, residuals = 1e-6, []
     for sweeps in (1, 2, 0):
         world = subject.decoded(F64, tolerance=tolerance, max_sweeps=sweeps)

@@ -1,7 +1,7 @@
-"""Golden nats of a whole tiny world: codec, noise, text, actions, motion, carried slots, and the slide of the window.
+"""Golden nats of a tiny world that covers codec, noise, text, actions, motion, memory slots and sliding windows.
 
-Weights and clips come from keyed noise, whose own numbers are golden (tests/test_noise.py), so nothing here depends on
-torch's generators, and no file is needed. A change that moves these numbers changes every likelihood there is.
+Weights and clips come from keyed noise, which has its own golden values (tests/test_noise.py), so the results depend
+neither on torch's generators nor on a file. A change of these values means that every likelihood changes.
 """
 
 import torch
@@ -25,7 +25,7 @@ CONFIG = WorldConfig(
 )
 TEXTS = ["", "go", "to the"]
 FRAMES = 8
-"""Two more than the window holds."""
+"""Number of frames per clip: the window plus 2, so that the window slides."""
 NATS = [
     [-407.1616509, -233.9691038, -226.2145965, -285.4830419,
      -237.7407687, -257.2502106, -230.2798743, -271.336352],
@@ -35,11 +35,11 @@ NATS = [
      -231.8273257, -238.0103427, -253.2622913, -255.0145919],
 ]
 LARGEST_ERROR = 1e-6
-"""Relative error of a frame's nats that different processors and versions of torch may have."""
+"""Largest relative error of a frame's nats that is allowed between processors and versions of torch."""
 
 
 def golden_world() -> World:
-    """Return a tiny world in float64 whose every weight is drawn by its name's place in the alphabet."""
+    """Return a tiny world in float64; each weight is drawn with its index in alphabetical order as the noise key."""
     networks = Networks(CONFIG).double()
     with torch.no_grad():
         for key, (_, weight) in enumerate(sorted(networks.named_parameters())):
@@ -48,7 +48,7 @@ def golden_world() -> World:
 
 
 def golden_error() -> float:
-    """Return the largest relative error of the nats of three clips, computed here, from the golden ones."""
+    """Return the largest relative difference between the nats of three clips on this machine and the golden nats."""
     clips = torch.stack([128 + 50 * _drawn(1000 + row, (FRAMES, 8, 8, 3)) for row in range(3)]).clamp(0, 255)
     actions = [[None, *((row + t) % 4 for t in range(1, FRAMES))] for row in range(3)]
     nats = golden_world().log_prob(clips.to(torch.uint8), actions, text=TEXTS, seed=7)

@@ -1,4 +1,4 @@
-"""Checks of rows, caches and windows: fast paths equal slow ones; an imagined frame, when observed, is the same."""
+"""Checks of batching, caches and windows: fast paths equal slow paths; imagining equals observing the same frame."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -30,8 +30,8 @@ KINDS = (*("step", "observe") * 4, "choose", "clone", "forget", "restart")
 
 @promise("N15", "a row has the same bits whatever the other rows are")
 def rows_are_alone(subject: Subject) -> Iterator[Measurement]:
-    """Check N15 on a row whose window is full, at several places among rows of other ages with easy or difficult noise;
-    also with early stopping, where rows stop at different sweeps."""
+    """Check N15 on an element with a full window, at several batch positions among elements with other history lengths
+    and noise scales; also with early stopping, where elements converge in different sweeps."""
     rng, window = np.random.default_rng(subject.seed), subject.config.window
     moves, shown, faults = subject.actions(range(1, 9)), subject.frames(range(1, 9)), 0
     for world in (subject.worlds[F32], subject.decoded(F32, tolerance=0.03)):
@@ -53,7 +53,7 @@ def rows_are_alone(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N16", "a row's nats are the same at any width")
 def widths_agree(subject: Subject) -> Iterator[Measurement]:
-    """Observe a row alone and among others."""
+    """Observe each batch element alone and in larger batches, and compare the nats."""
     window = subject.config.window
     for dtype, limit in RELATIVE.items():
         world, ages = subject.worlds[dtype], [1, 2, window, window - 1]
@@ -71,12 +71,12 @@ def widths_agree(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N17", "a cache is what recomputing gives")
 def caches_are_recomputed(subject: Subject) -> Iterator[Measurement]:
-    """Encode a window at once, frame by frame, and again."""
+    """Compare the caches of a window encoded in parallel, frame by frame, and recomputed from the state."""
     window = subject.config.window
     frames, actions, texts = subject.clip[:2, :window], subject.clip_actions(2, window), subject.texts[2:]
     for dtype, limit in RELATIVE.items():
         world, differences = subject.worlds[dtype], []
-        world.start(frames, actions, text=subject.texts[:2])  # another episode must leave nothing
+        world.start(frames, actions, text=subject.texts[:2])  # an earlier episode must not affect the next
         whole, last = world.start(frames, actions, text=texts)
         for split in sorted({1, min(3, window - 1), window - 1}):
             state, seen = world.start(frames[:, :split], [row[:split] for row in actions], text=texts)
@@ -102,7 +102,7 @@ def commit_is_exact(subject: Subject) -> Iterator[Measurement]:
 
 @dataclass
 class _Row:
-    """The expected content of a row, as plain lists."""
+    """Expected content of a batch element of a state, as plain lists."""
 
     length: int
     step: int
@@ -119,7 +119,7 @@ class _Row:
         self.actions.append(action)
 
     def faults(self, state: WorldState, row: int, text: int) -> int:
-        """Count differences to row `row` of a state; a slide re-encodes the first frame of the window."""
+        """Count differences from batch element `row` of a state, except the window's first frame (re-encoded)."""
         held, count = self.length, state.tokens.shape[2]
         lengths = [int(state.length[row]) - held, int(state.step[row]) - self.step]
         if state.cache is not None:
@@ -132,7 +132,7 @@ class _Row:
 
 @promise("N19", "a state holds what was put into it")
 def states_are_lists(subject: Subject) -> Iterator[Measurement]:
-    """Random verbs and methods against plain lists."""
+    """Apply random operations to a state and compare its content with plain lists."""
     world, rng, faults = subject.worlds[F32], np.random.default_rng(subject.seed), 0
     fresh = subject.aged(world, [1, 1])
     empty = world.empty(subject.texts[:1], [0]).cache
@@ -170,8 +170,8 @@ def _row(state: WorldState, row: int) -> _Row:
 
 @promise("N20", "after a slide only the kept frames count")
 def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
-    """Compare a state after a slide with a new one that observes only the kept frames and gets the carry of
-    the first of them; rows slide at different times."""
+    """Compare a state after a slide with a new state that observes only the kept frames, given the memory slots
+    after the first of them; batch elements slide at different times."""
     for dtype, limit in RELATIVE.items():
         world, differences = subject.worlds[dtype], []
         texts, keys = subject.texts[:2], [1, 2]
@@ -198,7 +198,7 @@ def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
 def _replayed(
     world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]], carried: Tensor
 ) -> tuple[WorldState, Tensor]:
-    """Observe noisy latents under actions, set the carry of the first frame; return the state and the last nats."""
+    """Observe noisy latents with actions, setting the first frame's memory slots; return the state and last nats."""
     for t, (latents, action) in enumerate(tape):
         state, seen = world.observe(state, action, latents=latents, reuse=True)
         if t == 0:
@@ -229,7 +229,7 @@ def imagined_is_observed(subject: Subject) -> Iterator[Measurement]:
 
 @promise("N22", "nats frame by frame are those of all frames at once")
 def streamed_is_parallel(subject: Subject) -> Iterator[Measurement]:
-    """Check N22 over the first slide."""
+    """Check N22 on clips long enough for the window to slide."""
     count, texts = subject.config.window + 2, subject.texts[:2]
     frames, actions = subject.clip[:2, :count], subject.clip_actions(2, count)
     for dtype, limit in RELATIVE.items():

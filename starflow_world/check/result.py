@@ -1,4 +1,4 @@
-"""The results of the examiner: measured values with their limits, one line each."""
+"""Results of the examiner: measured values with their limits, printed as one line each."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measured value and its upper limit; with a `reason` nothing could be measured."""
+    """A measured value and its upper limit, or the `reason` why it cannot be measured."""
 
     what: str
     measured: float = math.nan
@@ -33,14 +33,14 @@ class Check:
 
 
 def promise(id: str, text: str) -> "Callable[[Callable[[Subject], Iterator[Measurement]]], Check]":
-    """Make a check of the decorated function."""
+    """Return a decorator that turns a function into the `Check` of a promise."""
     return lambda examine: Check(id, text, examine)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement of one promise. `status`: passed, failed, or not applicable for the `reason`; a check that could
-    not be finished has failed, with the error as its reason."""
+    """One measurement of a promise. `status`: passed, failed, or not applicable; `reason`: why it is not applicable, or
+    the error that ended a failed check."""
 
     id: str
     promise: str
@@ -52,7 +52,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether the value was measured and is within its limit."""
+        """Return whether the value was measured and is within its limit."""
         return self.status == PASSED
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results in the order of the examination, in which a cause comes before its consequences."""
+    """All results of an examination, ordered so that a cause comes before its consequences."""
 
     world: str
     results: tuple[Result, ...]
@@ -72,17 +72,17 @@ class Report:
 
     @property
     def broken(self) -> tuple[Result, ...]:
-        """The results that failed."""
+        """Return the failed results."""
         return tuple(result for result in self.results if result.status == FAILED)
 
     @property
     def passed(self) -> bool:
-        """Whether no promise is broken."""
+        """Return whether no result failed."""
         return not self.broken
 
     @property
     def summary(self) -> str:
-        """Counts by status, in one line."""
+        """Return the number of results by status and the duration, in a line."""
         counts = dict.fromkeys((PASSED, FAILED, NOT_APPLICABLE), 0)
         for result in self.results:
             counts[result.status] += 1
@@ -93,7 +93,7 @@ class Report:
         return "\n".join([*map(str, self.results), self.summary])
 
     def raise_if_broken(self) -> None:
-        """Raise StarflowError that names the first broken promise and the ids of all others."""
+        """Raise StarflowError, naming the first broken promise and the ids of the others, if any promise is broken."""
         if self.passed:
             return
         first, ids = self.broken[0], list(dict.fromkeys(result.id for result in self.broken))

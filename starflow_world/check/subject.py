@@ -1,7 +1,7 @@
-"""The subject of an examination: a world in both precisions, with clips and states.
+"""Inputs of the checks: the examined world in float32 and float64, with clips, actions and states.
 
-Everything follows from a seed. First frames come from the world's start set, or are imagined without one; the world
-imagines later frames itself, so that it finds them likely. Actions come from its action space.
+All inputs are a function of the seed. First frames come from the world's start set or, without one, are sampled. Later
+frames are imagined by the world itself, so that they are likely under it. Actions are sampled from its action space.
 """
 
 import inspect
@@ -27,7 +27,7 @@ ROWS, ACTIONS, LARGEST_JACOBIAN = 4, 16, 256
 
 
 class Subject:
-    """A world under examination."""
+    """The world under examination, in float32 and float64, and the inputs of its checks."""
 
     def __init__(self, world: World, seed: int = 0) -> None:
         self.config, self.seed = world.config, seed
@@ -41,27 +41,27 @@ class Subject:
 
     @property
     def texts(self) -> list[str]:
-        """Texts of the rows of the clip."""
+        """Return the text of each of the ROWS episodes of the clip."""
         starts, text = self.worlds[F32].starts, self.config.text
         if text.kind == "none" or text.length < 2:
             return [""] * ROWS
         return list("abcd") if starts is None else [starts.texts[row % len(starts)] for row in range(ROWS)]
 
     def action(self, row: int, step: int) -> Any:
-        """Return the action that leads to frame `step` of a row; None for the first, and sometimes for later ones."""
+        """Return the action that leads to frame `step` of episode `row`; None for frame 0 and for some later frames."""
         return self.pool[(5 * row + step) % ACTIONS] if step else None
 
     def actions(self, steps: Sequence[int]) -> list[Any]:
-        """Return the actions that lead to frame steps[row] of each row."""
+        """Return, for each episode `row`, the action that leads to frame steps[row]."""
         return [self.action(row, step) for row, step in enumerate(steps)]
 
     def clip_actions(self, rows: int, count: int) -> list[list[Any]]:
-        """Return the actions of the first `count` frames of the clip, for `rows` rows."""
+        """Return the actions of the first `count` frames of the first `rows` episodes of the clip."""
         return [[self.action(row, step) for step in range(count)] for row in range(rows)]
 
     @cached_property
     def clip(self) -> Tensor:
-        """Frames (ROWS, 3 W + 2, H, W, 3) u8: starts and the frames that the world imagined after them."""
+        """Return ROWS episodes (ROWS, length, H, W, 3) u8: first frames, then frames imagined by the world."""
         world, starts = self.worlds[F32], self.worlds[F32].starts
         first = None if starts is None else starts.frames[[row % len(starts) for row in range(ROWS)]][:, None]
         seeds = [self.seed + row for row in range(ROWS)]
@@ -73,11 +73,11 @@ class Subject:
         return torch.stack(frames, dim=1)
 
     def frames(self, steps: Sequence[int]) -> Tensor:
-        """Return frames (B, H, W, 3): number steps[row] of each row, modulo the length of the clip."""
+        """Return frames (B, H, W, 3): frame steps[row] of each episode `row`, modulo the length of the clip."""
         return torch.stack([self.clip[row % ROWS, step % self.length] for row, step in enumerate(steps)])
 
     def aged(self, world: World, ages: Sequence[int]) -> WorldState:
-        """Return a state whose rows have seen `ages` frames of the clip; 0: an empty row."""
+        """Return a state whose batch elements have observed `ages` frames of the clip each (0: none)."""
         parts = []
         for row, age in enumerate(ages):
             text, seed = self.texts[row % ROWS], self.seed + row
@@ -90,14 +90,14 @@ class Subject:
         return WorldState.stack(parts)
 
     def decoded(self, dtype: torch.dtype, *, tolerance: float, max_sweeps: int = 0) -> World:
-        """Return the world with another decoding tolerance."""
+        """Return a copy of the world with the given decoding tolerance and maximum number of Jacobi sweeps."""
         return same_world(self.worlds[dtype], dtype, tolerance=tolerance, max_sweeps=max_sweeps)
 
     @cached_property
     def jacobians(self) -> tuple[tuple[Tensor, Transition], ...]:
-        """d noise / d noisy latents (D, D), float64, of a first and a second frame, with their transitions.
+        """Return the Jacobians d noise / d latents (D, D), float64, of the first two frames, and their transitions.
 
-        D = n c must be small enough for a determinant, so the networks see frames of at most 2 x 2 tokens.
+        Frames are reduced to at most 2 x 2 tokens, so that D = n c is small enough for a determinant.
         """
         world = _shrunk(self.worlds[F64])
         state, jacobians = world.empty(self.texts[:1], [make_key(self.seed)]), []
@@ -109,7 +109,7 @@ class Subject:
 
 
 def same_world(world: World, dtype: torch.dtype, **decode: Any) -> World:
-    """Copy a world with networks in `dtype` and other decoding settings; return the world itself if nothing changes."""
+    """Return a copy of a world in `dtype` with decoding settings `decode`, or the world itself if nothing changes."""
     if world.dynamics.dtype == dtype and not decode:
         return world
     other = type(world)(deepcopy(world.networks).to(dtype), world.world_id, world.starts)
@@ -118,14 +118,14 @@ def same_world(world: World, dtype: torch.dtype, **decode: Any) -> World:
 
 
 def some_noise(subject: Subject, world: World, rows: int, step: int) -> Tensor:
-    """Return noise z (B, n, c) that differs from the noise of all rows of the subject."""
+    """Return noise z (B, n, c) with keys that no episode of the subject uses."""
     keys, steps = torch.arange(rows) + 1000 + subject.seed, torch.full((rows,), step)
     noise = normals(keys, steps, "prior", (world.dynamics.tokens, world.config.channels))
     return noise.to(world.dynamics.device, world.dynamics.dtype)
 
 
 def _shrunk(world: World) -> World:
-    """Return the same networks on frames of at most 2 x 2 tokens in a window of two frames."""
+    """Return a world with the same networks, frames of at most 2 x 2 tokens and a window of two frames."""
     config, networks = world.config, deepcopy(world.networks)
     scale, (height, width) = config.codec.patch * config.codec.merge, config.grid
     fits = ((h, w) for h, w in ((2, 2), (1, 2), (2, 1)) if h <= height and w <= width)
@@ -137,7 +137,7 @@ def _shrunk(world: World) -> World:
 
 
 def _jacobian(world: World, state: WorldState, action: Any, latents: Tensor) -> tuple[Tensor, Transition]:
-    """Differentiate `observe` forwards; each row observes the same latents with a tangent along one dimension."""
+    """Differentiate `observe` by forward-mode AD; each batch element has a tangent along one dimension of latents."""
     count, verb = latents.numel(), inspect.unwrap(type(world).observe)  # without its inference mode
     directions = torch.eye(count).to(latents).unflatten(1, latents.shape[1:])
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):

@@ -1,4 +1,4 @@
-"""Checks of conditions, which affect the right frames, and of states, which are values: cloned, saved, branched."""
+"""Checks that conditions affect the right frames, and that states can be cloned, saved and branched as values."""
 
 import tempfile
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def _storages(state: WorldState) -> set[int]:
 
 @promise("S3", "a snapshot continues what was saved")
 def snapshots_continue(subject: Subject) -> Iterator[Measurement]:
-    """Check S3 within one process, on one state with rows of six ages."""
+    """Check S3 within a process, on a state whose batch elements have six different history lengths."""
     world, window = subject.worlds[F32], subject.config.window
     ages = [0, 1, window - 1, window, window + 1, 3 * window + 2]
     state = subject.aged(world, ages)

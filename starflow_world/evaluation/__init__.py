@@ -1,1 +1,1 @@
-"""How well a world knows its environment."""
+"""Evaluation of worlds against real episodes of their environments."""

@@ -1,12 +1,12 @@
-"""How well a world knows its environment, on episodes that it was not trained on.
+"""Fidelity of a world on episodes that it was not trained on.
 
-Three questions, one function each: does the world expect the real frames (excess nats over the noise floor, paired on
-the same noise draw, so that 0 means a perfect world); are imagined frames the real ones, one step ahead and in open
-loop; do its rewards and ends agree with the real ones. "Repeat the last frame" is the baseline of each.
+Three measures: the likelihood of real frames (excess nats over the noise floor on the same noise draw; 0 is a perfect
+world), the accuracy of imagined frames, one step ahead and in open loop (baseline: repeat the last frame), and the
+accuracy of predicted rewards and terminations.
 
-A cell is a patch of the codec; it is right if its pixels are within `RIGHT` grey levels (root mean square) of the real
-ones. Some frames depend on events before the frames that a world surely remembers: a `MemoryRule` of the environment
-finds them, and they are reported separately.
+A cell is a patch of the codec; it is right if its root mean square error is at most `RIGHT` grey levels. Frames that
+depend on events before the world's guaranteed context are identified by the environment's `MemoryRule` and reported
+separately.
 """
 
 import math
@@ -28,16 +28,17 @@ from starflow_world.world import World
 RIGHT = 4.0
 
 MemoryRule = Callable[[Episode, int, int], np.ndarray]
-"""(episode, context, begin) -> (T - begin,) bool: the frames from `begin` on that depend on frames before `context`."""
+"""Function of (episode, context, begin) that returns a mask (T - begin,) of the frames from `begin` on that depend on
+frames more than `context` before them."""
 
 
 def memoryless(episode: Episode, context: int, begin: int = 0) -> np.ndarray:
-    """Return the memory rule of environments whose frames show everything: no frame needs memory."""
+    """Return an all-false mask (T - begin,): the memory rule of fully observed environments."""
     return np.zeros(len(episode) - begin, bool)
 
 
 def cells_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Return the cells (..., rows, columns) bool in which frames (..., H, W, 3) u8 agree."""
+    """Return a mask (..., rows, columns) of the cells in which imagined and real frames (..., H, W, 3) u8 agree."""
     p = world.config.codec.patch
     error = (imagined.astype(np.float32) - real.astype(np.float32)) ** 2
     height, width = error.shape[-3] // p, error.shape[-2] // p
@@ -46,12 +47,12 @@ def cells_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndar
 
 
 def frames_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndarray:
-    """Return the frames (B,) bool of (B, H, W, 3) u8 that agree in every cell."""
+    """Return a mask (B,) of the imagined frames (B, H, W, 3) u8 that agree with the real frames in every cell."""
     return np.asarray(cells_right(world, imagined, real).all((-1, -2)))
 
 
 def actions_of(episodes: Sequence[Episode], count: int) -> Tensor:
-    """Return the actions (B, count, 1 + flat) of the first `count` frames."""
+    """Return the actions (B, count, 1 + flat) of the first `count` frames of each episode."""
     return torch.stack([flat_actions(episode)[:count] for episode in episodes])
 
 
@@ -59,9 +60,8 @@ def actions_of(episodes: Sequence[Episode], count: int) -> Tensor:
 def excess_nats(
     world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 8, needs_memory: MemoryRule = memoryless
 ) -> dict[str, float]:
-    """Return the excess nats per frame over the noise floor, teacher-forced, separately for first frames and frames
-    that need memory. The error is that of the mean over episodes, since the frames of an episode are not independent.
-    """
+    """Return the teacher-forced excess nats per frame over the noise floor; first frames and frames that need memory
+    are reported separately. The standard error is over episodes, because frames of an episode are not independent."""
     sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     after, first, memory = [], [], []
     for batch in tqdm(list(_batches(sorted(episodes, key=len), rows)), desc="excess nats", unit="batch"):
@@ -87,14 +87,14 @@ def excess_nats(
 
 
 def _batches(episodes: Sequence[Episode], rows: int) -> Iterator[list[Episode]]:
-    """Yield batches of at most `rows` neighbours of equal length."""
+    """Yield batches of at most `rows` consecutive episodes of equal length."""
     for _, equal in groupby(episodes, key=len):
         group = list(equal)
         yield from (group[begin : begin + rows] for begin in range(0, len(group), rows))
 
 
 def _counted(right: Any, chosen: Any) -> Share:
-    """Return the share of the chosen cases (B,) bool that are right (B,) bool."""
+    """Return the share of the cases in the mask `chosen` (B,) for which `right` (B,) is true."""
     return Share(float(right[chosen].sum()), int(chosen.sum()))
 
 
@@ -102,7 +102,8 @@ def _counted(right: Any, chosen: Any) -> Share:
 def one_step(
     world: World, episodes: Sequence[Episode], seed: int = 0, needs_memory: MemoryRule = memoryless
 ) -> dict[str, Share | float]:
-    """Imagine each frame after the real history; compare whole frames and the cells that change."""
+    """Imagine each frame given the real history; return the shares of exact frames and of right changed cells, with the
+    "repeat the last frame" baseline, and the mean number of Jacobi sweeps."""
     count = min(len(e) for e in episodes)
     frames = np.stack([e.frames[:count] for e in episodes])
     flat = actions_of(episodes, count)
@@ -131,8 +132,8 @@ def open_loop(
     world: World, episodes: Sequence[Episode], horizons: Sequence[int] = (16, 64), begins: Sequence[int] = (0,),
     seed: int = 0, needs_memory: MemoryRule = memoryless,
 ) -> dict[str, Share]:
-    """Imagine from one real frame under the real actions; compare at the horizons. Rollouts that came to need memory
-    are reported separately."""
+    """Imagine from a real frame with the real actions; return the share of exact frames at each horizon. Rollouts in
+    which any frame up to the horizon needs memory are reported separately."""
     longest = max(horizons)
     shares = {f"exact_frames_{h}{kind}": Share(0, 0) for h in horizons for kind in ("", "_copy", "_memory")}
     for begin in begins:
@@ -164,11 +165,11 @@ class Events:
 
     @property
     def f1(self) -> float:
-        """2 hits / (2 hits + false + missed)."""
+        """Return the F1 score, 2 hits / (2 hits + false + missed)."""
         return 2 * self.hits / max(1, 2 * self.hits + self.false + self.missed)
 
     def count(self, predicted: np.ndarray, real: np.ndarray) -> "Events":
-        """Return the counts with further cases (N,) bool."""
+        """Return the counts after adding N cases with predicted and real events (N,) bool."""
         return Events(
             self.hits + int((predicted & real).sum()), self.false + int((predicted & ~real).sum()),
             self.missed + int((~predicted & real).sum()),
@@ -177,8 +178,8 @@ class Events:
 
 @torch.inference_mode()
 def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 32) -> dict[str, object]:
-    """Return the F1 of reward and end events in imagined next frames under the real actions, and the calibration of
-    p(end)."""
+    """Return the F1 scores of rewards and terminations predicted one step ahead with the real actions, and the expected
+    calibration error of p(end)."""
     reward, end = Events(), Events()
     probabilities, happened = [], []
     for begin in tqdm(range(0, len(episodes), rows), desc="outcomes", unit="batch"):
@@ -203,7 +204,7 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
 
 
 def _padded(episode: Episode, count: int) -> Episode:
-    """Repeat the last frame until the episode has `count` frames."""
+    """Pad an episode to `count` frames by repeating its last frame."""
 
     def longer(array: np.ndarray) -> np.ndarray:
         return np.concatenate((array, np.repeat(array[-1:], count - len(array), axis=0)))
@@ -214,7 +215,7 @@ def _padded(episode: Episode, count: int) -> Episode:
 
 
 def _calibration_error(p: np.ndarray, y: np.ndarray, bins: int = 10) -> float:
-    """Return the expected calibration error: |mean p - share of events| over equal bins of p, weighted by cases."""
+    """Return the expected calibration error of probabilities p (N,) for events y (N,), over equal-width bins of p."""
     place = np.minimum((p * bins).astype(int), bins - 1)
     inside = [place == b for b in range(bins) if (place == b).any()]
     return float(sum(abs(p[cases].mean() - y[cases].mean()) * cases.mean() for cases in inside))

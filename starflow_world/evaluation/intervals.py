@@ -1,4 +1,4 @@
-"""Shares of cases and their confidence intervals."""
+"""Proportions (`hits` of `total` cases) and their confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Share:
-    """A share of `total` cases."""
+    """Proportion of `total` cases that are hits."""
 
     hits: float
     total: int
 
     @property
     def share(self) -> float:
-        """hits / total, NaN without cases."""
+        """Return hits / total, or NaN if there are no cases."""
         return self.hits / self.total if self.total else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval for independent cases (Wilson 1927); never of width 0."""
+        """Return the 95 % Wilson confidence interval (Wilson 1927) for independent cases; its width is never 0."""
         if not self.total:
             return 0.0, 1.0
         z, n, p = 1.959964, self.total, self.share
@@ -39,15 +39,15 @@ class Share:
 
 
 def resampled(hits: Sequence[int], totals: Sequence[int], *, seed: int = 0, resamples: int = 400) -> np.ndarray:
-    """Return the shares (R,) of R bootstrap samples of whole episodes, from their hits and cases: the frames of an
-    episode are not independent."""
+    """Return the proportions (R,) in R bootstrap samples of episodes, given hits and totals per episode. Whole episodes
+    are resampled, because frames of an episode are not independent."""
     count = len(hits)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
     return np.asarray((draws @ np.array(hits)) / (draws @ np.array(totals)))
 
 
 def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
-    """Return the middle `coverage` of bootstrap samples; NaN without numbers."""
+    """Return the central interval with `coverage` of bootstrap samples, or NaN if all samples are NaN."""
     if np.isnan(samples).all():
         return math.nan, math.nan
     low, high = np.nanquantile(samples, [(1 - coverage) / 2, (1 + coverage) / 2])

@@ -5,7 +5,7 @@ A causal transformer over a start token and tokens < i predicts the shift and sc
     o_i = 4 tanh(head(...) / 4);   (a, mu) = split(o_i);   sigma = softplus(a + ln(e - 1))
     z_i = (x_i - mu) / sigma;      log|dz/dx| = -log sigma
 
-Affine maps and logarithms are float32 at least, whatever the dtype of the network.
+Affine maps and logarithms are computed in float32 or wider, whatever the dtype of the network.
 Shapes: B batch elements, S tokens, c channels, d width, e head width, n tokens per frame, W frames, L text length.
 """
 
@@ -34,26 +34,26 @@ class Tables:
     text: Tensor
 
     def whole(self, frames: int, *, text: bool) -> Tensor:
-        """Return the table of one sequence: [text,] then `frames` frames."""
+        """Return the rotary table of a sequence of `frames` frames, preceded by the text if `text`."""
         video = self.video[:, : frames * self.grid[0] * self.grid[1]]
         return torch.cat((self.text, video), dim=1) if text else video
 
     def at(self, start: Tensor, count: int) -> Tensor:
-        """Return the table (B, count, e/2) of positions start, start + 1, ... of each row; start (B,) on the CPU."""
+        """Return the table (B, count, e/2) of positions start, start + 1, ... per element; start (B,) on the CPU."""
         index = (start[:, None] + torch.arange(count)).to(self.video.device)
         return self.video[0][index]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """A normal distribution of each token: mean and scale (B, S, c), and the hidden states (B, S, d) behind them."""
+    """Normal distribution of each token: mean and scale (B, S, c), and the hidden states (B, S, d) they come from."""
 
     mean: Tensor
     scale: Tensor
     hidden: Tensor
 
     def rows(self, rows: slice) -> "Affine":
-        """Select batch elements."""
+        """Return the distributions of the batch elements `rows`."""
         return Affine(self.mean[rows], self.scale[rows], self.hidden[rows])
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,15 +61,15 @@ class Affine:
         return (x - self.mean) / self.scale, -self.scale.log()
 
     def nats(self, x: Tensor, spread: Tensor | float = 0.0) -> Tensor:
-        """Return log N(x; mean, scale) per dimension, (B, S, c), or its expectation over x + spread * N(0, 1)."""
+        """Return log N(x; mean, scale) per dimension, (B, S, c), in expectation over noise of size `spread` on x."""
         z, logdet = self.to_noise(x)
         return logdet - 0.5 * (z * z + (spread / self.scale) ** 2 + math.log(2 * math.pi))
 
 
 class Block(nn.Module):
-    """A transformer with a start token, an input projection and an affine head that is the identity at initialization.
+    """Transformer with a start token, an input projection and an affine head that is the identity at initialization.
 
-    With `text_width` > 0 every token attends to a text prefix. `reverse` processes the tokens of a frame last first.
+    With `text_width` > 0 every token attends to a text prefix. `reverse` processes the tokens of a frame in reverse.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Block(nn.Module):
         return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)
 
     def affine(self, hidden: Tensor) -> Affine:
-        """Predict from the hidden states (B, S, d) of the last layer, in the dtype of the head (float32 or float64)."""
+        """Return means and scales from the last layer's hidden states (B, S, d), in the dtype of the head."""
         hidden = self.norm(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             out = F.linear(hidden, self.head.weight, self.head.bias)
@@ -103,9 +103,9 @@ class Block(nn.Module):
         self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, visible: Visible | None = None,
         added: Tensor | None = None,
     ) -> Affine:
-        """Predict the tokens that follow `inputs` (B, S, c); their keys are written after the valid ones of `cache`.
+        """Predict the token after each of `inputs` (B, S, c); write the inputs' keys after the valid ones of `cache`.
 
-        `added` (B, S, d) is a condition added to the projected inputs. `visible` is `cache.visible(S, ...)`.
+        `added` (B, S, d) is a condition added to the projected inputs. `visible` is the mask `cache.visible(S, ...)`.
         """
         return self._run(self._projected(inputs, added), rotary, cache, visible)
 
@@ -118,7 +118,7 @@ class Block(nn.Module):
     def write(
         self, inputs: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None, added: Tensor | None = None
     ) -> None:
-        """Write the keys and values of `predict` to the cache and skip the rest of the last layer."""
+        """Write the keys and values of `inputs` to the cache as `predict` does, without computing a prediction."""
         self._write(self._projected(inputs, added), rotary, cache, visible)
 
     def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
@@ -135,7 +135,7 @@ class Block(nn.Module):
     def _run(
         self, hidden: Tensor, rotary: Tensor, cache: KVCache | None, visible: Visible | None, first: int = 0
     ) -> Affine:
-        """Predict from the positions from `first` on, after all layers."""
+        """Run all layers and predict from the positions `first`, first + 1, ..."""
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, visible, cache, index)
         return self.affine(hidden[:, first:])
@@ -149,7 +149,7 @@ class Block(nn.Module):
                 cast(Layer, layer).attention.write(hidden, rotary, cache, index)
 
     def empty_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """Allocate a cache without valid positions for this block's layers."""
+        """Allocate an empty cache of `rows` batch elements and `capacity` positions for this block's layers."""
         weight = self.project_in.weight
         dtype = weight.dtype if dtype is None else dtype
         return KVCache.empty(
@@ -157,5 +157,5 @@ class Block(nn.Module):
         )
 
     def in_order(self, x: Tensor) -> Tensor:
-        """Return x (..., n, c) in the block's own token order; an involution."""
+        """Return x (..., n, c) in the block's token order, or in the original order if x is in the block's order."""
         return x.flip(-2) if self.reverse else x

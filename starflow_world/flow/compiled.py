@@ -1,7 +1,7 @@
-"""Networks through `torch.compile`: an option for devices where launching kernels costs more than arithmetic.
+"""Optional `torch.compile` of the networks, for devices where kernel launches cost more than arithmetic.
 
-Compiled networks have static shapes, so the deep block attends through a mask over its whole cache. A network that the
-compiler rejects runs uncompiled, with a warning.
+Compiled networks have static shapes, so the deep block attends to its whole cache through a mask. A network that fails
+to compile runs uncompiled, with a warning.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from starflow_world.flow.model import Flow
 
 
 def compile_networks(flow: Flow, *others: nn.Module | None) -> None:
-    """Compile the deep block's `predict`, the site networks and further modules at their first call."""
+    """Compile the deep block's `predict`, the site networks and the modules `others`, each at its first call."""
     flow.deep.predict = Compiled("deep block", _masked(flow.deep.predict))  # type: ignore[method-assign]
     for module in (flow.motion, flow.carry, flow.denoiser, *others):
         if module is not None:
@@ -25,7 +25,7 @@ def compile_networks(flow: Flow, *others: nn.Module | None) -> None:
 
 
 class Compiled:
-    """A function that is compiled at its first call; if that fails it runs uncompiled, after one warning."""
+    """Function that is compiled at its first call; if compilation fails it warns once and runs uncompiled."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.plain, self.run = name, function, torch.compile(function, dynamic=False)

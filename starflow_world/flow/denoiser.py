@@ -1,10 +1,10 @@
 """The denoiser of flow-score matching (STARFlow-V, section 3.2).
 
-A transformer regresses on the gradient of the flow's own negative log-probability; one Tweedie step with it turns noisy
-latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. Frame f attends to the
-frames f + look_ahead - window .. f + look_ahead, layer by layer, so with no look-ahead in any layer it is causal.
+`Denoiser` is a transformer d(x) trained by regression on the gradient of the flow's negative log-probability. A Tweedie
+step turns noisy latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. In
+each layer, frame f attends to frames f + look_ahead - window .. f + look_ahead; without look-ahead it is causal.
 
-`SiteDenoiser` is a small convolutional network that cleans each frame on its own.
+`SiteDenoiser` is a small convolutional network that denoises each frame alone.
 """
 
 import torch
@@ -17,7 +17,7 @@ from starflow_world.flow.sites import SiteHead, SiteNet, to_tokens
 
 
 class Denoiser(nn.Module):
-    """Transformer from noisy latents (B, T, n, c) to d (B, T, n, c); reads the text where the flow's config says so."""
+    """Transformer from noisy latents (B, T, n, c) to d (B, T, n, c); reads the text if `config.denoiser_text`."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
 
     @property
     def memory(self) -> int:
-        """Number of frames before the present one that its output depends on."""
+        """Return the number of earlier frames that the output for a frame depends on."""
         return sum(self.window - ahead for ahead in self.look_ahead)
 
     def mask(self, look_ahead: int, frames: int, tokens: int, text: int, *, window: int | None) -> Tensor:
@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
 
 
 class SiteDenoiser(nn.Module):
-    """Convolutional network from noisy latents (B, T, n, c) to d (B, T, n, c), every frame on its own."""
+    """Convolutional network from noisy latents (B, T, n, c) to d (B, T, n, c), each frame alone."""
 
     memory = 0
     look_ahead = (0,)
@@ -95,14 +95,14 @@ class SiteDenoiser(nn.Module):
         self.head = SiteHead(config.denoiser_width, per_site, per_site, config.codes)
 
     def forward(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
-        """Predict the clean latents, and return the d that leads there in one step; reads neither text nor `valid`."""
+        """Return d (B, T, n, c) such that x - step * d is the predicted clean latent; `text` and `valid` are unused."""
         with torch.autocast(x.device.type, enabled=False):
             clean = to_tokens(self.head(self.net(x.flatten(0, 1), tables.grid)), self.net.side)
             return (x - clean.unflatten(0, x.shape[:2])) / self.step
 
 
 def make_denoiser(config: FlowConfig) -> Denoiser | SiteDenoiser | None:
-    """Build the denoiser that the config describes, if any."""
+    """Build the denoiser from the flow's config, or return None if it has no denoiser layers."""
     if not config.denoiser_layers:
         return None
     return SiteDenoiser(config) if config.denoiser_kind == "sites" else Denoiser(config)

@@ -1,12 +1,12 @@
-"""First frames from text alone, by denoising diffusion (Ho et al. 2020; Karras et al. 2022, "EDM").
+"""Sampling of first frames from text by denoising diffusion (Ho et al. 2020; Karras et al. 2022, "EDM").
 
-Where the objects of a first frame are is a choice among many, and a choice passes badly through few affine steps. So a
-first frame may come out of the fog in K steps instead, each of them an affine map of fresh noise z, s_K > ... > s_0:
+The layout of a first frame is multimodal, which few affine steps model badly. A first frame can therefore be sampled in
+K denoising steps at noise levels s_K > ... > s_0, each an affine map of new noise z:
 
     x_K = s_K z;    x_k = clean + (s_k / s_{k+1})**2 (x_{k+1} - clean) + s_k sqrt(1 - (s_k / s_{k+1})**2) z
 
 with clean = E[clean | x_{k+1}, text], which a transformer over the sites of the frame learns by regression. s_0 is the
-noise level of the world: x_0 is a noisy latent like any other, and the flow says how likely it is.
+noise level of the world, so x_0 is an ordinary noisy latent whose likelihood the flow computes.
 """
 
 import math
@@ -24,7 +24,7 @@ FREQUENCIES = 16
 
 
 class Diffusion(nn.Module):
-    """Noisy latents (B, n, c) at noise level s (B,) under text (B, L, text width) -> clean latents (B, n, c)."""
+    """Transformer that predicts clean latents of first frames from noisy ones, the noise level and the text."""
 
     def __init__(self, config: StartConfig, flow: FlowConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Diffusion(nn.Module):
         self.head = SiteHead(width, per_site, per_site, flow.codes)
 
     def forward(self, x: Tensor, s: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """The expected clean latents (B, n, c)."""
+        """Return the expected clean latents (B, n, c) of x (B, n, c) at noise level s (B,); text (B, L, text width)."""
         sites = to_sites(x / (1 + s.square())[:, None, None].sqrt(), grid, self.side)
         shape = (sites.shape[1], sites.shape[2])
         hidden = self.project_in(sites.flatten(1, 2)) + self.level(_fourier(s.log()))[:, None]
@@ -59,8 +59,8 @@ class Diffusion(nn.Module):
     def loss(
         self, clean: Tensor, noise: Tensor, level: Tensor, least: float, text: Tensor | None, grid: tuple[int, int]
     ) -> Tensor:
-        """Weighted squared error per number, of clean latents (B, n, c) seen through noise (B, n, c). Noise levels lie
-        where `level` (B,) in [0, 1] says between the logarithms of `least` and the largest."""
+        """Return the weighted mean squared error of predicting clean latents (B, n, c); noise (B, n, c) is standard
+        normal. `level` (B,) in [0, 1] interpolates log noise levels from `least` to the largest."""
         s = (math.log(least) + level * math.log(LARGEST / least)).exp()
         guess = self(clean + s[:, None, None] * noise, s, text, grid)
         weight = (1 + s.square()) / s.square()
@@ -70,8 +70,8 @@ class Diffusion(nn.Module):
         self, noise: Callable[[int], Tensor], least: float, text: Tensor | None, grid: tuple[int, int], *,
         null_text: Tensor | None = None, guidance: float = 0.0,
     ) -> Tensor:
-        """x_0 (B, n, c) at noise level `least` from noise(k) (B, n, c) of every step; `guidance` w > 0 moves what is
-        expected from what the null text expects by a factor of 1 + w."""
+        """Sample x_0 (B, n, c) at noise level `least`; noise(k) (B, n, c) is the noise of step k. With `guidance` w > 0
+        the prediction is extrapolated from that of the null text by a factor of 1 + w."""
         levels = self.levels(least)
         x = levels[0] * noise(0)
         for k in range(1, len(levels)):
@@ -83,12 +83,12 @@ class Diffusion(nn.Module):
         return x
 
     def levels(self, least: float) -> list[float]:
-        """s_K > ... > s_0 = least, K = config.steps (Karras et al. 2022, equation 5)."""
+        """Return the noise levels s_K > ... > s_0 = least, K = config.steps (Karras et al. 2022, equation 5)."""
         top, bottom, count = LARGEST ** (1 / RHO), least ** (1 / RHO), self.config.steps
         return [(top + k / count * (bottom - top)) ** RHO for k in range(count + 1)]
 
 
 def _fourier(value: Tensor) -> Tensor:
-    """Fourier features, sines and cosines (B, 2 * FREQUENCIES) of numbers (B,)."""
+    """Return the Fourier features (sines and cosines, (B, 2 * FREQUENCIES)) of values (B,)."""
     angles = value[:, None] * 2.0 ** torch.linspace(-2, 4, FREQUENCIES, device=value.device, dtype=value.dtype)
     return torch.cat((angles.sin(), angles.cos()), dim=1)

@@ -1,10 +1,10 @@
-"""The bijection between noisy latents x and the deep block's tokens u, frame by frame.
+"""The invertible map between noisy latents x and the deep block's tokens u of each frame.
 
     u_t = f(x_t; x_{t-1}, action_t)        log p(x_t | past) = log N(u_t; mean, scale) + log|du_t/dx_t|
 
-`ShallowMap` transforms every frame on its own by the shallow blocks (STARFlow-V, section 3). `MotionMap` does so only
-for frames without a predecessor; all other frames are an affine function of noise given the previous frame (motion.py).
-Another density of a frame given its predecessor is one more subclass of `FrameMap`.
+`ShallowMap` transforms each frame alone by the shallow blocks (STARFlow-V, section 3). `MotionMap` does so only for
+frames without a predecessor; all later frames are an affine map of u given the previous frame (motion.py). To add
+another density of a frame given its predecessor, subclass `FrameMap`.
 
 Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width, K carried numbers.
 """
@@ -23,14 +23,14 @@ from starflow_world.flow.jacobi import solve
 
 HALF = (torch.bfloat16, torch.float16)
 MIXED_TOLERANCE = 1e-3
-"""Jacobi tolerance of shallow blocks with half-precision products, in noise units; float32 goes down to rounding."""
+"""Jacobi tolerance of shallow blocks with half-precision matrix products, in units of the noise."""
 
 
 class ShallowBlocks(nn.ModuleList):
-    """Affine blocks in alternating token order that transform each frame on its own."""
+    """Affine autoregressive blocks in alternating token order that transform each frame alone."""
 
     def blocks(self) -> Iterator[Block]:
-        """Iterate over the blocks in the order of `forward`."""
+        """Return an iterator over the blocks in the order of `forward`."""
         return (cast(Block, block) for block in self)
 
     def forward(self, x: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
@@ -46,10 +46,10 @@ class ShallowBlocks(nn.ModuleList):
     def inverse(
         self, u: Tensor, tables: Tables, *, tolerance: float | None = None, chunk: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Map u (B, T, n, c) to noisy latents x, log|du/dx| per dimension, and sweeps over all blocks (B, T).
+        """Map u (B, T, n, c) to noisy latents x, log|du/dx| per dimension, and Jacobi sweeps summed over blocks (B, T).
 
-        All frames are solved at once by whole-frame Jacobi sweeps to `tolerance` in noise units (default: rounding);
-        the result is one further iterate and more accurate still. `chunk` 1 decodes token by token.
+        All frames are solved together by whole-frame Jacobi sweeps to `tolerance` in units of the noise (None: by
+        dtype); the result is the next iterate, which is more accurate. `chunk` 1 decodes token by token instead.
         """
         shape = u.shape
         if tolerance is None:
@@ -66,10 +66,10 @@ class ShallowBlocks(nn.ModuleList):
 
 @dataclass(frozen=True)
 class Past:
-    """What precedes the next frame of B rows.
+    """The history that the map of the next frame reads, for B batch elements.
 
-    tokens (B, n, c): u of the previous frame; latents (B, W', n, c): noisy latents, newest last; carried (B, K);
-    alone (k,): the rows that have no previous frame yet, whose other fields are not read.
+    tokens (B, n, c): u of the previous frame; latents (B, W', n, c): noisy latents, newest last; carried (B, K): memory
+    slots; alone (k,): indices of the elements without a previous frame, whose other fields are ignored.
     """
 
     tokens: Tensor
@@ -79,14 +79,14 @@ class Past:
 
     @cached_property
     def present(self) -> Tensor:
-        """Mask (B, 1, 1) of the rows that have a previous frame."""
+        """Return the mask (B, 1, 1) of the batch elements that have a previous frame."""
         mask = torch.ones(len(self.tokens), 1, 1, dtype=torch.bool, device=self.alone.device)
         return mask.index_fill(0, self.alone, False)
 
 
 @dataclass(frozen=True)
 class FrameMap(ABC):
-    """The map of given frames, T of each of B rows; `added` (B, T, n, d) or None: conditions of the deep block."""
+    """Invertible map of T frames of B batch elements; `added` (B, T, n, d) or None conditions the deep block."""
 
     shallow: ShallowBlocks
     tables: Tables
@@ -102,54 +102,54 @@ class FrameMap(ABC):
 
     @abstractmethod
     def predictive(self, said: Affine) -> Affine:
-        """Return the normal distribution of the last S frames x (B, S, n, c), those that have one in closed form.
+        """Return the closed-form normal distribution of the last S frames x (B, S, n, c).
 
-        said (B, T * n, ...): the deep block's distribution of u. S is 0 where every frame passes the shallow blocks.
+        said (B, T * n, ...): the deep block's distribution of u. S counts the frames that skip the shallow blocks.
         """
 
 
 @dataclass(frozen=True)
 class ShallowMap(FrameMap):
-    """Every frame on its own, by the shallow blocks."""
+    """Map that transforms each frame alone by the shallow blocks."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `FrameMap.forward`."""
+        """Map noisy latents x (B, T, n, c) to u and log|du/dx| per dimension, both (B, T, n, c)."""
         return self.shallow(x, self.tables)
 
     def inverse(self, u: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """See `FrameMap.inverse`."""
+        """Map u (B, T, n, c) to noisy latents x and log|du/dx|; `chunk` as for `ShallowBlocks.inverse`."""
         x, logdet, _ = self.shallow.inverse(u, self.tables, chunk=chunk)
         return x, logdet
 
     def predictive(self, said: Affine) -> Affine:
-        """See `FrameMap.predictive`."""
+        """Return an empty distribution (B, 0, n, c): no frame has a closed form."""
         none = said.mean.unflatten(1, (-1, self.tables.frame.shape[1]))[:, :0]
         return Affine(none, none, none)
 
 
 @dataclass(frozen=True)
 class MotionMap(FrameMap):
-    """The last S of T frames by an affine map; T - S frames, or the rows `alone` (k,) of S = T = 1, by shallow blocks.
+    """Map that is affine for the last S of T frames and uses the shallow blocks for the first T - S.
 
-    motion (B, S, n, ...): mean and scale of each frame given its predecessor.
-    """
+    motion (B, S, n, ...): mean and scale of each frame given its predecessor. alone (k,): batch elements whose frame
+    has no predecessor and uses the shallow blocks (only if S = T = 1)."""
 
     motion: Affine
     alone: Tensor
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `FrameMap.forward`."""
+        """Map noisy latents x (B, T, n, c) to u and log|du/dx| per dimension, both (B, T, n, c)."""
         first = x.shape[1] - self.motion.mean.shape[1]
         return self._with_first(x, *self.motion.to_noise(x[:, first:]), lambda start: self.shallow(start, self.tables))
 
     def inverse(self, u: Tensor, *, chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """See `FrameMap.inverse`."""
+        """Map u (B, T, n, c) to noisy latents x and log|du/dx|; `chunk` as for `ShallowBlocks.inverse`."""
         first = u.shape[1] - self.motion.mean.shape[1]
         x, logdet = self.motion.mean + self.motion.scale * u[:, first:], -self.motion.scale.log()
         return self._with_first(u, x, logdet, lambda u: self.shallow.inverse(u, self.tables, chunk=chunk)[:2])
 
     def predictive(self, said: Affine) -> Affine:
-        """See `FrameMap.predictive`."""
+        """Return the normal distribution of the last S frames x (B, S, n, c), given that of u, `said`."""
         count, n = self.motion.mean.shape[1:3]
         mean, scale = (part.unflatten(1, (-1, n))[:, -count:] for part in (said.mean, said.scale))
         return Affine(self.motion.mean + self.motion.scale * mean, self.motion.scale * scale, self.motion.hidden)
@@ -157,7 +157,7 @@ class MotionMap(FrameMap):
     def _with_first(
         self, frames: Tensor, later: Tensor, logdet: Tensor, shallow: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """Complete what `motion` made of later frames by what the shallow blocks make of frames without predecessor."""
+        """Combine the affine map's results `later` and `logdet` with `shallow` of the frames without a predecessor."""
         first = frames.shape[1] - later.shape[1]
         if first:
             start, start_logdet = shallow(frames[:, :first])

@@ -10,13 +10,13 @@ from starflow_world.flow.block import Affine
 
 @dataclass(frozen=True)
 class Guided(Affine):
-    """Guided means and scales, and the conditional model's own."""
+    """Guided means and scales, and those of the conditional model without guidance."""
 
     conditional: Affine
 
 
 def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Guided:
-    """Return the Gaussian proportional to conditional**(1 + w) / unconditional**w, scalar by scalar; w = guidance.
+    """Return the Gaussian proportional to conditional**(1 + w) / unconditional**w, per dimension; w = guidance.
 
         r = min(scale_c / scale_u, 1)**2;   d = 1 + w - w r
         mean = ((1 + w) mean_c - w r mean_u) / d;   scale = scale_c / sqrt(d)
@@ -28,7 +28,7 @@ def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Guided
 
 
 def guided(predict: Callable[[Tensor], Affine], guidance: float) -> Callable[[Tensor], Guided]:
-    """Guide `predict`, which maps inputs of B rows to 2B rows: [given the text; given the null text]."""
+    """Return `predict` with guidance applied; it maps inputs (B, ...) to 2B predictions, [text; null text]."""
 
     def run(inputs: Tensor) -> Guided:
         both, rows = predict(inputs), len(inputs)

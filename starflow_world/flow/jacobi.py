@@ -1,9 +1,9 @@
-"""Noise to tokens: the fixed point x = mean(x) + scale(x) * z of an affine autoregressive block.
+"""Inversion of an affine autoregressive block: Jacobi iteration to the fixed point x = mean(x) + scale(x) * z.
 
-The system is triangular, so Jacobi sweeps over a chunk reach it exactly after as many rounds as tokens (Song et al.
-2021; STARFlow-V, section 3.3); a chunk of one token is sequential decoding. The result are the *inputs* of the last
-sweep: the cache holds their keys, and the means and scales of that sweep give their exact log-probability.
-Convergence is decided row by row, and converged rows are frozen.
+The system is triangular, so Jacobi sweeps over a chunk are exact after as many sweeps as tokens (Song et al. 2021;
+STARFlow-V, section 3.3); a chunk of one token is sequential decoding. The result is the *input* of the last sweep: the
+cache holds its keys, and the means and scales of that sweep give its exact log-probability. Convergence is decided per
+batch element, and converged elements are frozen.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from starflow_world.flow.block import Affine
 
 @dataclass(frozen=True)
 class Inverse:
-    """Solved tokens (B, S, c); affine: means and scales of the last sweep; sweeps, residual and converged (B,).
+    """Solved tokens (B, S, c), means and scales `affine` of the last sweep, and sweeps, residual and converged (B,).
 
-    The residual is the root mean square over a row of (next iterate - tokens) / scale: its unit is the noise.
+    The residual is the root mean square over S and c of (next iterate - tokens) / scale, in units of the noise.
     """
 
     tokens: Tensor
@@ -30,7 +30,7 @@ class Inverse:
 
     @staticmethod
     def join(parts: "list[Inverse]") -> "Inverse":
-        """Join the results of consecutive chunks: sweeps add up, the largest residual counts."""
+        """Concatenate the results of consecutive chunks, with the sum of sweeps and the largest residual."""
         if len(parts) == 1:
             return parts[0]
         affine = Affine(*(torch.cat([getattr(p.affine, k) for p in parts], 1) for k in ("mean", "scale", "hidden")))
@@ -49,8 +49,8 @@ def solve(
 ) -> Inverse:
     """Solve one chunk by Jacobi iteration.
 
-    before (B, 1, c): the token before the chunk; noise, guess (B, S, c). `predict` maps network inputs (B, S, c) to
-    means and scales. `max_sweeps` 0 allows the S + 1 sweeps that always suffice; with fewer a row may not converge.
+    before (B, 1, c): the token before the chunk; noise (B, S, c); guess (B, S, c): the initial iterate. `predict` maps
+    network inputs (B, S, c) to means and scales. `max_sweeps` 0 allows the S + 1 sweeps that always suffice.
     """
     rows, count = noise.shape[:2]
     limit = max_sweeps or count + 1
@@ -60,7 +60,7 @@ def solve(
     for sweep in range(1, limit + 1):
         affine = predict(torch.cat((before, tokens[:, :-1]), dim=1))
         update = affine.mean + affine.scale * noise
-        # No token reads the last one: its update is exact for these inputs and costs no further sweep.
+        # No token of the chunk depends on the last token, so its update is exact for these inputs without a sweep.
         tokens = torch.cat((tokens[:, :-1], update[:, -1:]), dim=1)
         residual = ((update - tokens) / affine.scale).square().mean(dim=(1, 2)).sqrt()
         sweeps = torch.where(done, sweeps, sweep)

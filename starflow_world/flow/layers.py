@@ -1,6 +1,7 @@
 """Transformer layers of STARFlow-V: pre-norm attention with rotary positions on three axes, GELU feed-forward.
 
-Shapes: B rows, S sequence, d width, H heads of e = d / H. Rotary tables are exp(i angle), (1 or B, S, e / 2).
+Shapes: B batch elements, S sequence length, d width, H heads of width e = d / H. A rotary table holds exp(i angle),
+(1 or B, S, e / 2).
 """
 
 import torch
@@ -13,9 +14,9 @@ TIME_PAIRS = 8
 
 
 def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """exp(i angle) for `positions` (..., S, 3) of (row, column, time): complex (..., S, e / 2) with parts in `dtype`.
+    """Return exp(i angle) of positions (..., S, 3) (row, column, time): complex (..., S, e / 2) with parts in `dtype`.
 
-    The e / 2 rotary pairs are split into rows, columns and 8 for time (STARFlow-V, appendix; 12, 12, 8 at e = 64).
+    Of the e / 2 rotary pairs, 8 encode time; row and column share the rest (STARFlow-V, appendix: 12, 12, 8 at e = 64).
     """
     spatial = head_width // 2 - TIME_PAIRS
     if spatial < 2 or spatial % 2:
@@ -31,8 +32,8 @@ def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.
 
 
 def grid_positions(frames: int, grid: tuple[int, int], scale: float) -> Tensor:
-    """Positions (frames * h * w, 3) of the tokens of `frames` frames in raster order; rows and columns are in units
-    that make every resolution `scale` wide on (geometric) average."""
+    """Return positions (frames * h * w, 3) of the tokens of `frames` frames in raster order. Rows and columns are
+    scaled so that the geometric mean of a frame's height and width is `scale` at every resolution."""
     h, w = grid
     step = scale / (h * w) ** 0.5
     time, row, column = torch.meshgrid(
@@ -45,14 +46,14 @@ def grid_positions(frames: int, grid: tuple[int, int], scale: float) -> Tensor:
 
 
 def text_positions(length: int, scale: float) -> Tensor:
-    """Positions (length, 3) of text tokens: on the time axis, from 0 towards `scale`."""
+    """Return positions (length, 3) of text tokens, spread over the time axis from 0 to below `scale`."""
     time = torch.arange(length, dtype=torch.float64) * (scale / max(length, 1))
     return torch.stack((torch.zeros_like(time), torch.zeros_like(time), time), dim=-1)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`: one complex product, in
-    real numbers where it is compiled."""
+    """Rotate adjacent pairs of the last axis of x (B, S, K, H, e) by the angles of `rotary`, as one complex product, or
+    in real arithmetic under torch.compile."""
     if torch.compiler.is_compiling():
         cos, sin = torch.view_as_real(rotary[:, :, None, None, :]).unbind(-1)
         even, odd = x[..., 0::2].to(cos.dtype), x[..., 1::2].to(cos.dtype)
@@ -62,10 +63,10 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | None, *, causal: bool) -> Tensor:
-    """Scaled dot-product attention, (B, H, S, e) and (B, H, keys, e) -> (B, H, S, e).
+    """Return the scaled dot-product attention (B, H, S, e) of query (B, H, S, e) to key and value (B, H, keys, e).
 
-    When gradients are recorded on a CPU two plain products are used: the fused kernel's backward pass is 2 to 8 times
-    slower there (torch 2.13, 16 to 536 keys).
+    If gradients are recorded on a CPU, it is computed by two matrix products, because the backward pass of the fused
+    kernel is 2 to 8 times slower there (torch 2.13, 16 to 536 keys).
     """
     if isinstance(mask, Visible):
         if query.device.type == "cpu":
@@ -84,7 +85,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
 
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
-    """Each row as far as it goes: on a CPU that costs less than the padding of short rows does."""
+    """Compute attention per batch element over its valid keys only, which is faster on a CPU than masking."""
     masks = {end: visible.own[..., -end:] if visible.count > 1 else None for end in set(visible.ends)}
     rows = [
         attend(q, k.narrow(2, 0, end), v.narrow(2, 0, end), masks[end], causal=False)
@@ -94,7 +95,7 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; with a cache the queries also see what the cache holds."""
+    """Multi-head self-attention; with a cache the queries also attend to the cached keys."""
 
     def __init__(self, width: int, head_width: int) -> None:
         super().__init__()
@@ -106,9 +107,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Tensor, mask: Tensor | Visible | None, cache: KVCache | None, layer: int
     ) -> Tensor:
-        """x (B, S, d) -> (B, S, d). `mask` (broadcast to B, 1, S, keys) is True, or 0 and not -inf, where a query may
-        look; None without a cache means causal, with a cache that every key may be seen. Behind a cache of several
-        times B rows, such as the halves of guidance, what is equal in all is computed once: (several times B, S, d)."""
+        """Map x (B, S, d) to (B, S, d). `mask`, broadcast to (B, 1, S, keys), is boolean (True: may attend) or additive
+        (0 or -inf). None means causal without a cache, all keys with one. With a cache of k B rows (k = 2 under
+        guidance) the projections of x are computed once and repeated; returns (k B, S, d)."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key = rotate(qkv[:, :, :2], rotary[: len(x)]).unbind(2)
         value = qkv[:, :, 2]
@@ -124,14 +125,14 @@ class Attention(nn.Module):
         return self.out(attended.transpose(1, 2).flatten(-2))
 
     def write(self, x: Tensor, rotary: Tensor, cache: KVCache, layer: int) -> None:
-        """Of `forward` only what it stores in the cache."""
+        """Store the keys and values of x (B, S, d) in the cache, as `forward` does, without computing attention."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
         key, value = rotate(qkv[:, :, 1:2], rotary[: len(x)])[:, :, 0], qkv[:, :, 2]
         cache.write(layer, *(part.repeat(cache.rows // len(x), 1, 1, 1) for part in (key, value)))
 
 
 class FeedForward(nn.Module):
-    """LayerNorm, four times wider GELU layer, back."""
+    """Feed-forward network: LayerNorm, projection to width 4 d, GELU, projection back to d."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,12 +141,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d)."""
+        """Map x (..., d) to (..., d)."""
         return self.down(F.gelu(self.up(self.norm(x))))
 
 
 class Layer(nn.Module):
-    """One transformer layer: attention, then feed-forward, each added to its input."""
+    """One transformer layer: attention, then feed-forward, each with a residual connection."""
 
     def __init__(self, width: int, head_width: int) -> None:
         super().__init__()
@@ -156,20 +157,20 @@ class Layer(nn.Module):
         self, x: Tensor, rotary: Tensor, mask: Tensor | Visible | None = None, cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """(B, S, d) -> (B, S, d), or as many rows as the cache has."""
+        """Map x (B, S, d) to (B, S, d), or to (k B, S, d) with a cache of k B rows (see `Attention.forward`)."""
         attended = self.attention(x, rotary, mask, cache, layer)
         x = attended + (x if len(x) == len(attended) else x.repeat(len(attended) // len(x), 1, 1))
         return x + self.feed_forward(x)
 
 
 class FinalNorm(nn.Module):
-    """Root-mean-square norm in float32 (at least) with the weight stored minus one."""
+    """Root-mean-square norm in float32 or wider; its scale is stored as `weight` = scale - 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., d) in the dtype of the weight."""
+        """Normalise x (..., d) in the dtype of the weight."""
         weight = 1 + self.weight
         return F.rms_norm(x.to(weight.dtype), x.shape[-1:], weight, 1e-6)

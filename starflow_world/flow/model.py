@@ -1,4 +1,4 @@
-"""The normalizing flow (STARFlow-V, section 3): a map of each frame, then one deep block over text and all frames.
+"""The normalizing flow (STARFlow-V, section 3): an invertible map of each frame, then a deep block over all frames.
 
     u, _ = map(x)      each frame, given at most its predecessor (frame_map.py)
     z, _ = deep(u)     causal over [text, all tokens of all frames]
@@ -27,7 +27,7 @@ from starflow_world.flow.motion import make_carry, make_motion
 
 
 class Flow(nn.Module):
-    """Density and sampler of noisy latents; tensors in, tensors out."""
+    """Normalizing flow of noisy latents: computes their log-likelihood, samples and denoises them."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -43,16 +43,16 @@ class Flow(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         return self.deep.start.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of latents, tokens and nats."""
+        """Return the dtype of latents, tokens and nats."""
         return self.deep.start.dtype
 
     def products(self) -> AbstractContextManager[object]:
-        """Return a context in which products run in the dtype of the weights, if that is half precision."""
+        """Return an autocast context for half-precision weights, and a null context for others."""
         weight = self.deep.project_in.weight
         return torch.autocast(weight.device.type, weight.dtype) if weight.dtype in HALF else nullcontext()
 
@@ -78,12 +78,12 @@ class Flow(nn.Module):
     ) -> FrameMap:
         """Return the map of clips x (B, T, n, c) whose first frames have no predecessor; action (B, T, d).
 
-        carried (B, T, K): what is carried after each frame; None: computed as if nothing preceded the clip.
+        carried (B, T, K): the memory slots after each frame; None: computed as if nothing preceded the clip.
         """
         return self.motion.clip(self.shallow, self.carry, x, action, tables, carried)
 
     def map_next(self, past: Past, action: Tensor, tables: Tables) -> FrameMap:
-        """Return the map of the next frame of each row, given its past and its action (B, 1, d)."""
+        """Return the map of each batch element's next frame, given its past and its action (B, 1, d)."""
         return self.motion.next(self.shallow, past, action, tables)
 
     # ---- deep: causal over text and all frames -------------------------------------------------------------------
@@ -108,14 +108,16 @@ class Flow(nn.Module):
     def extend(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
     ) -> tuple[KVCache, Affine]:
-        """Commit the positions of `inputs` (B, S, c), tokens shifted by one, and predict the tokens; `text` is L."""
+        """Run the deep block on `inputs` (B, S, c), tokens shifted by one, commit their keys, and predict the tokens.
+
+        `text` is L, the number of text positions in the cache."""
         affine = self.predictor(cache, added, inputs.shape[1], tables, text=text)(inputs)
         return cache.commit(inputs.shape[1]), affine
 
     def fill(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
     ) -> KVCache:
-        """Commit the positions of `inputs` (B, S, c) as `extend` does, without predicting."""
+        """Write and commit the keys of `inputs` (B, S, c) as `extend` does, without predicting."""
         predict = self.predictor(cache, added, inputs.shape[1], tables, text=text)
         self.deep.write(inputs, predict.rotary, cache, predict.visible, predict.added)
         return cache.commit(inputs.shape[1])
@@ -123,9 +125,9 @@ class Flow(nn.Module):
     def predictor(
         self, cache: KVCache, added: Tensor | None, count: int, tables: Tables, *, text: int
     ) -> "CachedBlock":
-        """Return the deep block at the next `count` positions after `cache`, a function of inputs (B, count, c).
+        """Return the deep block as a function of inputs (B, count, c) at the `count` positions after `cache`.
 
-        A cache of several times B rows gives as many rows of results (see Attention).
+        With a cache of k B rows its results have k B rows (see `Attention.forward`).
         """
         added = added.flatten(1, 2) if added is not None and added.ndim == 4 else added
         visible = cache.visible(count, self.deep.project_in.weight.dtype)
@@ -157,7 +159,7 @@ class Flow(nn.Module):
     # ---- denoising -----------------------------------------------------------------------------------------------
 
     def denoise(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
-        """Clean noisy latents x (B, T, n, c) by one Tweedie step; without a denoiser x is returned as it is."""
+        """Denoise latents x (B, T, n, c) by one Tweedie step; without a denoiser return x unchanged."""
         if self.denoiser is None:
             return x
         return x - self.config.denoiser_step * self.denoiser_output(x, text, tables, valid)
@@ -180,9 +182,8 @@ class Flow(nn.Module):
 
         action (B, T, d) or None; carried (B, T, K) as for `map_clip`; hidden states (B, T, n, d).
 
-        With `clean` latents (B, T, n, c) and the noise level, the nats of frames whose distribution is known in closed
-        form are expected over their own noise. Their gradient is free of it: a deep block that knows nothing about the
-        noise has nothing to learn from it.
+        With `clean` latents (B, T, n, c) and their noise `level`, frames with a closed-form distribution get the
+        expectation of log p over their own noise, which removes that noise from the gradient.
         """
         frame_map = self.map_clip(x, action, tables, carried)
         u, logdet = frame_map.forward(x)
@@ -196,13 +197,13 @@ class Flow(nn.Module):
         return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])
 
     def first_frames(self, frames: int) -> int:
-        """Return how many of the frames of a clip pass the shallow blocks and have no closed form."""
+        """Return how many frames at the start of a clip of `frames` pass the shallow blocks (no closed form)."""
         return 1 if self.motion.looks_back else frames
 
 
 @dataclass(frozen=True)
 class CachedBlock:
-    """The deep block at fixed positions after a cache; called once per sweep, all else is built before."""
+    """Deep block at fixed positions after a cache, with prepared rotary table and mask; called once per sweep."""
 
     block: Block
     cache: KVCache
@@ -211,5 +212,5 @@ class CachedBlock:
     added: Tensor | None
 
     def __call__(self, inputs: Tensor) -> Affine:
-        """Predict the tokens that follow inputs (B, S, c)."""
+        """Predict the token after each of inputs (B, S, c)."""
         return self.block.predict(inputs, self.rotary, self.cache, self.visible, self.added)

@@ -1,4 +1,4 @@
-"""How a frame follows its predecessor: the affine map of `MotionMap`, and slots that are carried from frame to frame.
+"""Networks that predict a frame from its predecessor (`Motion`), and memory slots carried across frames (`Carry`).
 
     u_t = (x_t - mean(x_{t-1}, action_t)) / scale(x_{t-1}, action_t)          log|du/dx| = -log scale
 
@@ -7,15 +7,15 @@ flows"): a small convolutional network predicts each frame from the previous one
 is inverted without iteration. The residual u is near white noise; the deep block, which sees the whole history, shifts
 and scales it further.
 
-A flow may carry K numbers that no frame shows: slots, each with the content of one site.
+A flow may carry hidden state of K numbers from frame to frame: memory slots, each with the content of one site.
 
     slot <- slot + gate (site - slot)          site: read from the previous frame where attention detects a removal
 
-A recurrence of gated copies (the forget gate of Gers et al. 2000; the copy of Vinyals et al. 2015): what left the
-picture is kept as it looked, and the motion can restore it. The attention and the gates of all frames are computed at
-once, only the sum runs along time. Slots live longer than the window of the deep block.
+This is a recurrence of gated copies (forget gate: Gers et al. 2000; copying: Vinyals et al. 2015). It stores how a
+removed object looked, so that the motion can show it again. Attention and gates of all frames are computed in parallel;
+only the recurrence is sequential. Slots outlive the window of the deep block.
 
-`NoMotion` and `NoCarry` stand in for both in flows without them; they have no parameters.
+Flows without them use `NoMotion` and `NoCarry`, which have no parameters.
 Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width, K carried numbers.
 """
 
@@ -34,10 +34,10 @@ WIDEST = 5.0
 
 
 class NoMotion(nn.Module):
-    """Every frame passes the shallow blocks on its own; the deep block alone knows the past."""
+    """Flow without motion: the shallow blocks transform each frame alone; only the deep block uses the history."""
 
     looks_back = False
-    """Whether frames depend on their predecessor before the deep block."""
+    """Whether the map from x to u of a frame depends on the previous frame."""
 
     def clip(
         self, shallow: ShallowBlocks, carry: "NoCarry", x: Tensor, action: Tensor | None, tables: Tables,
@@ -45,29 +45,30 @@ class NoMotion(nn.Module):
     ) -> FrameMap:
         """Return the map of clips x (B, T, n, c) whose first frames have no predecessor.
 
-        action (B, T, d) or None; carried (B, T, K): after each frame (None: computed from x).
+        action (B, T, d) or None; carried (B, T, K): the slots after each frame (None: computed from x).
         """
         return ShallowMap(shallow, tables, None if action is None else _spread(action, x.shape[2]))
 
     def next(self, shallow: ShallowBlocks, past: Past, action: Tensor, tables: Tables) -> FrameMap:
-        """Return the map of the next frame of each row, given its past and its action (B, 1, d)."""
+        """Return the map of each batch element's next frame, given its past and its action (B, 1, d)."""
         return ShallowMap(shallow, tables, _spread(action, past.tokens.shape[1]))
 
     def guess(self, past: Past, noise: Tensor) -> Tensor:
-        """Return a first guess (B, n, c) of the next frame's u: the previous frame, else its noise (B, n, c)."""
+        """Return the initial Jacobi iterate (B, n, c) of the next u: the previous u, or `noise` for first frames."""
         return torch.where(past.present, past.tokens, noise)
 
     def history(self, u: Tensor, latents: Tensor) -> Tensor:
-        """Return the frames (B, T, n, c) that `clip` reads for the frames u; latents (B, W', n, c): the newest x."""
+        """Return the input (B, T, n, c) of `clip` for the last T frames: u here, the newest of latents (B, W', n, c)
+        with motion."""
         return u
 
     def restart(self, u: Tensor, x: Tensor, shallow: ShallowBlocks, tables: Tables) -> Tensor:
-        """Return u (B, T, n, c) of frames that become the first of a window; x: their noisy latents."""
+        """Return u (B, T, n, c) of frames that start a new window, given their noisy latents x (B, T, n, c)."""
         return u
 
 
 class Motion(NoMotion):
-    """The affine map from frame to frame; a frame without predecessor passes the shallow blocks."""
+    """Network that predicts an affine map from the previous frame; first frames pass the shallow blocks instead."""
 
     looks_back = True
 
@@ -81,9 +82,9 @@ class Motion(NoMotion):
         nn.init.zeros_(self.tell.weight)
 
     def forward(self, previous: Tensor, action: Tensor, grid: tuple[int, int], carried: Tensor) -> Affine:
-        """Predict N frames (N, n, c) from previous (N, n, c), action (N, d) and carried (N, K).
+        """Predict mean and scale (N, n, c) of N frames from previous (N, n, c), action (N, d) and carried (N, K).
 
-        `hidden` (N, n, d) is added to the inputs of the deep block.
+        The result's `hidden` (N, n, d) is added to the inputs of the deep block.
         """
         side = self.net.side
         with torch.autocast(previous.device.type, enabled=False):
@@ -95,18 +96,18 @@ class Motion(NoMotion):
         return Affine(to_tokens(mean, side), F.softplus(to_tokens(scale, side) + UNIT_SCALE), added)
 
     def condition(self, action: Tensor, carried: Tensor) -> Tensor:
-        """Return the condition (N, d) of the network."""
+        """Return the condition (N, d) of the convolutional network, given action (N, d) and slots carried (N, K)."""
         return action
 
     def restored(self, out: Tensor, features: Tensor, carried: Tensor) -> Tensor:
-        """Add carried content to the output (N, H, W, 2 c / side**2) of the head."""
+        """Return the head's output (N, H, W, 2 c / side**2), with the content of slots added in `CarryingMotion`."""
         return out
 
     def clip(
         self, shallow: ShallowBlocks, carry: "NoCarry", x: Tensor, action: Tensor | None, tables: Tables,
         carried: Tensor | None,
     ) -> FrameMap:
-        """See `NoMotion.clip`."""
+        """Return the map of clips x (B, T, n, c): first frames by the shallow blocks, later frames by motion."""
         shape = (len(x), x.shape[1] - 1)
         if not shape[1]:
             return super().clip(shallow, carry, x, action, tables, carried)
@@ -122,7 +123,7 @@ class Motion(NoMotion):
         return MotionMap(shallow, tables, added, motion, torch.empty(0, dtype=torch.long, device=x.device))
 
     def next(self, shallow: ShallowBlocks, past: Past, action: Tensor, tables: Tables) -> FrameMap:
-        """See `NoMotion.next`."""
+        """Return the map of each next frame: by the shallow blocks without a previous frame, else by motion."""
         alone, count = past.alone, past.tokens.shape[1]
         if len(alone) == len(action):
             return super().next(shallow, past, action, tables)
@@ -134,20 +135,20 @@ class Motion(NoMotion):
         return MotionMap(shallow, tables, added, motion, alone)
 
     def guess(self, past: Past, noise: Tensor) -> Tensor:
-        """Return the noise: consecutive residuals have nothing in common."""
+        """Return the noise, since the u of consecutive frames are nearly independent."""
         return noise
 
     def history(self, u: Tensor, latents: Tensor) -> Tensor:
-        """See `NoMotion.history`."""
+        """Return the newest T of latents (B, W', n, c), which `clip` reads for u (B, T, n, c)."""
         return latents[:, latents.shape[1] - u.shape[1] :]
 
     def restart(self, u: Tensor, x: Tensor, shallow: ShallowBlocks, tables: Tables) -> Tensor:
-        """See `NoMotion.restart`: the first frame has no predecessor in its window."""
+        """Return u with the first frame mapped by the shallow blocks, as it has no predecessor in the window."""
         return torch.cat((shallow(x[:, :1], tables)[0], u[:, 1:]), dim=1)
 
 
 class CarryingMotion(Motion):
-    """A motion that reads the carried slots, and may show their content at any site as it looked."""
+    """Motion that is conditioned on the carried slots and can copy their content into any site of the frame."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__(config)
@@ -158,36 +159,36 @@ class CarryingMotion(Motion):
             nn.init.zeros_(parameter)
 
     def condition(self, action: Tensor, carried: Tensor) -> Tensor:
-        """See `Motion.condition`."""
+        """Return the condition (N, d): action (N, d) plus a projection of the slots carried (N, K)."""
         return action + self.recall(carried)
 
     def restored(self, out: Tensor, features: Tensor, carried: Tensor) -> Tensor:
-        """See `Motion.restored`."""
+        """Add the slots' content to the mean in the head's output (N, H, W, 2 c / side**2), weighted per site."""
         place = self.place(features)
         shown = place @ carried.unflatten(1, (1, place.shape[-1], -1))
         return out + F.pad(shown, (out.shape[-1] - shown.shape[-1], 0))
 
 
 class NoCarry(nn.Module):
-    """Nothing is carried from frame to frame: K = 0."""
+    """Carry of flows without memory slots: K = 0."""
 
     numbers = 0
-    """K."""
+    """K, the number of carried values per batch element."""
 
     def along(self, x: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """Return what is carried after each frame of clips x (B, T, n, c) from their beginning, (B, T, K).
+        """Return the slots (B, T, K) after each frame of clips x (B, T, n, c) that begin without a predecessor.
 
         action (B, T, d), or None for zeros.
         """
         return x.new_zeros(*x.shape[:2], 0)
 
     def after(self, past: Past, x: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return what is carried after the next frames x (B, 1, n, c) under action (B, 1, d), (B, 1, K)."""
+        """Return the slots (B, 1, K) after the next frames x (B, 1, n, c) with action (B, 1, d)."""
         return x.new_zeros(len(x), 1, 0)
 
 
 class Carry(NoCarry):
-    """Slots that are filled by gated copies of sites; K = carry_slots * numbers per site."""
+    """Memory slots filled by gated copies of sites; K = carry_slots * channels per site."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -207,11 +208,11 @@ class Carry(NoCarry):
                 parameter.zero_()
 
     def begin(self, action: Tensor) -> Tensor:
-        """Return the slots (B, K) after a frame without predecessor; action (B, d), zeros at a true start."""
+        """Return the slots (B, K) after a frame without predecessor; action (B, d) is zero at an episode's start."""
         return self.start + self.begun(action.to(self.start.dtype))
 
     def along(self, x: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor:
-        """See `NoCarry.along`."""
+        """Return the slots (B, T, K) after each frame of clips x (B, T, n, c) with action (B, T, d) or None."""
         if action is None:
             action = x.new_zeros(*x.shape[:2], self.begun.in_features)
         first = self.begin(action[:, 0])
@@ -220,7 +221,7 @@ class Carry(NoCarry):
         return torch.cat((first[:, None], self(first, x[:, :-1], x[:, 1:], action[:, 1:], grid)), dim=1)
 
     def after(self, past: Past, x: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
-        """See `NoCarry.after`."""
+        """Return the slots (B, 1, K) after the next frames x (B, 1, n, c) with action (B, 1, d)."""
         if len(past.alone) == len(x):
             return self.begin(action[:, 0])[:, None]
         carried = self(past.carried, past.latents[:, -1:], x, action, grid)
@@ -243,7 +244,7 @@ class Carry(NoCarry):
             return torch.stack(filled, dim=1).flatten(2)
 
     def _events(self, previous: Tensor, x: Tensor, action: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return the site that each slot reads in N frames, (N, slots, size), and its gate, (N, slots)."""
+        """Return the attention readout (N, slots, size) of each slot from previous (N, n, c), and gates (N, slots)."""
         parts = (previous, x - previous)
         both = torch.cat([part.unflatten(2, (self.side**2, -1)) for part in parts], dim=-1).flatten(2)
         features = self.net(both, grid, action.to(x.dtype)).flatten(1, 2)
@@ -252,23 +253,23 @@ class Carry(NoCarry):
         change = new.square().mean(-1, keepdim=True).clamp_max(0.3)
         share = self.look(torch.cat((features, change), dim=-1)).softmax(1)
         sites = share.mT @ old
-        sites = sites + self.correct(F.gelu(self.expect(sites)))  # denoises: noise in the site need not be kept
+        sites = sites + self.correct(F.gelu(self.expect(sites)))  # learned denoising of the readout
         logits = self.gate(torch.cat((features.mean(1), sites.flatten(1)), dim=-1))
         return sites, (WIDEST * torch.tanh(logits / WIDEST)).sigmoid()
 
 
 def make_motion(config: FlowConfig) -> NoMotion:
-    """Build the motion that the config describes."""
+    """Build the module that predicts a frame from its predecessor, or `NoMotion`, from the flow's config."""
     if not config.motion_width:
         return NoMotion()
     return CarryingMotion(config) if config.carry_slots else Motion(config)
 
 
 def make_carry(config: FlowConfig) -> NoCarry:
-    """Build the carry that the config describes."""
+    """Build the module of memory slots carried from frame to frame, or `NoCarry`, from the flow's config."""
     return Carry(config) if config.motion_width and config.carry_slots else NoCarry()
 
 
 def _spread(action: Tensor, tokens: int) -> Tensor:
-    """Repeat an action (B, T, d) for every token of its frame, (B, T, n, d)."""
+    """Expand action embeddings (B, T, d) to every token of their frame, (B, T, n, d)."""
     return action[:, :, None].expand(-1, -1, tokens, -1)

@@ -1,7 +1,7 @@
-"""Half precision: only the products inside transformers may run in it.
+"""Half precision of a flow, which is limited to matrix products inside transformers.
 
-Norms, start tokens, heads, residuals, affine maps, sums of log-probabilities and all site networks stay float32: in
-bfloat16 the rounding error of a latent of 2 is a tenth of the noise, and nats of such frames are meaningless.
+Norms, start tokens, heads, residuals, affine maps, sums of log-probabilities and all site networks stay float32: the
+bfloat16 rounding error of a latent of size 2 is a tenth of the noise, which makes its log-likelihood meaningless.
 """
 
 import torch
@@ -13,7 +13,7 @@ from starflow_world.flow.model import Flow
 
 
 def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """Return the dtype of every tensor of a flow that runs in `dtype` under autocast (see `Flow.products`)."""
+    """Return the dtype of every weight, by name, of a flow whose matrix products run in `dtype` under autocast."""
     dtypes = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
     for path, module in flow.named_modules():
         for name, part in module.named_modules() if isinstance(module, Block | Denoiser) else ():
@@ -23,7 +23,7 @@ def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def run_in(flow: Flow, dtype: torch.dtype) -> None:
-    """Cast the weights of the flow in place so that its products run in `dtype`."""
+    """Cast the weights of the flow in place so that its matrix products run in `dtype`."""
     dtypes = running_dtypes(flow, dtype)
     tensors = {name: tensor.to(dtypes[name]) for name, tensor in flow.state_dict().items()}
     flow.load_state_dict(tensors, strict=True, assign=True)

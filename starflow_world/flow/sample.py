@@ -1,4 +1,4 @@
-"""Sampling of whole videos: noise to u, frame by frame through the deep block (STARFlow-V, section 3.3).
+"""Sampling of videos: the deep block maps noise to u frame by frame (STARFlow-V, section 3.3).
 
     u_t = mean(u_<=t) + scale(u_<=t) * noise_t        solved by Jacobi sweeps from the guess u_{t-1}
 
@@ -25,10 +25,11 @@ def sample_frames(
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
     window: int | None = None, context: int | None = None, action: Tensor | None = None,
 ) -> Iterator[Inverse]:
-    """Yield u of T new frames, one by one, from noise (B, T, n, c), text (B, L, text width) and P given frames of u.
+    """Yield the solved u (B, n, c) of each of T new frames after P given frames, from noise (B, T, n, c) and text.
 
-    prefix (B, P, n, c); `guidance` w > 0 steers away from `null_text`; `window` W (default: as many frames as the
-    tables hold) and `context` C as in windows.py; action (B, P + T, d). Raises ConfigError.
+    text (B, L, text width); prefix (B, P, n, c): u of the given frames; action (B, P + T, d). `guidance` w > 0 steers
+    away from `null_text`. The deep block holds `window` frames (None: all that the tables cover) and keeps the last
+    `context` of a full window. Raises ConfigError.
     """
     count, given = noise.shape[2], 0 if prefix is None else prefix.shape[1]
     total, held = given + noise.shape[1], tables.video.shape[1] // count

@@ -1,8 +1,8 @@
-"""Networks over the sites of a frame: small convolutions that see every site with what is around it.
+"""Small convolutional networks over the sites of a frame.
 
-A token of c channels is a square of m x m sites of c / m**2 numbers each, in raster order; a frame of h x w tokens is
-an image of hm x wm sites. Site networks run once per frame, not once per sweep, and share their weights over all sites.
-Weights are kept as matrices (out, in * k * k), the shape that Muon orthogonalises.
+A token of c channels is a square of m x m sites with c / m**2 channels each, in raster order; a frame of h x w tokens
+is an image of hm x wm sites. Site networks run once per frame, not once per Jacobi sweep. Convolution weights are
+stored as matrices (out, in * k * k), the shape that the Muon optimizer orthogonalises.
 """
 
 import torch
@@ -13,31 +13,31 @@ SHARPNESS = 4.0
 
 
 def to_sites(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Tokens (B, n, c) of h x w = n squares -> (B, h * side, w * side, c / side**2)."""
+    """Rearrange tokens (B, n, c), a grid of h x w = n, into sites (B, h * side, w * side, c / side**2)."""
     sites = tokens.unflatten(1, grid).unflatten(3, (side, side, -1))
     return sites.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def to_tokens(sites: Tensor, side: int) -> Tensor:
-    """(B, h * side, w * side, k) -> tokens (B, h * w, k * side**2), the inverse of `to_sites`."""
+    """Rearrange sites (B, h * side, w * side, k) into tokens (B, h * w, k * side**2): the inverse of `to_sites`."""
     squares = sites.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return squares.transpose(2, 3).flatten(3, 5).flatten(1, 2)
 
 
 def pooled_text(text: Tensor) -> Tensor:
-    """States (B, L, width) of texts as one vector each, (B, width), as large as the states themselves."""
+    """Return the sum of text states (B, L, width) over L, divided by sqrt(L) to keep their scale: (B, width)."""
     return text.sum(1) / text.shape[1] ** 0.5
 
 
 class SiteConv(nn.Linear):
-    """A convolution over `size` x `size` sites, zero outside the frame."""
+    """Zero-padded convolution with a kernel of `size` x `size` sites and a weight matrix (out, width * size**2)."""
 
     def __init__(self, width: int, out: int, size: int = 1) -> None:
         super().__init__(width * size**2, out)
         self.size = size
 
     def forward(self, sites: Tensor) -> Tensor:
-        """(B, H, W, width) -> (B, H, W, out)."""
+        """Map sites (B, H, W, width) to (B, H, W, out)."""
         if self.size == 1:
             return super().forward(sites)
         weight = self.weight.unflatten(1, (-1, self.size, self.size))
@@ -45,7 +45,7 @@ class SiteConv(nn.Linear):
 
 
 class SiteLayer(nn.Module):
-    """Look at the 3 x 3 sites around, scaled and shifted by the frame's condition, and mix; residual."""
+    """Residual layer: 3 x 3 convolution, scale and shift by the frame's condition (as in FiLM), 1 x 1 convolution."""
 
     def __init__(self, width: int, condition: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class SiteLayer(nn.Module):
         self.condition = nn.Linear(condition, 2 * width) if condition else None
 
     def forward(self, sites: Tensor, condition: Tensor | None) -> Tensor:
-        """sites (B, H, W, width), condition (B, d) or None."""
+        """Map sites (B, H, W, width) to the same shape, given a condition (B, d); None only if built without one."""
         around = self.look(F.gelu(sites))
         if self.condition is not None:
             assert condition is not None
@@ -63,7 +63,7 @@ class SiteLayer(nn.Module):
 
 
 class SiteNet(nn.Module):
-    """Tokens (B, n, c) -> features (B, H, W, width) of every site, given a condition per frame; float32 at least."""
+    """Convolutional network from tokens to features of every site, with a condition per frame; in float32 or wider."""
 
     def __init__(self, channels: int, width: int, layers: int, side: int, condition: int = 0) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class SiteNet(nn.Module):
         self.layers = nn.ModuleList(SiteLayer(width, condition) for _ in range(layers))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int], condition: Tensor | None = None) -> Tensor:
-        """tokens (B, n, c), condition (B, d) -> (B, H, W, width)."""
+        """Map tokens (B, n, c) and condition (B, d) to features (B, H, W, width)."""
         sites = self.first(F.gelu(self.stem(to_sites(tokens, grid, self.side))))
         for layer in self.layers:
             sites = layer(sites, condition)
@@ -80,8 +80,8 @@ class SiteNet(nn.Module):
 
 
 class SiteHead(nn.Module):
-    """Numbers per site. With `codes` > 0 the last `mean` of them may be read off a learned table: a softmax over its
-    entries is added to them, and a saturated softmax is free of the noise that a sum of features keeps."""
+    """Linear head with `out` outputs per site. With `codes` > 0 a softmax-weighted sum of learned codebook vectors is
+    added to the last `mean` outputs; a saturated softmax removes the noise that a linear map of features keeps."""
 
     def __init__(self, width: int, out: int, mean: int, codes: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SiteHead(nn.Module):
         self.codes = nn.Parameter(0.5 * torch.randn(codes, mean)) if codes else None
 
     def forward(self, sites: Tensor) -> Tensor:
-        """(B, H, W, width) -> (B, H, W, out)."""
+        """Map features (B, H, W, width) to outputs (B, H, W, out)."""
         numbers = self.numbers(sites)
         if self.choice is None or self.codes is None:
             return numbers

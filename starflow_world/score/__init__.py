@@ -1,4 +1,4 @@
-"""Likelihood-based anomaly scores of episodes: fitted and calibrated on normal episodes, saved beside a world."""
+"""Likelihood-based anomaly scores of episodes, fitted and calibrated on normal episodes of a world."""
 
 from starflow_world.score.scorer import Scorer
 from starflow_world.score.scores import PARTS, Scores

@@ -1,9 +1,9 @@
-"""Statistics of single frames, which use neither history nor flow.
+"""Anomaly statistics of single frames, which use neither history nor flow.
 
-Likelihoods rate simple pictures as more likely than the training data (Nalisnick et al. 2019), and an empty frame after
-an empty frame is easy to predict. So a frame is also compared with the patches of normal frames (novelty, as in
-PatchCore, Roth et al. 2022), with its compressed size (Serra et al. 2020), and with its reconstruction by the codec
-(residual).
+Likelihood models rate simple images as more likely than the training data (Nalisnick et al. 2019), and an empty frame
+after an empty frame is easy to predict. Three statistics compensate: the distance of patches to those of normal frames
+(novelty, as in PatchCore, Roth et al. 2022), the compressed size (complexity, Serra et al. 2020), and the codec's
+reconstruction error (residual).
 
 Shapes: T frames, n tokens of c channels; a token is m x m patches of c / m^2 numbers.
 """
@@ -20,11 +20,11 @@ from starflow_world.codec import Codec
 
 PROTOTYPES, LARGEST_SAMPLE = 512, 50_000
 DETAIL = 64
-"""Patches whose numbers agree within 1 / DETAIL count as equal."""
+"""Quantization steps per unit of a latent; patches that quantize to the same values count as equal."""
 
 
 def distinct_patches(latents: Sequence[np.ndarray], side: int) -> Tensor:
-    """Return the distinct patches (N, k) in latents (T, n, c), in an order that depends on the data alone."""
+    """Return the distinct patches (N, k) in latents (T, n, c) of several episodes, in deterministic order."""
     distinct: set[bytes] = set()
     for frames in latents:
         patches = np.rint(_patches(torch.from_numpy(frames), side).flatten(0, 2).numpy() * DETAIL).astype(np.int16)
@@ -35,8 +35,8 @@ def distinct_patches(latents: Sequence[np.ndarray], side: int) -> Tensor:
 
 
 def prototypes(patches: Tensor, most: int = PROTOTYPES) -> Tensor:
-    """Select K <= most patches (K, k) so that none of `patches` is far from all of them, by adding the farthest patch
-    repeatedly (Gonzalez 1985)."""
+    """Select K <= most patches (K, k) that cover `patches` (N, k): repeatedly add the patch that is farthest from those
+    selected (Gonzalez 1985)."""
     chosen = [0]
     distance = (patches - patches[0]).square().sum(-1)
     while len(chosen) < min(most, len(patches)):
@@ -46,7 +46,7 @@ def prototypes(patches: Tensor, most: int = PROTOTYPES) -> Tensor:
 
 
 def novelty(latents: Tensor, known: Tensor, side: int, sigma: float) -> Tensor:
-    """Return (T, n) nats: the distance of a token's strangest patch to the nearest known one under noise of sigma."""
+    """Return novelty (T, n) in nats: d^2 / (2 sigma^2) for the largest distance d of a token's patches to `known`."""
     patches = _patches(latents.float(), side)
     nearest = torch.stack([torch.cdist(frame.flatten(0, 1), known).amin(-1) for frame in patches])
     rounding = known.shape[1] ** 0.5 / (2 * DETAIL)
@@ -55,7 +55,7 @@ def novelty(latents: Tensor, known: Tensor, side: int, sigma: float) -> Tensor:
 
 
 def residual(codec: Codec, frames: Tensor, latents: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return (T, n): the root mean square error, in grey levels, of frames (T, H, W, 3) u8 decoded from latents."""
+    """Return the root mean square error (T, n), in grey levels, of decoded latents against frames (T, H, W, 3) u8."""
     back = codec.decode(latents[None])[0][0].to(frames.device)
     wrong = (back.float() - frames.float()).square().mean(-1)
     (h, w), (height, width) = grid, wrong.shape[1:]
@@ -63,7 +63,7 @@ def residual(codec: Codec, frames: Tensor, latents: Tensor, grid: tuple[int, int
 
 
 def complexity(frames: np.ndarray) -> np.ndarray:
-    """Return (T,) nats: the compressed size of each of frames (T, H, W, 3) u8."""
+    """Return the zlib-compressed size (T,), in nats, of each of frames (T, H, W, 3) u8."""
     return np.array([8 * math.log(2) * len(zlib.compress(frame.tobytes(), 6)) for frame in frames])
 
 

@@ -1,4 +1,4 @@
-"""Calibration: p-values of frames and episodes, and a change detector with a chosen run length.
+"""Calibration of scores: p-values of frames and episodes, and a change detector with a chosen run length.
 
 p-values are split-conformal (Vovk et al. 2005; Angelopoulos & Bates 2023): the rank of a score among those of held-out
 normal frames, valid for any score. Frames are ranked among frames of the same age in their episode (the first frames
@@ -15,7 +15,7 @@ from starflow_world.errors import ScorerError
 from starflow_world.score.tails import FLOOR, by_group
 
 FRAMES_PER_RATE = 5
-"""Product of frames and false-alarm rate that a threshold needs: 500 frames for 1 %."""
+"""Minimum of calibration frames times false-alarm rate for a threshold: 500 frames for 1 %."""
 CAP, SLACK = 6.0, 0.5
 
 
@@ -33,7 +33,7 @@ def check_support(frames: int, false_alarms: float) -> None:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Sorted scores (N,) of normal frames by age; bin b is starts[b] : starts[b + 1] and begins at age ages[b]."""
+    """Scores (N,) of normal frames, sorted within bins of age; bin b is starts[b] : starts[b + 1], from age ages[b]."""
 
     scores: np.ndarray
     starts: np.ndarray
@@ -41,7 +41,7 @@ class Ranks:
 
     @staticmethod
     def fit(episodes: Sequence[np.ndarray], fewest: int) -> "Ranks":
-        """Rank the scores (T,) of normal episodes; a bin with fewer than `fewest` frames joins its neighbour."""
+        """Sort the scores (T,) of normal episodes into age bins; a bin with fewer than `fewest` frames is merged."""
         age = np.concatenate([np.arange(len(scores)) for scores in episodes])
         score = np.concatenate(episodes)
         edges = np.concatenate(([0, 1], 2 ** np.arange(1, 31)))
@@ -56,7 +56,7 @@ class Ranks:
         return Ranks(np.concatenate([np.sort(s) for _, s in bins]), starts, np.array([age for age, _ in bins]))
 
     def __call__(self, score: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """Return p (T,): the share of normal frames of this age, the judged one included, with as high a score."""
+        """Return p-values (T,): the share of normal frames of that age, plus the frame itself, that score as high."""
         place, p = np.searchsorted(self.ages, age, side="right") - 1, np.empty(len(score))
         for index in np.unique(place):
             normal, here = self.scores[self.starts[index] : self.starts[index + 1]], place == index
@@ -67,7 +67,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Memory:
-    """The state of the online statistics of an episode: standardised surprises of the last frames, cumulative sum."""
+    """State of an episode's online statistics: standardised surprises of the last frames, and the cumulative sum."""
 
     recent: tuple[float, ...] = ()
     cusum: float = 0.0
@@ -75,8 +75,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Change:
-    """Detects weak, lasting changes: log surprise, standardised by group (mean, deviation (G,)), over `window` frames,
-    and the cumulative sum of Page (1954) with its threshold for the chosen run length."""
+    """Detector of weak, lasting changes: the mean log surprise over `window` frames, standardised by group (`mean`,
+    `deviation` (G,)), and a CUSUM test (Page 1954) with a threshold for the chosen run length."""
 
     mean: np.ndarray
     deviation: np.ndarray
@@ -93,11 +93,12 @@ class Change:
         return Change(mean, deviation, window)
 
     def standardised(self, surprise: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """Return the log surprise (T,) in deviations from the mean of its group."""
+        """Return log surprise (T,) standardised by the mean and deviation of the frame's group."""
         return np.asarray((_log(surprise) - self.mean[group]) / self.deviation[group])
 
     def step(self, memory: Memory, drift: float, score: float) -> tuple[Memory, float]:
-        """Return the memory after one more frame, and the window's mean in deviations of such a mean."""
+        """Update with a frame's standardised surprise `drift` and `score`; return the memory and the windowed mean,
+        in standard deviations."""
         recent = (*memory.recent, drift)[-self.window :]
         gain = (float(change_evidence(np.array(drift), np.array(score))) - self.calm) / self.spread - SLACK
         return Memory(recent, max(0.0, memory.cusum + gain)), sum(recent) / len(recent) ** 0.5
@@ -118,7 +119,7 @@ class Change:
 
 
 def _alarms(threshold: float, gains: Sequence[np.ndarray]) -> int:
-    """Count the alarms in episodes of these gains; the sum restarts after each alarm."""
+    """Count the CUSUM alarms at a threshold, given the gains of each episode; the sum is reset after each alarm."""
     alarms = 0
     for episode in gains:
         total = 0.0
@@ -134,5 +135,5 @@ def _log(surprise: np.ndarray) -> np.ndarray:
 
 
 def change_evidence(drift: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Return the evidence for a change (T,): drift plus half the score of a frame, both bounded."""
+    """Return the evidence for a change (T,): the clipped drift plus half the clipped score."""
     return np.clip(drift, -CAP / 2, CAP / 2) + np.clip(score, 0, CAP) / 2

@@ -1,21 +1,21 @@
-"""What a world says of real frames, token by token; the only file of the scorer that looks into the flow.
+"""Evidence of a world on real frames, per token: log-likelihood, surprise, and evidence against the action.
 
-Noise of level sigma is added to clean latents before they are scored, and the scorer knows that noise: a perfect
-prediction of a frame costs exactly log N(x; clean, sigma^2). Behind a frame the flow is affine in each dimension given
-the tokens before it, x = mean + scale z, so the nats by which a prediction falls short have a closed form in
-expectation over the token's own noise,
+This is the scorer's only file that uses internals of the flow. Noise of level sigma is added to clean latents before
+scoring and is known to the scorer: a perfect prediction of a frame has log-likelihood log N(x; clean, sigma^2). For a
+frame with a predecessor the flow is affine in each dimension given the tokens before it, x = mean + scale z, so the
+nats by which a prediction falls short have a closed form in expectation over the token's own noise,
 
     surprise = KL(N(clean, sigma^2) || N(mean, scale^2))
              = log(scale / sigma) + (sigma^2 + (clean - mean)^2) / (2 scale^2) - 1/2
 
-summed over the dimensions: the same mean as the excess nats, without their sampling noise. A first frame goes through
-the shallow blocks, where there is no such form: there surprise is the excess itself, paired on the same noise.
+summed over the dimensions: its mean equals that of the excess nats, without their sampling noise. A first frame passes
+the shallow blocks, which have no closed form: its surprise is the excess nats themselves, on the same noise.
 
-`against` asks for another action: log p(x | history, no action) - log p(x | history, action), where only the present
-frame's action is dropped. In parallel a second stream of tokens carries the frames without their actions; frame t of it
-attends to the first stream's frames before t and to itself, which is what one step against an uncommitted cache sees.
+`against` is log p(x | history, no action) - log p(x | history, action), where only the present frame's action is
+dropped. One pass computes both terms: a second stream of tokens holds the frames without their actions; its frame t
+attends to the first stream's frames before t and to itself, as a single step after the cached history does.
 
-Shapes: B rows, T frames, n tokens per frame, c channels, L text length, d deep width.
+Shapes: B batch elements, T frames, n tokens per frame, c channels, L text length, d deep width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,12 +37,12 @@ from starflow_world.world import World
 from starflow_world.world.state import Transition, WorldState
 
 AT_ONCE = 6
-"""Frames of the second stream that attend together."""
+"""Number of frames of the second stream (without actions) whose attention is computed together."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """nats, surprise, against: (T, n) float64, per token of T frames; latents (T, n, c) float32: clean ones."""
+    """Evidence per token of T frames: nats, surprise, against (T, n) float64; clean latents (T, n, c) float32."""
 
     nats: np.ndarray
     surprise: np.ndarray
@@ -51,16 +51,16 @@ class Evidence:
 
 
 class EpisodeSpan(NamedTuple):
-    """A window of one of several episodes."""
+    """Window `span` of the episode with index `episode`."""
 
     episode: int
     span: Span
 
 
 def span_batches(lengths: Sequence[int], window: int, context: int, batch: int) -> Iterator[list[EpisodeSpan]]:
-    """Yield the windows in which a world observes episodes of these lengths, at most `batch` at a time.
+    """Yield batches of the windows in which a world observes episodes of these lengths, at most `batch` per batch.
 
-    The windows of a batch have as many known frames; the longest comes first.
+    The windows of a batch have equally many frames from an earlier window; the longest comes first.
     """
 
     def known(one: EpisodeSpan) -> int:
@@ -75,7 +75,7 @@ def span_batches(lengths: Sequence[int], window: int, context: int, batch: int) 
 
 @torch.inference_mode()
 def episode_evidence(world: World, episodes: Sequence[Episode], *, seeds: Sequence[int], batch: int) -> list[Evidence]:
-    """Return evidence on whole episodes, teacher-forced, `batch` windows at a time, averaged over noise draws `seeds`.
+    """Return teacher-forced evidence on whole episodes, averaged over a noise draw per seed; `batch` windows per pass.
     """
     moves, flow, sigma = world.dynamics, world.networks.flow, world.config.noise_level
     lengths = [len(episode) for episode in episodes]
@@ -108,18 +108,18 @@ def episode_evidence(world: World, episodes: Sequence[Episode], *, seeds: Sequen
 
 
 def _stacked(parts: Sequence[Tensor], count: int) -> Tensor:
-    """Stack parts (T, ...) of different lengths as (B, count, ...), padded by zeros, which no earlier frame sees."""
+    """Stack parts (T, ...) of different lengths as (B, count, ...), zero-padded at the end."""
     return torch.stack([_cut(part, 0, count) for part in parts])
 
 
 def _cut(part: Tensor, begin: int, count: int) -> Tensor:
-    """Return `count` entries from `begin` on, zeros after the end."""
+    """Return part[begin : begin + count], zero-padded to `count` entries."""
     entries = part[begin : begin + count]
     return torch.cat((entries, entries.new_zeros(count - len(entries), *part.shape[1:])))
 
 
 def _noise(world: World, seed: int, count: int) -> Tensor:
-    """Return sigma times the noise of steps 0 .. count - 1 that `World.observe` draws for this seed, (count, n, c)."""
+    """Return the noise (count, n, c) of level sigma that `World.observe` adds in the first `count` steps of a seed."""
     moves = world.dynamics
     keys = torch.full((count,), make_key(seed), dtype=torch.int64)
     drawn = normals(keys, torch.arange(count), "observation", (moves.tokens, world.config.channels))
@@ -127,9 +127,9 @@ def _noise(world: World, seed: int, count: int) -> Tensor:
 
 
 class _Clip(NamedTuple):
-    """Windows: noisy latents x and clean ones (B, T, n, c), actions (B, T, d), carried numbers (B, T, K).
+    """Windows: noisy latents x, clean latents (B, T, n, c), actions (B, T, d), memory slots `carried` (B, T, K).
 
-    What is carried into a frame follows from the frames and actions before it, and not from its own action.
+    The slots read by a frame depend on earlier frames and actions only, not on the frame's own action.
     """
 
     x: Tensor
@@ -139,7 +139,7 @@ class _Clip(NamedTuple):
 
 
 def _judge(flow: Flow, clip: _Clip, text: Tensor | None, tables: Tables, sigma: float, known: int) -> Tensor:
-    """Return nats, surprise and against (3, B, T - known, n) of the frames of windows from `known` on."""
+    """Return nats, surprise and against (3, B, T - known, n) of the frames of windows after the first `known`."""
     acted = _Mapped.of(flow.map_clip(clip.x, clip.action, tables, clip.carried), clip.x)
     free = _Mapped.of(flow.map_clip(clip.x, torch.zeros_like(clip.action), tables, clip.carried), clip.x).after(known)
     given, without = _two_streams(flow, acted, free, text, tables)
@@ -149,7 +149,7 @@ def _judge(flow: Flow, clip: _Clip, text: Tensor | None, tables: Tables, sigma: 
 
 @dataclass(frozen=True)
 class _Mapped:
-    """Frames before the deep block: u and log|du/dx| (B, T, n, c), added (B, T, n, d), and the map they come from."""
+    """Inputs of the deep block: u and log|du/dx| (B, T, n, c), conditions `added` (B, T, n, d), and the frame map."""
 
     u: Tensor
     logdet: Tensor
@@ -162,7 +162,7 @@ class _Mapped:
         return _Mapped(*frame_map.forward(x), frame_map.added, frame_map)
 
     def after(self, known: int) -> "_Mapped":
-        """Drop the first `known` frames, for `nats` alone."""
+        """Return the frames after the first `known`; only `nats` may be called on the result."""
         return _Mapped(self.u[:, known:], self.logdet[:, known:], self.added[:, known:], self.frame_map)
 
     def nats(self, given: Affine) -> Tensor:
@@ -170,7 +170,7 @@ class _Mapped:
         return given.nats(self.u.flatten(1, 2)).unflatten(1, self.u.shape[1:3]) + self.logdet
 
     def surprise(self, given: Affine, x: Tensor, clean: Tensor, sigma: float) -> Tensor:
-        """Return the nats per dimension (B, T, n, c) by which the prediction falls short of a perfect one."""
+        """Return surprise per dimension (B, T, n, c): the nats by which the prediction falls short of a perfect one."""
         floor = Affine(clean, torch.full_like(clean, sigma), given.hidden)
         excess, later = floor.nats(x) - self.nats(given), self.frame_map.predictive(given)
         first = x.shape[1] - later.mean.shape[1]
@@ -182,7 +182,7 @@ class _Mapped:
 def _two_streams(
     flow: Flow, acted: _Mapped, free: _Mapped, text: Tensor | None, tables: Tables
 ) -> tuple[Affine, Affine]:
-    """What the deep block says of all frames, and of the last ones, each without its own action, in one pass."""
+    """Predict all frames `acted`, and the last frames `free`, each without its own action, in one deep pass."""
     block, (frames, n) = flow.deep, acted.u.shape[1:3]
     known = frames - free.u.shape[1]
     before = block.shift(acted.u.flatten(1, 2)).unflatten(1, (frames, n))  # inputs: the tokens shifted by one
@@ -209,8 +209,8 @@ def _two_streams(
 
 @dataclass(frozen=True)
 class _View:
-    """Tokens begin : end of the second stream see the first `seen` positions of the first and, of the second, these
-    tokens; each as far as `mask` (1, 1, end - begin, seen + end - begin) says."""
+    """Attention of tokens begin : end of the second stream: to the first `seen` positions of the first stream and to
+    each other, where `mask` (1, 1, end - begin, seen + end - begin) is true."""
 
     begin: int
     end: int
@@ -219,7 +219,7 @@ class _View:
 
 
 def _views(length: int, frames: int, known: int, n: int, device: torch.device) -> list[_View]:
-    """The second stream a few frames at a time: none looks at positions that are masked for all of them."""
+    """Split the second stream into groups of AT_ONCE frames, each with the keys that it needs and its mask."""
     found = []
     for start in range(known, frames, AT_ONCE):
         end = min(start + AT_ONCE, frames)
@@ -232,7 +232,7 @@ def _views(length: int, frames: int, known: int, n: int, device: torch.device) -
 
 
 def _attended(attention: Attention, x: Tensor, rotary: Tensor, first: int, views: list[_View]) -> Tensor:
-    """Attention over both streams: `first` positions of text and the first one, causal, then the second."""
+    """Compute attention of both streams: causal for the first `first` positions (text, first stream), then by view."""
     qkv = attention.qkv(attention.norm(x)).unflatten(-1, (3, attention.heads, -1))
     query, key = (part.transpose(1, 2) for part in rotate(qkv[:, :, :2], rotary).unbind(2))
     value = qkv[:, :, 2].transpose(1, 2)
@@ -248,7 +248,7 @@ def _attended(attention: Attention, x: Tensor, rotary: Tensor, first: int, views
 
 
 def start_evidence(world: World, transition: Transition, clean: Tensor) -> Tensor:
-    """Return nats, surprise and against (3, B, n) of first frames that `World.start` observed; clean latents (B, n, c).
+    """Return nats, surprise and against (3, B, n) of first frames observed by `World.start`; clean latents (B, n, c).
     """
     sigma = world.config.noise_level
     floor = Affine(clean, torch.full_like(clean, sigma), clean).nats(transition.latents).sum(-1)
@@ -260,10 +260,10 @@ def start_evidence(world: World, transition: Transition, clean: Tensor) -> Tenso
 def next_evidence(
     world: World, state: WorldState, flat: Tensor, frames: Tensor, clean: Tensor
 ) -> tuple[WorldState, Tensor]:
-    """Return nats, surprise and against (3, B, n) of the next frames (B, 1, H, W, 3) of rows that have begun.
+    """Return nats, surprise and against (3, B, n) of the next frames (B, 1, H, W, 3) of episodes in progress.
 
-    flat (B, 1 + flat): their actions; clean (B, n, c): their latents. Nothing is committed; the state that is returned
-    has room for the frames.
+    flat (B, 1 + flat): their actions; clean (B, n, c): their latents. The frames are not committed; the returned state
+    has room for them in its cache.
     """
     moves, flow = world.dynamics, world.networks.flow
     state = moves.own(state, reuse=True)

@@ -1,4 +1,4 @@
-"""What a scorer knows about normal episodes, and the statistics of frames that it judges."""
+"""Settings and fitted values of a scorer, checks of episodes, and the statistics of frames."""
 
 import json
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from starflow_world.world import World
 
 SHORTEST = 2
 WORST = 2
-"""Tokens that make the peak: a sum over all tokens would hide one surprising token in the noise of the others, and an
-event on the border of two tokens is half in either."""
+"""Number of tokens summed for the statistic `peak`. A sum over all tokens would hide a single surprising token; two
+tokens cover an event on the border between them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a scorer; the noise has `draws` draws with the seeds `seed`, seed + 1, ...; `window` is in frames."""
+    """Settings of a scorer: scores are averaged over noise seeds seed .. seed + draws - 1; `window` is in frames."""
 
     false_alarms: float = 0.01
     run_length: int = 1000
@@ -41,13 +41,14 @@ class Settings:
 
     @property
     def seeds(self) -> list[int]:
-        """Seeds of the noise draws."""
+        """Return the seeds of the noise draws."""
         return [self.seed + draw for draw in range(self.draws)]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Fitted values: known patches (K, k) of frames, tails, ranks of frames, sorted scores (E,) of episodes."""
+    """Values fitted on normal episodes: known patches (K, k), statistics' tails, calibrated ranks of frames, the change
+    detector, and sorted scores (E,) of E calibration episodes."""
 
     known: Tensor
     tails: Tails
@@ -75,13 +76,13 @@ def check_episode(world: World, episode: Episode) -> None:
 
 
 def group_count(world: World) -> int:
-    """Count the groups of frames with their own scales: first frames, and one group per action of a Discrete space."""
+    """Return the number of groups of frames that are scaled separately: first frames, then one per Discrete action."""
     space = json.loads(world.config.action_space)
     return 1 + (int(space["n"]) if space["type"] == "Discrete" else 1)
 
 
 def group_of(world: World, actions: np.ndarray) -> np.ndarray:
-    """Return the groups (T,) of the frames of an episode that actions (T, flat) led to."""
+    """Return the group (T,) of each frame of an episode from the actions (T, flat) that led to the frames."""
     group = 1 + actions.argmax(1) if group_count(world) > 2 else np.ones(len(actions), np.int64)
     group[0] = 0
     return group

@@ -1,9 +1,9 @@
 """The scorer: maps episodes to anomaly scores under a world.
 
-The parts of a frame are the evidence of the world (evidence.py) and of the frame alone (background.py). Each part is
-mapped to one scale, -log of its rarity after the same action (tails.py); the largest weighted part is the score; ranks
-and sums of scores give p-values and alarms (calibration.py). Scales are fitted on normal episodes, thresholds on other
-normal episodes.
+The statistics of a frame come from the world's evidence (evidence.py) and from the frame alone (background.py). Each is
+mapped to a common scale, -log of its tail probability after the same action (tails.py). The score is the maximum of the
+weighted statistics; ranks and sums of scores give p-values and alarms (calibration.py). Scales are fitted on some
+normal episodes, thresholds on others.
 """
 
 from collections.abc import Sequence
@@ -28,35 +28,35 @@ from starflow_world.world import World
 SHARES = {
     "surprise": 0.3, "peak": 0.5, "against_action": 0.05, "novelty": 0.05, "residual": 0.05, "background": 0.05,
 }
-"""Share of the false alarms that each part may cause (a weighted Bonferroni rule; Genovese et al. 2006). Parts with a
-large share detect weak anomalies; parts with a small share only detect very strange frames."""
+"""Share of the false alarms that each statistic may cause (weighted Bonferroni rule; Genovese et al. 2006). Statistics
+with a large share detect weak anomalies; those with a small share detect only strong anomalies."""
 COSTS = -np.log([SHARES[name] for name in PARTS])
 
 
 class Episodes(Protocol):
-    """A sequence of episodes, such as an EpisodeDataset."""
+    """Interface of a sequence of episodes, such as an EpisodeDataset."""
 
     def __len__(self) -> int:
         """Return the number of episodes."""
 
     def __getitem__(self, index: int, /) -> Episode:
-        """Return one episode."""
+        """Return the episode at an index."""
 
 
 class Scorer:
-    """Scores episodes under a world. Create it with `fit` or `load`."""
+    """Anomaly scorer of episodes under a world, created by `fit` or `load`."""
 
     def __init__(self, world: World, settings: Settings, fitted: Fitted) -> None:
         self.world, self.settings, self.fitted = world, settings, fitted
 
     @property
     def false_alarms(self) -> float:
-        """Share of normal frames that may be flagged."""
+        """Return the share of normal frames that may be flagged."""
         return self.settings.false_alarms
 
     @property
     def run_length(self) -> int:
-        """Normal frames between two false alarms of the change detector, on average."""
+        """Return the mean number of normal frames between false alarms of the change detector."""
         return self.settings.run_length
 
     # ---- fitting -------------------------------------------------------------------------------------------------
@@ -69,9 +69,9 @@ class Scorer:
     ) -> "Scorer":
         """Fit scales on some normal episodes and thresholds on others.
 
-        Without `calibration_episodes` half of the normal ones, drawn by `seed`, is kept for the thresholds. `draws`:
-        noise draws that are averaged, with seeds seed, seed + 1, ...; `window`: frames of the windowed statistics;
-        `batch`: windows per forward pass. Raises ScorerError if the calibration frames cannot support the rate.
+        Without `calibration_episodes`, half of the normal episodes, drawn by `seed`, set the thresholds. `draws`: noise
+        draws that are averaged, with seeds seed, seed + 1, ...; `window`: frames of the windowed statistics; `batch`:
+        windows per forward pass. Raises ScorerError if there are too few calibration frames for the rate.
         """
         settings = Settings(false_alarms, run_length, draws, seed, window)
         normal, kept = _split(normal_episodes, calibration_episodes, seed)
@@ -101,7 +101,7 @@ class Scorer:
         return self.score([episode])[0]
 
     def score(self, episodes: Episodes, *, batch: int = 8) -> list[Scores]:
-        """Return the scores of episodes, in their order, `batch` windows per forward pass."""
+        """Return the scores of each episode, with `batch` windows per forward pass."""
         scores = []
         for start in range(0, len(episodes), 4 * batch):
             some = [episodes[index] for index in range(start, min(start + 4 * batch, len(episodes)))]
@@ -117,14 +117,14 @@ class Scorer:
         return self.judge(values, heat, self.nats_per_dim(evidence), group, age, Memory())[0]
 
     def nats_per_dim(self, evidence: Evidence) -> np.ndarray:
-        """Return the nats per dimension of frames, (T,)."""
+        """Return the log-likelihood of each frame in nats per dimension, (T,)."""
         return evidence.nats.sum(1) / (evidence.nats.shape[1] * self.world.config.channels)
 
     def judge(
         self, values: np.ndarray, heat: np.ndarray, nats: np.ndarray, group: np.ndarray, age: np.ndarray, memory: Memory
     ) -> tuple[Scores, Memory]:
-        """Score frames with statistics (T, K), heat (T, h, w), nats per dim, groups and ages (T,) after the frames in
-        `memory`; return the scores and the memory after the frames."""
+        """Score frames from statistics (T, K), heat (T, h, w), nats per dimension, groups and ages (T,); `memory` is
+        the change detector's state before them. Returns the scores and the state after them."""
         score, detector = _combined(self.fitted.tails, values, group), self.fitted.change
         drift = detector.standardised(values[:, 0], group)
         windowed, cusum = np.empty(len(values)), np.empty(len(values))
@@ -151,12 +151,12 @@ class Scorer:
 
     @staticmethod
     def load(folder: Path | str, world: World) -> "Scorer":
-        """Read a scorer of `world`. Raises ScorerError for damage, or for another world, size, codec or format."""
+        """Read a scorer of `world`. Raises ScorerError for damage or for a different world, size, codec or format."""
         return Scorer(world, *read_scorer(folder, world))
 
 
 def _split(normal: Episodes, kept: Episodes | None, seed: int) -> tuple[list[Episode], list[Episode]]:
-    """Return the episodes that fit the scales and those that set the thresholds."""
+    """Return the episodes that fit the scales and those that set the thresholds; split `normal` if `kept` is None."""
     if kept is None:
         order, kept = np.random.default_rng(seed).permutation(len(normal)).tolist(), normal
         first, second = order[::2], order[1::2]
@@ -169,7 +169,7 @@ def _split(normal: Episodes, kept: Episodes | None, seed: int) -> tuple[list[Epi
 
 
 def _patches(world: World, seen: Sequence[Evidence]) -> Tensor:
-    """Return the patches of normal frames; scales compare each half of the episodes with the other half's patches."""
+    """Return the prototype patches (K, k) of the latents of normal episodes."""
     return prototypes(distinct_patches([one.latents for one in seen], world.config.codec.merge))
 
 
@@ -182,14 +182,14 @@ def _described(
 
 
 def _combined(tails: Tails, values: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Return the score (T,) of statistics (T, K) in groups (T,)."""
+    """Return scores (T,): the maximum of the weighted rarities of statistics (T, K) in groups (T,)."""
     return np.asarray((tails(values, group) - COSTS).max(1))
 
 
 def _evidence(
     world: World, episodes: Sequence[Episode], settings: Settings, batch: int, title: str, progress: bool
 ) -> list[Evidence]:
-    """Return the evidence on episodes, a few at a time."""
+    """Return the evidence on each episode, with a progress bar."""
     evidence: list[Evidence] = []
     for start in tqdm(range(0, len(episodes), 4 * batch), desc=title, unit="batch", disable=not progress):
         evidence += episode_evidence(world, episodes[start : start + 4 * batch], seeds=settings.seeds, batch=batch)
@@ -197,6 +197,7 @@ def _evidence(
 
 
 def _episode_score(score: np.ndarray) -> float:
-    """Return log of the mean of exp(score): one very strange frame counts, and many slightly strange frames do too."""
+    """Return log of the mean of exp(score), which is high for one very anomalous frame or many slightly anomalous ones.
+    """
     highest = float(score.max())
     return highest + float(np.log(np.exp(score - highest).mean()))

@@ -1,4 +1,4 @@
-"""A scorer on disk: scorer.safetensors holds the numbers and, sealed with them, the facts; scorer.json repeats them."""
+"""Scorers on disk: scorer.safetensors holds arrays and metadata under a checksum; scorer.json repeats the metadata."""
 
 import json
 from dataclasses import asdict
@@ -20,11 +20,11 @@ from starflow_world.world import World
 FORMAT = 2
 FACTS, NUMBERS = "scorer.json", "scorer.safetensors"
 ARRAYS = {"tails": ("knots", "shape", "spread"), "ranks": ("scores", "starts", "ages"), "change": ("mean", "deviation")}
-"""Arrays of each part of Fitted; PART.NAME is the name of the tensor."""
+"""Arrays of each field of Fitted; the tensor of array NAME of field PART is called PART.NAME."""
 
 
 def world_facts(world: World) -> dict[str, Any]:
-    """Return the properties that bind a scorer to a world, separately, so that an error can name the difference."""
+    """Return the properties by which a scorer is tied to a world, by name, so that an error can name a mismatch."""
     config = world.config
     codec = {name: getattr(config.codec, name) for name in ("kind", "patch", "components", "merge")}
     return {
@@ -34,7 +34,7 @@ def world_facts(world: World) -> dict[str, Any]:
 
 
 def write_scorer(folder: Path | str, world: World, settings: Settings, fitted: Fitted) -> None:
-    """Write both files. Raises ScorerError."""
+    """Write scorer.safetensors and scorer.json. Raises ScorerError."""
     facts = {
         "format": FORMAT, **world_facts(world), "settings": asdict(settings), "parts": list(PARTS),
         "calibration_frames": len(fitted.ranks.scores), "calibration_episodes": len(fitted.episodes),
@@ -51,7 +51,7 @@ def write_scorer(folder: Path | str, world: World, settings: Settings, fitted: F
 
 
 def read_scorer(folder: Path | str, world: World) -> tuple[Settings, Fitted]:
-    """Read a scorer of `world`. Raises ScorerError that names the damage or the difference between the worlds."""
+    """Read a scorer of `world`. Raises ScorerError that names the damage or the mismatch with this world."""
     path = Path(folder) / NUMBERS
     tensors, metadata = read_tensors(path, ScorerError, sealed=True)
     try:

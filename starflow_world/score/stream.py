@@ -1,4 +1,4 @@
-"""Online scoring: rows of different ages, each observed once per step through the world's cache."""
+"""Online scoring of episodes in progress: each new frame is observed once through the world's cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class Verdict:
-    """The scores of one frame of one row: the fields of Scores at one t; heat (h, w)."""
+    """The scores of a single frame: the fields of `Scores` at one index t; heat (h, w)."""
 
     score: float
     p: float
@@ -36,7 +36,7 @@ class Verdict:
 
 
 class ScoreStream:
-    """Scores `rows` episodes in progress frame by frame, with the scores that `Scorer.score` gives whole episodes."""
+    """Online scorer of `rows` episodes in progress, equal to `Scorer.score` on the whole episodes."""
 
     def __init__(self, scorer: Scorer, rows: int = 1) -> None:
         self.scorer, self.rows = scorer, rows
@@ -46,7 +46,7 @@ class ScoreStream:
 
     @torch.inference_mode()
     def begin(self, frames: np.ndarray, texts: Sequence[str], rows: Sequence[int] | None = None) -> list[Verdict]:
-        """Begin episodes in `rows` (None: all) with first frames (k, H, W, 3) u8 and texts; return their verdicts."""
+        """Start episodes at the batch indices `rows` (None: all) from first frames (k, H, W, 3) u8; return verdicts."""
         chosen = list(range(self.rows)) if rows is None else list(rows)
         if self._state is None and len(chosen) != self.rows:
             raise StateError(f"stream: expected all {self.rows} rows to begin first, found rows {chosen}")
@@ -96,7 +96,7 @@ class ScoreStream:
     def _verdicts(
         self, rows: list[int], shown: Tensor, drawn: Tensor, clean: Tensor, group: np.ndarray
     ) -> list[Verdict]:
-        """Average the evidence `drawn` (3, k * draws, n) over the draws, then judge row by row."""
+        """Average the evidence `drawn` (3, k * draws, n) over noise draws and score each of the k frames."""
         draws = self.scorer.settings.draws
         mean = drawn.double().cpu().unflatten(1, (-1, draws)).mean(2).numpy()
         nats, surprise, against = mean

@@ -1,7 +1,7 @@
-"""Training batches: windows of episodes, drawn by (seed, step) alone, so a resumed run sees the same batches.
+"""Training batches: windows of episodes, drawn from (seed, step) alone, so that a resumed run sees the same batches.
 
-A window begins at a true episode start at the rate `start_rate`, ends with its episode's last frame at `end_rate`, and
-lies anywhere else. All windows of a batch have the same length and lie inside an episode: there is no padding.
+With probability `start_rate` a window begins at its episode's start, with `end_rate` it ends at the last frame, and
+otherwise its position is uniform. All windows of a batch have the same length; there is no padding.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,8 @@ from starflow_world.training.distributed import ALONE, Processes
 
 @dataclass(frozen=True)
 class Batch:
-    """frames (B, T, H, W, 3) u8, actions (B, T, 1 + flat), rewards (B, T), ends (B, T), and B texts."""
+    """Training batch: frames (B, T, H, W, 3) u8, actions (B, T, 1 + flat), rewards and `ends` (terminations) (B, T),
+    and B texts."""
 
     frames: Tensor
     actions: Tensor
@@ -35,8 +36,8 @@ class Batch:
 
 
 class Sampler:
-    """Draws batches from a memory-mapped dataset; of each batch, this process's rows. Raises DataError if no episode is
-    as long as the shortest of `config.lengths`."""
+    """Sampler of this process's share of each batch from a memory-mapped dataset. Raises DataError if no episode is as
+    long as the shortest of `config.lengths`."""
 
     def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE) -> None:
         self.windows, self.config, self.processes = windows, config, processes
@@ -65,7 +66,7 @@ class Sampler:
         return self._gather(rng, episodes, start, length)
 
     def starts(self, step: int) -> Batch:
-        """Draw first frames of episodes, as windows of one frame."""
+        """Draw first frames of episodes, as windows of length 1, for training step `step`."""
         rng = np.random.default_rng((self.config.seed, step, 1))
         episodes = rng.integers(len(self.windows.lengths), size=self.config.starts)
         return self._gather(rng, episodes, np.zeros(len(episodes), int), 1)
@@ -73,7 +74,7 @@ class Sampler:
     def _gather(self, rng: np.random.Generator, episodes: np.ndarray, start: np.ndarray, length: int) -> Batch:
         present = np.ones((len(episodes), length, 1), np.float32)
         present[:, 0, 0] = start > 0
-        # A window's first action is never dropped: its absence means a true start, which text alone has to find.
+        # Never drop a window's first action: a missing one marks the start of an episode, predicted from text alone.
         present[:, 1:] *= rng.random((len(episodes), length - 1, 1)) >= self.config.action_dropout
         dropped = rng.random(len(episodes)) < self.config.text_dropout
         mine = self.processes.part(len(episodes))

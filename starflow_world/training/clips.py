@@ -1,8 +1,8 @@
-"""Training data of video models: clips and pictures, each with its caption in a .txt file of its name, or episodes.
+"""Training data of video models: episodes, or clips and pictures, each with a caption in a .txt file of the same name.
 
-A step shows clips or pictures, never both; of episodes it shows windows, whose frames are those of a video: an action
-must have been held for the 4 frames of a latent frame, and it is the action that led to this latent frame. What a row
-of a step shows follows from (seed, step, row), on whichever process the row is.
+A step trains on clips or on pictures, never both. Windows of episodes are treated as clips: each action must be held
+for the 4 frames of a latent frame and conditions that latent frame. The content of a batch element is a function of
+(seed, step, element), independent of the process.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ VIDEOS, PICTURES = (".mp4", ".mov", ".mkv", ".webm", ".avi"), (".png", ".jpg", "
 
 @dataclass(frozen=True)
 class Item:
-    """A clip, or a picture (a single frame, 0 frames per second)."""
+    """A clip, or a picture (`frames` 1 and `fps` 0), with its caption."""
 
     path: Path
     caption: str
@@ -37,9 +37,9 @@ class Item:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """frames (B, F, H, W, 3) u8, B prompts for the text encoder, noise keys (B,). `extend`: the first latent frame is
-    dropped, as in a window of a longer video. actions (B, T, 1 + flat): of the latent frames that are left; None for
-    clips."""
+    """Training batch: frames (B, F, H, W, 3) u8, B prompts for the text encoder, noise keys (B,). `extend`: drop the
+    first latent frame, as in a window of a longer video. actions (B, T, 1 + flat): those of the T remaining latent
+    frames; None for clips."""
 
     frames: Tensor
     prompts: list[str]
@@ -49,7 +49,7 @@ class ClipBatch:
 
 
 def find_items(folder: Path | str, *, fps: int) -> list[Item]:
-    """List the clips and pictures of a folder by name; `fps`: of clips that do not state it. Raises DataError."""
+    """List the clips and pictures of a folder, sorted by name; `fps` is the default frame rate. Raises DataError."""
     items = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
         words = path.with_suffix(".txt")
@@ -66,7 +66,7 @@ def find_items(folder: Path | str, *, fps: int) -> list[Item]:
 
 
 class ClipSampler:
-    """Draws steps of clips or pictures; of each step, this process's rows."""
+    """Sampler of this process's share of each step's clips or pictures."""
 
     def __init__(self, folder: Path | str, recipe: VideoRecipe, processes: Processes) -> None:
         self.config, self.train, self.processes = recipe.video, recipe.train, processes
@@ -81,7 +81,7 @@ class ClipSampler:
             raise DataError(f"{folder}: expected clips, found pictures only; set train.picture_rate to 1")
 
     def batch(self, step: int) -> ClipBatch:
-        """Draw what training step `step` shows."""
+        """Draw the clips or pictures of training step `step`."""
         train = self.train
         rng = np.random.default_rng((train.seed, step))
         picture, extend = rng.random(2) < (train.picture_rate, train.image_dropout)
@@ -99,7 +99,7 @@ class ClipSampler:
         return ClipBatch(torch.from_numpy(np.stack(frames)), prompts, torch.tensor(keys), bool(task))
 
     def prompts(self) -> Iterator[tuple[Path, str]]:
-        """Yield every file with the longest prompt that a step may read for it."""
+        """Yield each file with the longest prompt that a training step can use for it."""
         task = "extend" if self.train.image_dropout else ""
         for item in {item.path: item for item in (*self.clips, *self.pictures)}.values():
             yield item.path, self.config.prompt(
@@ -107,7 +107,7 @@ class ClipSampler:
             )
 
     def _frames(self, item: Item, count: int, place: float) -> np.ndarray:
-        """Read `count` frames (count, H, W, 3) of an item, from anywhere in it (`place` in [0, 1))."""
+        """Read `count` frames (count, H, W, 3) of an item, from the relative position `place` in [0, 1)."""
         size = self.config.size(self.train.aspect)
         if not item.fps:
             return fitted(read_picture(item.path), size)[None]
@@ -119,13 +119,13 @@ class ClipSampler:
 
 
 def are_episodes(folder: Path | str) -> bool:
-    """Return whether a folder holds episodes, as `collect` and `write_episode` write them."""
+    """Return whether a folder holds episode files as written by `collect` and `write_episode`."""
     return Path(folder).is_dir() and any(NAME.fullmatch(path.name) for path in Path(folder).iterdir())
 
 
 class EpisodeSampler:
-    """Draws steps of windows of episodes, under the prompt of a world; of each step, this process's rows. A window
-    begins where an action does. Episodes that are shorter than a window are left out; DataError if all are."""
+    """Sampler of this process's share of each step's windows of episodes, with their texts as prompts. A window begins
+    where an action begins. Episodes shorter than a window are skipped; raises DataError if all are."""
 
     def __init__(self, episodes: EpisodeDataset, windows: Windows, recipe: VideoRecipe, processes: Processes) -> None:
         self.config, self.train, self.processes = recipe.video, recipe.train, processes
@@ -140,7 +140,7 @@ class EpisodeSampler:
         self.ends = np.cumsum(room)
 
     def batch(self, step: int) -> ClipBatch:
-        """Draw what training step `step` shows."""
+        """Draw the windows of training step `step`."""
         train = self.train
         rng = np.random.default_rng((train.seed, step))
         rows, first = train.clips, int(rng.random() < train.image_dropout)
@@ -150,7 +150,7 @@ class EpisodeSampler:
         start = np.where(rng.random(rows) < train.start_rate, 0, start)
         silent = rng.random(rows) < train.caption_dropout
         present = rng.random((rows, latent_frames(train.frames))) >= train.action_dropout
-        present[:, first] = True  # its absence means a true start, as in batches.py
+        present[:, first] = True  # a missing first action marks an episode start, as in batches.py
         present[:, 0] &= start > 0
         frames, prompts, actions, keys = [], [], [], []
         for row in range(rows)[self.processes.part(rows)]:
@@ -164,13 +164,13 @@ class EpisodeSampler:
         return ClipBatch(shown, prompts, torch.tensor(keys), bool(first), led)
 
     def prompts(self) -> Iterator[tuple[Path, str]]:
-        """Yield every episode with its prompt."""
+        """Yield the path and the prompt of each episode."""
         for path, text in zip(self.paths, self.windows.texts, strict=True):
             yield path, self.config.prompt(text, fps=self.config.fps, aspect=self.train.aspect)
 
 
 def _check_held(path: Path, actions: np.ndarray) -> None:
-    """Raise DataError unless the actions (T, A) of an episode are the same for all frames of a latent frame."""
+    """Raise DataError unless the actions (T, A) of an episode are constant over the frames of each latent frame."""
     blocks = actions[1 : 1 + (len(actions) - 1) // FRAMES * FRAMES].reshape(-1, FRAMES, actions.shape[1])
     changing = (blocks != blocks[:, :1]).any(axis=(1, 2))
     if changing.any():

@@ -1,8 +1,8 @@
-"""Processes that train one model together, as torchrun starts them: each has a part of every batch and of the weights.
+"""Distributed training under torchrun: each process holds a share of every batch and a shard of the weights.
 
-FSDP2 shards a module in place (its parameters become DTensors): the matrices inside its layers are gathered layer by
-layer, all else at once. Gradients are means over the processes, reduced in float32. Random numbers are drawn for the
-whole batch on every process, which then takes its own rows, so several processes see what a single process would.
+FSDP2 shards a module in place (its parameters become DTensors): matrices inside layers are gathered layer by layer, all
+other parameters at once. Gradients are averaged over processes in float32. Each process draws the random numbers of the
+whole batch and uses its own share, so the result does not depend on the number of processes.
 """
 
 import signal
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Processes:
-    """The rank and device of this process, and the number of processes; without a `mesh` nothing is sharded."""
+    """Rank and device of this process, number of processes, and device mesh; without a mesh nothing is sharded."""
 
     rank: int = 0
     count: int = 1
@@ -44,13 +44,13 @@ class Processes:
         return self.rank == 0
 
     def part(self, rows: int) -> slice:
-        """Return this process's share of a batch. Raises ConfigError for rows that cannot be shared evenly."""
+        """Return this process's slice of a batch of `rows`. Raises ConfigError if `rows` is not divisible."""
         if rows % self.count:
             raise ConfigError(f"batch: expected rows that {self.count} processes can share evenly, found {rows}")
         return slice(self.rank * rows // self.count, (self.rank + 1) * rows // self.count)
 
     def mean(self, numbers: Tensor) -> Tensor:
-        """Return the mean over all processes, without a gradient."""
+        """Return the elementwise mean of a tensor over all processes, detached."""
         if self.mesh is None:
             return numbers.detach()
         total = numbers.detach().clone()
@@ -58,12 +58,12 @@ class Processes:
         return total / self.count
 
     def means(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Return the mean of every figure over all processes."""
+        """Return the mean of each named figure over all processes."""
         means = self.mean(torch.tensor(list(figures.values()), dtype=torch.float64))
         return dict(zip(figures, means.tolist(), strict=True))
 
     def first(self, numbers: Tensor) -> Tensor:
-        """Return the numbers of the first process on all processes."""
+        """Broadcast the tensor of process 0 and return it on all processes."""
         if self.mesh is not None:
             dist.broadcast(numbers := numbers.clone(), 0)
         return numbers
@@ -73,20 +73,20 @@ class Processes:
         return bool(self.mean(torch.tensor(float(here))))
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Return work(), called on the main process first and on the others after it has finished there."""
+        """Return work(), called first on the main process and then on the other processes."""
         if self.main:
             done = work()
         self.wait()
         return done if self.main else work()
 
     def once(self, work: Callable[[], object]) -> None:
-        """Call work() on the main process; the others wait until it has finished."""
+        """Call work() on the main process only; the other processes wait until it has finished."""
         if self.main:
             work()
         self.wait()
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have called this method (a barrier)."""
         if self.mesh is not None:
             dist.barrier()
 
@@ -96,8 +96,8 @@ ALONE = Processes()
 
 @contextmanager
 def torchrun_processes(environment: Mapping[str, str]) -> Iterator[Processes]:
-    """Join the processes that torchrun started, as its variables in `environment` say (NCCL between GPUs, gloo between
-    CPUs). Without those variables this process trains alone."""
+    """Yield the process group that torchrun describes in `environment` (NCCL between GPUs, gloo between CPUs). Without
+    torchrun's variables, yield a single process."""
     if "WORLD_SIZE" not in environment:
         yield ALONE
         return
@@ -108,7 +108,7 @@ def torchrun_processes(environment: Mapping[str, str]) -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         count = dist.get_world_size()
-        with warnings.catch_warnings():  # FSDP warns of views that may be written to; none is
+        with warnings.catch_warnings():  # FSDP warns of in-place writes to views; there are none
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             yield Processes(dist.get_rank(), count, device, init_device_mesh(device.type, (count,)))
     finally:
@@ -116,9 +116,9 @@ def torchrun_processes(environment: Mapping[str, str]) -> Iterator[Processes]:
 
 
 def shard_module(root: nn.Module, processes: Processes, precision: str, methods: Sequence[str] = ()) -> None:
-    """Shard a module over the processes; `methods` are called on it besides `forward`. With `precision` bf16 the
-    matrices inside layers are gathered in bfloat16, as autocast multiplies them; norms, heads and everything outside
-    layers stay float32, as in `flow.precision`. Does nothing if the process is alone."""
+    """Shard a module over the processes; `methods` names its entry points besides `forward`. With `precision` bf16 the
+    matrices inside layers are gathered in bfloat16, the dtype in which autocast multiplies them; norms, heads and all
+    parameters outside layers stay float32, as in `flow.precision`. Does nothing for a single process."""
     if processes.mesh is None or not any(True for _ in root.parameters()):
         return
     kind = torch.bfloat16 if precision == "bf16" else None
@@ -137,13 +137,13 @@ def transformer_layers(root: nn.Module) -> list[Layer]:
 
 
 def checkpoint_activations(root: nn.Module) -> None:
-    """Recompute the activations inside transformer layers in the backward pass instead of keeping them."""
+    """Enable activation checkpointing of transformer layers: the backward pass recomputes their activations."""
     for layer in transformer_layers(root):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def fill_module(module: nn.Module, read: Callable[[str], Tensor]) -> None:
-    """Copy the tensors `read(name)` into a module, one at a time; each process keeps its shards."""
+    """Copy read(name) into each tensor of a module, one at a time; each process keeps only its shards."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             value = read(name).to(tensor.device, tensor.dtype)
@@ -153,19 +153,19 @@ def fill_module(module: nn.Module, read: Callable[[str], Tensor]) -> None:
 
 
 def reshard(root: nn.Module) -> None:
-    """Free gathered weights, also after a forward pass without a backward pass, before parameters are read."""
+    """Free the gathered weights of sharded modules, which a forward pass without backward pass leaves in place."""
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be sharded; all processes call it."""
+    """Return the full tensor of a tensor that may be sharded; all processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
-    """Scale the gradients of parameters that have one to a joint norm of at most `most`; return the norm before."""
+    """Clip the joint norm of the parameters' gradients to at most `most`; return the norm before clipping."""
     norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return norm
@@ -173,8 +173,8 @@ def clip_gradients(parameters: Sequence[nn.Parameter], most: float) -> Tensor:
 
 @contextmanager
 def interruptions(processes: Processes) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether any process has received SIGINT or SIGTERM since; all call it together. The
-    second signal of a kind has its usual effect."""
+    """Yield a function that returns whether any process has received SIGINT or SIGTERM; all processes must call it
+    together. A second signal of the same kind has its usual effect."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}

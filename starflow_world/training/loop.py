@@ -1,4 +1,4 @@
-"""The loop that trainings of worlds and of video models share: steps, saves, resumed runs and learning curves."""
+"""Training loop shared by worlds and video models: steps, saves, resumed runs and learning curves."""
 
 import json
 import math
@@ -28,12 +28,12 @@ METRICS = "metrics.jsonl"
 
 
 class Trainer(ABC, Generic[R]):
-    """Networks, their optimizers and the number of the next step: all that a resumed run needs. `clipped`: the modules
-    whose gradients are clipped, each on its own. `sharded`: the state is saved as the shards of every process, else as
-    one file."""
+    """Training run: networks, their optimizers and the number of the next step, which a resumed run restores.
+
+    `clipped`: modules whose gradient norms are clipped separately. `sharded`: save the state as shards, else a file."""
 
     may_change: tuple[str, ...]
-    """Beginnings of the recipe keys in which a resumed run may differ from its beginning."""
+    """Prefixes of the recipe keys that may change when a run is resumed."""
 
     def __init__(
         self, networks: nn.Module, optimizers: list[torch.optim.Optimizer], clipped: Sequence[nn.Module], recipe: R,
@@ -49,10 +49,10 @@ class Trainer(ABC, Generic[R]):
 
     @abstractmethod
     def write_model(self, out: Path) -> None:
-        """Write the model that others load; all processes call it."""
+        """Write the model checkpoint for use outside training; all processes must call it."""
 
     def begin(self) -> None:
-        """Drop all gradients and set the learning rates of this step."""
+        """Clear all gradients and set the learning rates of this step."""
         share = schedule(self.step, self.recipe.train)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -60,7 +60,7 @@ class Trainer(ABC, Generic[R]):
                 group["lr"] = group["peak"] * share
 
     def finish(self, figures: dict[str, float]) -> dict[str, float]:
-        """Update the weights if figures and gradients are finite on all processes; return the means of the figures."""
+        """Update the weights if figures and gradients are finite on all processes; return the figures' means."""
         reshard(self._networks)
         figures = {**self.processes.means(figures), "norm": float(self._clip())}
         self._update(all(map(math.isfinite, figures.values())))
@@ -68,7 +68,7 @@ class Trainer(ABC, Generic[R]):
         return {"step": self.step, **figures, "skipped": self.skipped}
 
     def _clip(self) -> Tensor:
-        """Clip the gradients of each module to norm 1, since their scales differ by far; return the largest norm."""
+        """Clip the gradients of each module to norm 1, since modules differ in scale; return the largest norm."""
         learning = ([p for p in module.parameters() if p.grad is not None] for module in self._clipped)
         norms = [clip_gradients(parameters, 1.0) for parameters in learning if parameters]
         return torch.stack(norms).amax() if norms else torch.zeros(())
@@ -88,7 +88,7 @@ class Trainer(ABC, Generic[R]):
             )
 
     def save(self, out: Path) -> None:
-        """Write the state that a resumed run needs; all processes call it."""
+        """Write the state that a resumed run needs; all processes must call it."""
         skips = {"skipped": self.skipped, "in_a_row": self.skipped_in_a_row}
         facts = {"step": self.step, **skips, "recipe": to_dict(self.recipe)}
         if self.sharded:
@@ -97,7 +97,7 @@ class Trainer(ABC, Generic[R]):
             save_training(out, self._networks, self.optimizers, facts)
 
     def resume(self, out: Path) -> None:
-        """Restore what `save` wrote. Raises ConfigError if the recipe differs in more than `may_change`."""
+        """Restore the state that `save` wrote. Raises ConfigError if a recipe key outside `may_change` differs."""
         facts = sharded_facts(out) if self.sharded else training_facts(out)
         before, now = (_flat(to_dict(r)) for r in (from_dict(type(self.recipe), facts.get("recipe")), self.recipe))
         changed = [key for key in now if not key.startswith(self.may_change) and before.get(key) != now[key]]
@@ -108,8 +108,8 @@ class Trainer(ABC, Generic[R]):
         self.step, self.skipped, self.skipped_in_a_row = facts["step"], facts["skipped"], facts.get("in_a_row", 0)
 
     def run(self, out: Path, judge: Callable[[], dict[str, float]] = dict) -> None:
-        """Advance to the last step; every step adds a line to metrics.jsonl, with what `judge` measures after it. All
-        processes save now and then, at the end, and when one of them gets SIGINT or SIGTERM; then all raise
+        """Train to the last step; each step appends its figures and those of `judge` to metrics.jsonl. All processes
+        save every `save_minutes`, at the end, and when a process gets SIGINT or SIGTERM, on which all raise
         KeyboardInterrupt."""
         processes, train, saved = self.processes, self.recipe.train, time.monotonic()
         with (
@@ -140,7 +140,7 @@ def begun_recipe(out: Path, kind: type[R], *, sharded: bool) -> R:
 
 
 def open_folder(out: Path, kept: Sequence[str], processes: Processes, *, resume: bool) -> None:
-    """Refuse a folder that holds a run (any of the files `kept`) unless it is resumed; remove half-written files."""
+    """Raise ConfigError if a folder holds a run (any of the files `kept`), unless resumed; remove temporary files."""
     there = [name for name in kept if (out / name).exists()]
     if there and not resume:
         raise ConfigError(f"{out}: expected an empty folder, found {there[0]}; add --resume or choose another folder")
@@ -148,7 +148,7 @@ def open_folder(out: Path, kept: Sequence[str], processes: Processes, *, resume:
 
 
 def cut_metrics(out: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, and a line that a killed run did not finish."""
+    """Remove the metrics of steps after `step`, which a resumed run repeats, and an incomplete last line."""
     out.mkdir(parents=True, exist_ok=True)
     metrics = out / METRICS
     if metrics.exists():
@@ -157,8 +157,8 @@ def cut_metrics(out: Path, step: int) -> None:
 
 
 def freeze_outside(networks: nn.Module, parts: Sequence[str]) -> None:
-    """Freeze every parameter outside `parts`, modules or parameters by their dotted names. Empty `parts`: train all.
-    Raises ConfigError for a name that the networks do not have."""
+    """Freeze every parameter outside `parts`, dotted names of modules or parameters. Empty `parts`: train all. Raises
+    ConfigError for a name that the networks do not have."""
     learning: set[int] = set()
     modules, parameters = dict(networks.named_modules()), dict(networks.named_parameters())
     for part in (part.removesuffix(".") for part in parts):
@@ -172,7 +172,7 @@ def freeze_outside(networks: nn.Module, parts: Sequence[str]) -> None:
 
 
 def _flat(values: dict[str, object], where: str = "") -> dict[str, object]:
-    """Return nested dictionaries as one, with dotted keys."""
+    """Flatten nested dictionaries into one with dotted keys."""
     flat: dict[str, object] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}

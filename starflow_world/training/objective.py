@@ -1,4 +1,4 @@
-"""What training minimises: nats of the flow, the denoiser's regression, and outcomes.
+"""Training losses: negative log-likelihood of the flow, regression of the denoiser, rewards and terminations.
 
 Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width.
 """
@@ -20,7 +20,7 @@ from starflow_world.training.distributed import ALONE, Processes
 
 @dataclass(frozen=True)
 class Losses:
-    """Means over a batch: nats per dim; excess nats per frame over the noise floor, (B, T); and the losses."""
+    """Losses of a batch, with log-likelihood in nats per dim and excess nats over the noise floor per frame, (B, T)."""
 
     nats_per_dim: Tensor
     excess: Tensor
@@ -31,14 +31,14 @@ class Losses:
 
     @property
     def total(self) -> Tensor:
-        """Return the sum of all losses, which is minimised; denoiser and outcome are weighted already."""
+        """Return the sum of all losses, the training objective; the weights of the terms are already applied."""
         return self.flow + self.denoiser + self.outcome + self.start
 
 
 def objective(networks: Networks) -> str:
-    """Name the loss of networks whose frozen parameters are chosen. start: the start diffusion's, where nothing else
-    learns. outcome: rewards and ends, where only a head that needs no history learns. motion: the motion's nats, where
-    motion, carry or both learn, with the actions or without them, and nothing else does. all: the sum of all losses."""
+    """Return the name of the loss to minimise, given which parameters are not frozen: "start" if only the start
+    diffusion trains, "outcome" if only a reward head without history trains, "motion" if only motion or carry train,
+    with or without the action encoder, and "all" otherwise."""
     learning = {id(p) for p in networks.parameters() if p.requires_grad}
 
     def of(*modules: nn.Module | None) -> set[int]:
@@ -57,8 +57,8 @@ def losses(
     networks: Networks, batch: Batch, noise: Tensor, tables: Tables, config: TrainConfig, *, denoiser: bool,
     processes: Processes = ALONE,
 ) -> Losses:
-    """Return all losses of a batch; noise (B, T, n, c) is standard normal. `denoiser`: train it in this step. Each
-    process has a part of the batch; the mean of the losses over processes is the loss of the whole batch."""
+    """Return all losses of a batch; noise (B, T, n, c) is standard normal. `denoiser`: train the denoiser in this step.
+    The mean of the losses over processes, each with a share of the batch, is the loss of the whole batch."""
     flow, sigma = networks.flow, networks.config.noise_level
     clean, _ = networks.codec.encode(batch.frames)
     x = clean + sigma * noise
@@ -66,7 +66,7 @@ def losses(
     x.requires_grad_(score)
     text, square = networks.encode_text(batch.texts), noise.square()
     action = networks.action(batch.actions)
-    if config.denoiser_target == "score":  # the score is the gradient of these very nats
+    if config.denoiser_target == "score":  # the denoiser's target is the gradient of these nats
         nats, hidden = flow.nats(x, text, action, tables)
     else:
         nats, hidden = flow.nats(x, text, action, tables, clean=clean, level=sigma)
@@ -94,8 +94,8 @@ def losses(
 
 
 def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Processes = ALONE) -> Losses:
-    """Return the loss of the start diffusion on first frames (B, 1, ...) in noise (B, 1, n, c). Noise levels are spread
-    evenly over the batch from a random offset. The diffusion reads the text and does not shape it."""
+    """Return the loss of the start diffusion on first frames (B, 1, ...) with noise (B, 1, n, c). Noise levels are
+    evenly spaced over the batch from a random offset. No gradient reaches the text encoder."""
     zero = noise.new_zeros(())
     loss, start = zero, networks.start
     if start is not None:
@@ -108,16 +108,16 @@ def start_losses(networks: Networks, batch: Batch, noise: Tensor, processes: Pro
 
 
 def _uniform(noise: Tensor) -> Tensor:
-    """Return a number between 0 and 1 that hardly depends on any single one of these standard normals."""
+    """Return a uniform number in [0, 1] from standard normals, nearly independent of each of them."""
     return torch.special.ndtr(noise.sum() / noise.numel() ** 0.5)
 
 
 def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Tables, beta: float) -> Losses:
-    """Return the nats of the motion alone, as with an idle deep block; noise (B, T, n, c) is standard normal.
+    """Return the losses of the motion alone, as if the deep block were the identity; noise (B, T, n, c) is normal.
 
-    The expectation over the noise of the predicted frame, which the motion cannot know, is taken in closed form, so the
-    gradient has the noise of the frame before only. Dimensions count by scale**(2 beta) (beta-NLL, Seitzer et al.
-    2022), since a motion learns too slowly what to expect where its scale is large.
+    The expectation over the predicted frame's own noise is taken in closed form, so that only the previous frame's
+    noise enters the gradient. Dimensions are weighted by scale**(2 beta) (beta-NLL, Seitzer et al. 2022), because the
+    mean is learned too slowly where the scale is large.
     """
     flow, sigma = networks.flow, networks.config.noise_level
     clean, action = networks.codec.encode(batch.frames)[0], networks.action(batch.actions)
@@ -133,7 +133,7 @@ def motion_losses(networks: Networks, batch: Batch, noise: Tensor, tables: Table
 
 
 def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: TrainConfig) -> Losses:
-    """Return the loss of an outcome head that needs no history, on every frame of the batch; noise (B, T, n, c)."""
+    """Return the loss of a reward head without history on all frames of a batch; noise (B, T, n, c) is normal."""
     x = networks.codec.encode(batch.frames)[0] + networks.config.noise_level * noise
     text, zero = networks.encode_text(batch.texts), noise.new_zeros(())
     loss = _head_loss(networks, None, x, None if text is None else text.detach(), batch.rewards, batch.ends)
@@ -141,17 +141,17 @@ def outcome_losses(networks: Networks, batch: Batch, noise: Tensor, config: Trai
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
-    """Return the weights (B, T) of frames in the flow's loss. The first frame of a window in mid-episode has no past to
-    follow from, and no step ever imagines such a frame: weight 0. True starts have the small `start_weight`, because
-    their many nats would drown out how frames follow."""
+    """Return the weights (B, T) of frames in the flow's loss. The first frame of a window in mid-episode has weight 0,
+    since the world never samples a frame without its history. First frames of episodes have the small `start_weight`,
+    because their large loss would dominate that of the transitions."""
     weight = torch.ones(batch.frames.shape[:2], device=batch.frames.device)
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
     return weight
 
 
 def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
-    """Return the head's loss on all frames but the first. The head reads the hidden states and does not shape them: the
-    flow's gradient is faint beside its own."""
+    """Return the reward head's loss on all frames but the first. Its gradient is not propagated into the hidden states,
+    because it would dominate the gradient of the flow."""
     if networks.outcome is None or hidden.shape[1] == 1:
         return hidden.new_zeros(())
     known = hidden[:, 1:].detach().flatten(0, 1)
@@ -161,7 +161,7 @@ def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | 
 def _head_loss(
     networks: Networks, hidden: Tensor | None, x: Tensor, text: Tensor | None, rewards: Tensor, ends: Tensor
 ) -> Tensor:
-    """Return the mean cross-entropies of rewards and ends (B, T) of frames x (B, T, n, c); hidden (B * T, n, d)."""
+    """Return the mean cross-entropy of rewards plus that of ends (B, T); x (B, T, n, c), hidden (B * T, n, d)."""
     assert networks.outcome is not None
     each = None if text is None else text.repeat_interleave(x.shape[1], dim=0)
     outcome = networks.outcome(hidden, x.flatten(0, 1), each, networks.config.grid)

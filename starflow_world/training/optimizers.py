@@ -1,4 +1,4 @@
-"""Optimizers. Worlds: Muon (Jordan et al. 2024) for the matrices inside layers, AdamW for the rest; video: AdamW."""
+"""Optimizers: for worlds, Muon (Jordan et al. 2024) on matrices inside layers and AdamW elsewhere; for video, AdamW."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -22,15 +22,15 @@ MOMENTUM, DECAY = 0.95, 0.01
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (Nesterov momentum, match_rms_adamw) for matrices that may be sharded. Weights and momentum stay
-    in their shards; the direction is gathered first, since rows alone cannot be made orthogonal."""
+    """Muon optimizer as in torch.optim.Muon (Nesterov momentum, match_rms_adamw), for matrices that may be sharded.
+    Weights and momentum stay sharded; the update is gathered, since a shard alone cannot be orthogonalised."""
 
     def __init__(self, groups: list[dict]) -> None:
         super().__init__(groups, {"lr": 1e-3})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update each matrix that has a gradient; `closure` must be None."""
         assert closure is None
         for group in self.param_groups:
             for p in group["params"]:
@@ -48,8 +48,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return nearly U V^T of a matrix U S V^T by the Newton-Schulz iteration. In float32: in bfloat16, as torch
-    computes it, gradients that differ in their last bit may give visibly different directions."""
+    """Return approximately U V^T of a matrix U S V^T by the Newton-Schulz iteration, in float32: in bfloat16, which
+    torch uses, gradients that differ in the last bit can give clearly different updates."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=SMALLEST)
@@ -61,8 +61,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def world_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices inside layers of transformers and site networks, and AdamW for the rest. Networks
-    that look at sites, and the action encoder, learn at `site_learning_rate`."""
+    """Return Muon for matrices inside layers of transformers and site networks, and AdamW for other parameters.
+    Networks over sites and the action encoder use `site_learning_rate`."""
     matrices: list[nn.Module] = []
     sites: set[int] = set()
     for module in networks.modules():
@@ -72,7 +72,7 @@ def world_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.opt
             matrices += module.look, module.mix
         if isinstance(module, Motion | Carry | SiteDenoiser | ActionEncoder):
             sites |= _ids([module])
-        elif isinstance(module, OutcomeHead):  # `project` reads hidden states of the deep block, which are no sites
+        elif isinstance(module, OutcomeHead):  # `project` reads hidden states of the deep block, not sites
             sites |= _ids([module]) - (_ids([module.project]) if module.project is not None else set())
     inside, groups = _ids(matrices), dict[tuple[bool, float], list[nn.Parameter]]()
     for p in networks.parameters():
@@ -89,7 +89,7 @@ def _ids(modules: Iterable[nn.Module]) -> set[int]:
 
 
 def video_optimizers(flow: Flow, action: ActionEncoder, config: VideoTrainConfig) -> list[torch.optim.Optimizer]:
-    """Return AdamW as STARFlow-V was trained; the denoiser has a longer memory, actions have their own rate."""
+    """Return AdamW as in STARFlow-V; the denoiser has a larger beta2, the action encoder its own learning rate."""
     denoiser = [] if flow.denoiser is None else list(flow.denoiser.parameters())
     own = {id(p) for p in denoiser}
     settings = (
@@ -105,7 +105,7 @@ def video_optimizers(flow: Flow, action: ActionEncoder, config: VideoTrainConfig
 
 
 def schedule(step: int, config: TrainConfig | VideoTrainConfig) -> float:
-    """Return the share of the full learning rate at a step: a linear warm-up, then a linear decay to zero. To zero,
-    since most of the excess nats that are left come from the jitter of the last steps."""
+    """Return the factor of the peak learning rate at a step: linear warm-up, then linear decay to zero, because most of
+    the remaining excess nats come from the fluctuation of weights in the last steps."""
     rise = min(1.0, (step + 1) / max(1, config.warmup))
     return min(rise, (config.steps - step) / config.steps)

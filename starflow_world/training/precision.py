@@ -1,4 +1,4 @@
-"""The precision of matrix products in training: as the recipe says, or the faster on this machine."""
+"""Precision of matrix products in training: given by the recipe, or the faster one on this machine."""
 
 import sys
 
@@ -12,8 +12,8 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 def resolve_precision(precision: str, processes: Processes, *networks: nn.Module) -> str:
-    """Return bf16 or f32 for the products inside `networks`. `auto` is resolved by timing products of the networks'
-    layer sizes for about a second on the main process, whose choice and both rates go to stderr; a tie is float32."""
+    """Return "bf16" or "f32" for the matrix products of `networks`. For "auto", time products of the networks' layer
+    sizes for about a second on the main process and print the choice and both rates to stderr; a tie gives f32."""
     if precision != "auto":
         return precision
     choice = torch.zeros(1, device=processes.device)

@@ -1,7 +1,7 @@
-"""How a recipe and its data come together before the first step.
+"""Completion of a recipe from its data, and checks that recipe, data and initial checkpoint agree.
 
 Keys of `world` that a recipe leaves out (`RecipeConfig.follow`) are filled in from the episodes; then the episodes, the
-held-out episodes and the checkpoint to start from are compared with the recipe, and one error lists all differences.
+held-out episodes and the initial checkpoint are compared with the recipe. An error lists all mismatches.
 """
 
 import sys
@@ -23,11 +23,11 @@ LEAST_STEPS, LARGEST = 64, "outcome.largest_reward"
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a folder of episodes holds, as far as a recipe has to agree with it.
+    """Properties of a folder of episodes that a recipe has to match.
 
     size: (H, W) of frames. longest: UTF-8 bytes of the longest text, in the episode `longest_in`. rewards: lowest and
-    highest. kind: "event" if all are 0 or 1, else "raw"; `recorded`: the collection's record says so. limit: the step
-    limit of the collection's record; without one, the longest episode that did not terminate, or LEAST_STEPS.
+    highest. kind: "event" if all rewards are 0 or 1, else "raw"; `recorded`: the collection's metadata states it.
+    limit: the step limit in the metadata, else the longest episode that did not terminate, or LEAST_STEPS.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class DataFacts:
 
 
 def data_facts(episodes: EpisodeDataset, windows: Windows) -> DataFacts:
-    """Read the facts off a dataset; every reward and every text counts."""
+    """Compute the properties of a dataset from all of its episodes and the collection's metadata."""
     source, rewards = origin(episodes.folder), windows.rewards
     sizes = [len(text.encode()) for text in windows.texts]
     longest = int(np.argmax(sizes))
@@ -61,9 +61,9 @@ def data_facts(episodes: EpisodeDataset, windows: Windows) -> DataFacts:
 def complete_recipe(
     recipe: RecipeConfig, facts: DataFacts, windows: Windows, *, init: WorldConfig | None, begun: RecipeConfig | None
 ) -> RecipeConfig:
-    """Fill in what the recipe leaves to its data: the keys in `follow`, the action space and the scale of actions. A
+    """Fill in the keys that a recipe takes from its data: those in `follow`, the action space and the action scale. A
     resumed run takes them, and its precision, from the recipe it began with (`begun`); a run from a checkpoint (`init`)
-    keeps the scale of its actions, and its reward bins if they cover the data."""
+    keeps the checkpoint's action scale, and its reward bins if they cover the data."""
     world, train, (first, space) = recipe.world, recipe.train, (begun or recipe, facts.action_space)
     if begun is not None:
         known, scale = {**vars(begun.world), LARGEST: begun.world.outcome.largest_reward}, begun.world.action_scale
@@ -83,14 +83,14 @@ def complete_recipe(
 
 
 def scale_of_actions(windows: Windows, known: WorldConfig | VideoConfig | None) -> ActionScale | None:
-    """Return the scale in which a model of these very actions reads them (`known`), else one from bounds or data."""
+    """Return the action scale of the model `known` if it has the same action space, else compute it from the data."""
     if known is not None and same_space(known.action_space, windows.action_space_json):
         return known.action_scale
     return action_scale(space_from_json(windows.action_space_json), windows.actions, windows.offsets)
 
 
 def check_data(world: WorldConfig, facts: DataFacts, source: str) -> None:
-    """Raise DataError with every way in which episodes do not fit a world, whose form comes from `source`."""
+    """Raise DataError that lists every mismatch of episodes and a world; `source` names the world's origin."""
     size, text, outcome, (low, high) = (world.height, world.width), world.text, world.outcome, facts.rewards
     kinds = facts.kind == world.reward or world.reward == "none" or (facts.kind == "event" and not facts.recorded)
     longest = (f"{facts.longest} in {facts.longest_in}; set world.text.length and world.flow.text_length to "
@@ -109,7 +109,7 @@ def check_data(world: WorldConfig, facts: DataFacts, source: str) -> None:
 
 
 def check_init(world: WorldConfig, init: WorldConfig, folder: Path | str, data: Path) -> None:
-    """Raise DataError with every way in which a checkpoint to start from does not fit a completed recipe."""
+    """Raise DataError that lists every mismatch of an initial checkpoint and a completed recipe."""
     size, other = (world.height, world.width), (init.height, init.width)
     _refuse(f"init {folder} does not fit the recipe and {data}", (
         (same_space(world.action_space, init.action_space), "action space", world.action_space, init.action_space),
@@ -120,7 +120,7 @@ def check_init(world: WorldConfig, init: WorldConfig, folder: Path | str, data: 
 
 
 def _refuse(what: str, comparisons: Iterable[tuple[bool, str, object, object]]) -> None:
-    """Raise DataError listing the comparisons (fits, name, expected, found) that do not fit."""
+    """Raise DataError that lists the comparisons (fits, name, expected, found) with `fits` false, if any."""
     wrong = [f"{name}: expected {expected!s:.200}, found {found!s:.200}" for fits, name, expected, found in comparisons
              if not fits]
     if wrong:
@@ -128,7 +128,7 @@ def _refuse(what: str, comparisons: Iterable[tuple[bool, str, object, object]]) 
 
 
 def print_facts(world: WorldConfig, facts: DataFacts) -> None:
-    """Print what the world will learn of rewards and texts, and what it cannot."""
+    """Print to stderr which rewards, texts and action scale of the data the world will learn from or ignore."""
     low, high = facts.rewards
     said = f"{facts.folder}: rewards {low:g} to {high:g}"
     if not world.outcome.width or world.reward == "none":

@@ -1,7 +1,7 @@
-"""The state of a run of several processes: each writes its own shards, as safetensors.
+"""Saved state of a distributed training run: each process writes its own shards, as safetensors.
 
-training.json names the folder of the last finished save, and the run's facts. The folder is a distributed checkpoint of
-torch in Hugging Face's storage: any number of processes can resume from it, and `shards.open_shards` reads it in one.
+training.json names the folder of the last complete save and holds the run's metadata. The folder is a torch distributed
+checkpoint in Hugging Face format: any number of processes can resume from it, and `shards.open_shards` can read it.
 """
 
 import json
@@ -28,11 +28,11 @@ def save_sharded(
     folder: Path | str, networks: nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any],
     processes: Processes,
 ) -> None:
-    """Write weights, optimizer states and `facts` (JSON, with the step). Whenever a process dies, either this save or
-    the one before can be loaded."""
+    """Write weights, optimizer states and `facts` (JSON, with the step). If a process dies at any time, this save or
+    the previous save can still be loaded."""
     folder = Path(folder)
     home = folder / f"training-{facts['step']:08}"
-    processes.once(lambda: shutil.rmtree(home, ignore_errors=True))  # what a run that died here left
+    processes.once(lambda: shutil.rmtree(home, ignore_errors=True))  # an incomplete save of a killed run
     save(
         training_tensors(networks, optimizers),
         storage_writer=HuggingFaceStorageWriter(str(home), save_distributed=True),
@@ -41,7 +41,7 @@ def save_sharded(
 
 
 def _point(folder: Path, name: str, facts: dict[str, Any]) -> None:
-    """Make the folder `name` the last finished save, and remove older ones."""
+    """Record the folder `name` as the last complete save, and remove older saves."""
     write_text(folder / STATE, json.dumps({"folder": name, "facts": facts}) + "\n")
     for old in folder.glob("training-*"):
         if old.name != name:
@@ -49,12 +49,12 @@ def _point(folder: Path, name: str, facts: dict[str, Any]) -> None:
 
 
 def sharded_facts(folder: Path | str) -> dict[str, Any]:
-    """Return the facts that `save_sharded` was given."""
+    """Return the `facts` that were given to `save_sharded`."""
     return dict(_state(Path(folder))["facts"])
 
 
 def load_sharded(folder: Path | str, networks: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Restore what `save_sharded` wrote, each process its own shards. Raises CheckpointError."""
+    """Restore the state that `save_sharded` wrote; each process reads its own shards. Raises CheckpointError."""
     home = Path(folder) / _state(Path(folder))["folder"]
     reader = HuggingFaceStorageReader(str(home))
     try:
@@ -69,7 +69,7 @@ def load_sharded(folder: Path | str, networks: nn.Module, optimizers: list[torch
 
 
 def _make_room(optimizers: list[torch.optim.Optimizer], sizes: dict[str, torch.Size]) -> None:
-    """Give the optimizers states of zeros, sharded as their parameters are, for every name in `sizes`."""
+    """Allocate optimizer states of zeros, sharded like their parameters, for every optimizer tensor in `sizes`."""
     for index, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}

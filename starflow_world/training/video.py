@@ -1,12 +1,11 @@
-"""Training of text-to-video models as STARFlow-V was trained (section 3.2 of the paper), from clips and captions; and
-of the action adapter that makes a world of such a model, alone or with the rest, from episodes.
+"""Training of text-to-video models as in STARFlow-V (section 3.2 of the paper), from clips and captions, and of the
+action adapter that turns such a model into a world, alone or with the other parameters, from episodes.
 
-In a step frames become noisy latents; the flow learns their likelihood, and the denoiser the gradient that the flow's
-own backward pass has left in the noisy latents. Either both update their weights in a step or neither does. Everything
-drawn follows from (seed, step, row), so a resumed run equals an undisturbed run, and several processes (distributed.py)
-learn what a single process does.
+Each step encodes frames as noisy latents. The flow maximises their likelihood; the denoiser regresses on the gradient
+that the flow's backward pass leaves in the noisy latents. A step updates both or neither. All random numbers are a
+function of (seed, step, element), so neither resuming nor the number of processes (distributed.py) changes the result.
 
-Shapes: B rows, T latent frames, n tokens per frame, c channels, L text length.
+Shapes: B batch elements, T latent frames, n tokens per frame, c channels, L text length.
 """
 
 from collections.abc import Mapping
@@ -42,7 +41,7 @@ MODEL, PROMPTS = "model", "prompts"
 
 
 class VideoTrainer(Trainer[VideoRecipe]):
-    """The training of a video model and its action adapter, which may be sharded; `card` goes into its card.json."""
+    """Trainer of a video model and its action adapter, which may be sharded; `card` is written to its card.json."""
 
     may_change = (
         "train.steps", "train.save_minutes", "train.checkpointing", "train.rows_at_once", "video.text", "video.codec",
@@ -74,10 +73,10 @@ class VideoTrainer(Trainer[VideoRecipe]):
         return self.finish({**figures, "latent_frames": x.shape[1]})
 
     def noisy(self, batch: ClipBatch) -> Tensor:
-        """Return noisy latents (B, T, n, c) of a step's frames."""
+        """Encode the frames of a batch and add noise; return noisy latents (B, T, n, c)."""
         rows = []
         for frames, key in zip(batch.frames, batch.keys.tolist(), strict=True):
-            posterior = torch.tensor([make_key((key, self.step))])  # another draw in every step
+            posterior = torch.tensor([make_key((key, self.step))])  # a new draw in every step
             rows.append(self.model.codec.encode(frames[None], keys=posterior)[0])
         clean = torch.cat(rows).to(self.processes.device, torch.float32)
         noise = normals(batch.keys, torch.full_like(batch.keys, self.step), "observation", clean.shape[1:])
@@ -85,8 +84,8 @@ class VideoTrainer(Trainer[VideoRecipe]):
         return x[:, 1:] if batch.extend else x
 
     def _backward(self, x: Tensor, text: Tensor, rows: int, actions: Tensor | None = None) -> tuple[float, float]:
-        """Add the gradients of rows x (B, T, n, c) with actions (B, T, 1 + flat), of a process's `rows`. Returns their
-        shares of its means of nats per dim and of the denoiser's loss (0 where that is frozen)."""
+        """Accumulate gradients of latents x (B, T, n, c) with actions (B, T, 1 + flat), a part of the process's `rows`.
+        Returns the part's contribution to mean nats per dim and mean denoiser loss (0 if the denoiser is frozen)."""
         flow, config = self.model.flow, self.model.config
         denoises = flow.denoiser is not None and any(p.requires_grad for p in flow.denoiser.parameters())
         tables = flow.tables(config.grid(self.config.aspect), x.shape[1])
@@ -108,7 +107,7 @@ class VideoTrainer(Trainer[VideoRecipe]):
         return -loss.item(), off.item()
 
     def write_model(self, out: Path) -> None:
-        """Write `out`/model as `convert` does, tensor by tensor."""
+        """Write the model to `out`/model in the format of `convert`, one tensor at a time."""
         networks = _trainable(self.model.flow, self.action)
         state = {name.removeprefix("flow."): tensor for name, tensor in networks.state_dict().items()}
         kind = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
@@ -127,13 +126,12 @@ def train_video(
     recipe: VideoRecipe, data: Path | str, out: Path | str, *, resume: bool = False, init: Path | str | None = None,
     command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:
-    """Train a video model on the clips and pictures in `data`, or on the episodes there, into the folder `out`; return
-    that folder.
+    """Train a video model on the clips and pictures, or the episodes, in `data`; write to and return the folder `out`.
 
-    `init` starts from the weights of a folder that `convert` or this function wrote, `resume` continues from the last
-    save in `out`, with any number of processes. `out`/model is for `generate`; learned from episodes it is a world of
-    their actions with frames of `train.aspect`. `cache`: folder for uncompressed copies of episodes (default: .cache in
-    their own folder). Raises ConfigError, DataError, CheckpointError.
+    `init` is a folder with initial weights from `convert` or this function; `resume` continues from the last save in
+    `out`, with any number of processes. `generate` reads `out`/model; trained on episodes, it is a world with their
+    actions and frames of `train.aspect`. `cache`: folder for uncompressed copies of episodes (default: .cache in the
+    folder of the episodes). Raises ConfigError, DataError, CheckpointError.
     """
     out, data = Path(out), Path(data)
     open_folder(out, (STATE, MODEL), processes, resume=resume)
@@ -160,13 +158,13 @@ def train_video(
     if processes.main:
         cut_metrics(out, trainer.step)
     trainer.run(out)
-    if not (out / MODEL).exists():  # the run had died between its last two files
+    if not (out / MODEL).exists():  # the run was killed between its last two writes
         trainer.write_model(out)
     return out
 
 
 def _trainable(flow: Flow, action: ActionEncoder) -> nn.ModuleDict:
-    """Return all modules that can learn, under their names in a world."""
+    """Return all trainable modules, keyed by their names in a world."""
     return nn.ModuleDict({"flow": flow, "action": action})
 
 
@@ -174,9 +172,8 @@ def _from_episodes(
     recipe: VideoRecipe, data: Path, cache: Path | str | None, before: VideoRecipe | Path | str | None,
     processes: Processes,
 ) -> tuple[VideoRecipe, EpisodeSampler]:
-    """Return the recipe of a world of the episodes' actions, and a sampler of their windows. A model of these very
-    actions keeps the scale that it reads them in: `before` is the recipe that a resumed run began with, or the model to
-    start from."""
+    """Return the recipe with the episodes' action space and action scale, and a sampler of their windows. `before`, the
+    recipe of a resumed run or the initial model, gives the action scale if it has the same action space."""
     episodes, said = EpisodeDataset(data), recipe.video.action_space
     space = episodes.action_space_json
     if not same_space(said, space) and not same_space(said, NO_ACTIONS):
@@ -190,7 +187,7 @@ def _from_episodes(
 
 
 def _check_prompts(text: T5Text, sampler: ClipSampler | EpisodeSampler) -> None:
-    """Raise DataError for a prompt of more tokens than the text encoder takes, naming its file."""
+    """Raise DataError, with the file's name, for a prompt that is too long for the text encoder."""
     for path, prompt in sampler.prompts():
         try:
             text.check(prompt)
@@ -201,10 +198,10 @@ def _check_prompts(text: T5Text, sampler: ClipSampler | EpisodeSampler) -> None:
 def _model(
     recipe: VideoRecipe, out: Path, *, init: Path | str | None, filled: bool, processes: Processes
 ) -> tuple[VideoModel, ActionEncoder, str]:
-    """Return the model and its action adapter, sharded, and the precision that they train in. They have the weights of
-    `init`, or random weights, or any (`filled`: they are loaded later)."""
+    """Return the model and its action adapter, sharded, and the precision of training. Weights are those of `init`,
+    else random, or uninitialised if `filled` (loaded later)."""
     config, device = recipe.video, processes.device
-    kind = torch.float32 if device.type == "cpu" else torch.bfloat16  # of the encoders, which do not learn
+    kind = torch.float32 if device.type == "cpu" else torch.bfloat16  # dtype of the frozen encoders
     text = processes.in_turn(
         lambda: T5Text(config.text, config.flow.text_length, cache=out / PROMPTS, device=device, dtype=kind)
     )

@@ -1,8 +1,8 @@
-"""Training of worlds: the flow by maximum likelihood, the denoiser by flow-score matching, outcomes by cross-entropy.
+"""Training of worlds: the flow by maximum likelihood, the denoiser by score matching, the reward head by cross-entropy.
 
-Everything drawn in step s follows from (seed, s), so a run that was killed and resumed has the weights of one that was
-not. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run. Processes that
-train together (distributed.py) share the rows of every batch and the weights, and take every decision together.
+All random numbers of step s are a function of (seed, s), so a resumed run gives the same weights as an uninterrupted
+run. A step with a loss or gradient that is not finite is skipped and counted; ten in a row end the run. In distributed
+training (distributed.py) each process holds a share of every batch and a shard of the weights.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ MOST_STARTS = 1000
 
 
 class WorldTrainer(Trainer[RecipeConfig]):
-    """The training of a world; `card` goes into its card.json."""
+    """Trainer of a world; `card` is written to its card.json."""
 
     may_change = ("train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space")
 
@@ -66,7 +66,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         )
 
     def fit_codec(self, most: int = 4096) -> None:
-        """Fit the codec to frames spread over the dataset."""
+        """Fit the codec to at most `most` frames, evenly spaced over the dataset."""
         frames = self.sampler.windows.frames
         index = torch.linspace(0, len(frames) - 1, min(most, len(frames))).long().numpy()
         self.networks.codec.fit(torch.from_numpy(frames[index]).to(self.processes.device))
@@ -95,7 +95,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         return self.finish(figures)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Draw standard normals (B, T, n, c) for this process's rows of a batch."""
+        """Draw standard normal noise (B, T, n, c) for this process's share of a batch."""
         n, c, rows = self.world.grid[0] * self.world.grid[1], self.world.channels, len(batch) * self.processes.count
         drawn = torch.randn(rows, batch.frames.shape[1], n, c, generator=generator)
         return drawn[self.processes.part(rows)].to(self.processes.device)
@@ -120,10 +120,11 @@ class WorldTrainer(Trainer[RecipeConfig]):
 
     @torch.no_grad()
     def validate(self, held_out: Sampler, batches: int = 4) -> dict[str, float]:
-        """Return the excess nats per frame of held-out windows: of true starts, and of frames after the first."""
+        """Return the mean excess nats per frame of held-out windows, for first frames of episodes and for later frames.
+        """
         later: list[Tensor] = []
         first: list[Tensor] = []
-        # Outside of layers this is float32; their matrices are gathered in the precision that they are trained in.
+        # Validation runs in float32, except for sharded matrices inside layers, which are gathered in bfloat16.
         mixed = self.sharded and self.config.precision == "bf16"
         for index in range(batches):
             generator = torch.Generator().manual_seed(index)
@@ -147,7 +148,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
             checkpoint.save_checkpoint(out, networks, {**self.card, "steps": self.step}, self.config.half)
 
     def _whole(self) -> Networks:
-        """Return the networks with all their weights on the main process, and their shapes on the others."""
+        """Return unsharded networks, with weights on the main process and without data on the other processes."""
         if self.processes.mesh is None:
             return self.networks
         where = "cpu" if self.processes.main else "meta"
@@ -162,13 +163,13 @@ def train_world(
     recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
     init: Path | str | None = None, command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:
-    """Train a world on the episodes in `data` into the folder `out`; return that folder.
+    """Train a world on the episodes in `data`, write it to the folder `out`, and return that folder.
 
-    `resume` continues from the last save; `init` starts from the weights of a checkpoint. Learning curves are JSON
-    lines in `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed
-    copies of the episodes (default: .cache in their own folders). All `processes` call this with the same arguments;
-    on SIGINT or SIGTERM they save and raise KeyboardInterrupt. Raises DataError before the first step if episodes or
-    `init` do not fit the recipe, ConfigError if `out` holds another run.
+    `resume` continues from the last save; `init` is a checkpoint with initial weights. Learning curves are JSON lines
+    in `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed copies of
+    the episodes (default: .cache in the folder of each dataset). All `processes` must call this with the same
+    arguments; on SIGINT or SIGTERM they save and raise KeyboardInterrupt. Raises DataError before the first step if
+    episodes or `init` do not fit the recipe, ConfigError if `out` holds another run.
     """
     out, data, dataset = Path(out), Path(data), EpisodeDataset(data)
     open_folder(out, (checkpoint.CONFIG, checkpoint.TRAINING, STATE), processes, resume=resume)
@@ -188,7 +189,7 @@ def train_world(
     )
     if resume:
         trainer.resume(out)
-        trainer.write_model(out)  # the run may have died between its last two files
+        trainer.write_model(out)  # the run may have been killed between its last two writes
     elif init is None:
         trainer.fit_codec()
     if processes.main:
@@ -208,7 +209,7 @@ def train_world(
 def _held_out(
     recipe: RecipeConfig, valid: Path | str, cache: Path | str | None, data: Path, processes: Processes
 ) -> Sampler:
-    """Return a sampler of held-out windows that drops no condition."""
+    """Return a sampler of held-out windows, without dropout of actions and texts."""
     episodes = EpisodeDataset(valid)
     windows = processes.in_turn(lambda: episodes.memory_map(cache))
     check_data(recipe.world, data_facts(episodes, windows), f"the world that learns from {data}")
@@ -216,7 +217,7 @@ def _held_out(
 
 
 def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
-    """Write the start set: first frames and texts of episodes spread over the dataset."""
+    """Write the start set: first frames and texts of at most `most` episodes, evenly spaced over the dataset."""
     chosen = sorted(set(torch.linspace(0, len(windows.lengths) - 1, min(most, len(windows.lengths))).long().tolist()))
     frames = torch.from_numpy(windows.frames[windows.offsets[chosen]])
     checkpoint.save_starts(out, frames, [windows.texts[index] for index in chosen])
@@ -224,6 +225,6 @@ def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
 
 def _initialise(networks: Networks, init: Path | str) -> None:
     tensors = (known := checkpoint.load_networks(init)[0]).state_dict()
-    if networks.start is not None and known.start is None:  # a start diffusion may be added to a world without one
+    if networks.start is not None and known.start is None:  # a start diffusion may be added to a checkpoint without it
         tensors |= {f"start.{name}": tensor for name, tensor in networks.start.state_dict().items()}
     checkpoint.load_strictly(networks, tensors, init)
