@@ -1,1 +1,1 @@
-"""Who acts: policies, rollouts, planners, learners, and the pool that runs them on many processes."""
+"""Agents: policies, rollouts, planners, RL training, and a pool that runs them in many processes."""

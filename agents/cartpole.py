@@ -15,10 +15,11 @@ GAINS = (0.1, 0.25, 3.0, 0.8)
 
 @dataclass
 class BalancePolicy(Policy):
-    """Pushes to the side given by the sign of position, speed, angle and angular speed times `gains`, plus noise.
+    """Policy that pushes to the side given by the sign of position, speed, angle and angular speed times `gains`, plus
+    noise.
 
     The noise is correlated in time (`wander`: per step); its deviation is drawn for each episode from the range
-    `noise`. The policy reads the simulator's state, not the picture.
+    `noise`. The policy reads the simulator's state, not the frame.
     """
 
     gains: tuple[float, ...] = GAINS

@@ -1,8 +1,8 @@
-"""Collecting: policy x Gymnasium env -> folder of episodes, each following from (seed, index) alone.
+"""Collection: policy x Gymnasium env -> folder of episodes, each determined by (seed, index) alone.
 
-The env is a real one (`collect`) or a world (`rollout`). Resumable: an episode that is there and whole is not played
-again; an interrupted run, run again, ends in the same bytes as one that was not interrupted, and so does one that was
-spread over actors. `collection.json` records the recipe of the folder.
+The env is a real one (`collect`) or a world (`rollout`). Resumable: complete episodes are not played again; an
+interrupted run that is resumed, and a run spread over actors, give the same bytes as an uninterrupted one.
+`collection.json` records the recipe of the folder.
 """
 
 import warnings
@@ -35,9 +35,9 @@ COLLECTION = "collection.json"
 PACKAGES = ("gymnasium", "minigrid", "numpy", "h5py", "opencv-python-headless")
 NO_END_STEPS = 64
 MOST_STEPS = 10_000
-"""Steps after which an episode without a time limit is refused: it would be recorded for ever."""
+"""Steps after which an episode in an env without a time limit raises an error."""
 REWARD_STEPS = 256
-"""Random steps by which the kind of an environment's rewards is found."""
+"""Number of random steps that determine the kind of an environment's rewards."""
 
 
 def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | None = None, seed: int,
@@ -48,12 +48,12 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | Non
 
     policy None: the default of the env (`default_policy`). env_kwargs, wrappers, max_steps, frame_size: see
     `Environment`. reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is;
-    "auto" is what `out` has already, else "event" for MiniGrid and where only 0 and one positive value are seen, and
-    "raw" for everything else. With ends=False actions that would terminate are drawn again and each episode runs to
-    its time limit (default 64 steps). Every action is taken `hold` times in a row, which ends=False excludes.
-    actors: Ray actors to play them (0: this process), each within `time_limit` seconds; address: of a Ray cluster.
-    Raises, before it writes anything, ConfigError, ActionError or DataError for an env or a policy that does not fit,
-    and DataError when `out` holds a collection of another recipe.
+    "auto" is the kind that `out` has already, else "event" for MiniGrid and where only 0 and one positive value are
+    seen, else "raw". With ends=False actions that would terminate are resampled and each episode runs to its time limit
+    (default 64 steps). Every action is repeated `hold` times; ends=False requires hold=1. actors: number of Ray actors
+    (0: this process), each within `time_limit` seconds per episode; address: of a Ray cluster. Before writing, raises
+    ConfigError, ActionError or DataError for an unsuitable env or policy, and DataError if `out` holds a collection of
+    another recipe.
     """
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed and actors >= 0, found {episodes}, {seed}, {actors}")
@@ -86,11 +86,11 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
             address: str | None = None) -> Path:
     """Play `episodes` episodes in a world (its folder or name) into `out`, and return that folder.
 
-    They begin from the world's start set: with this text, or from its element `start` (None: any). max_steps: time
-    limit (None: the world's own). Rewards and ends are the world's. actors: Ray actors that play (0: this process),
-    each with gpus_per_actor GPUs (0: CPU) and within `time_limit` seconds per episode. Of the last five arguments the
-    numbers depend on `threads` only. Raises ConfigError for a policy that cannot play in a world, and DataError if
-    `out` holds a collection of another recipe.
+    They start from the world's start set: a start with this text, or its element `start` (None: any). max_steps: time
+    limit (None: the world's own). Rewards and terminations are the world's. actors: number of Ray actors (0: this
+    process), each with gpus_per_actor GPUs (0: CPU) and within `time_limit` seconds per episode. Of the last five
+    arguments only `threads` affects the numbers. Raises ConfigError for a policy that cannot act in a world, and
+    DataError if `out` holds a collection of another recipe.
     """
     if episodes < 1 or min(seed, actors) < 0:
         raise ConfigError(f"expected episodes >= 1, seed >= 0 and actors >= 0, found {episodes}, {seed} and {actors}")
@@ -115,9 +115,9 @@ def rollout(world: Path | str, out: Path | str, *, episodes: int, policy: Policy
 
 
 def reward_kind(env: gymnasium.Env) -> str:
-    """Return "event" if an env's rewards are 0 and one positive value, as far as random play shows, else "raw".
+    """Return "event" if an env's rewards are 0 and one positive value in random play, else "raw".
 
-    MiniGrid's are an event: one reward at success, which shrinks with time.
+    MiniGrid's count as an event: one reward at success, which decreases with time.
     """
     if is_minigrid(env):
         return "event"
@@ -138,25 +138,25 @@ def reward_kind(env: gymnasium.Env) -> str:
 
 @dataclass(frozen=True)
 class RealScene:
-    """Plays episodes in a real env, with raw rewards."""
+    """Work context that plays episodes in a real env, with raw rewards."""
 
     environment: Environment
 
     def open(self) -> Callable[[EpisodeSpec], Episode]:
-        """Make the env; returns a function that plays the episode of a spec."""
+        """Make the env; return a function that plays the episode of a spec."""
         env, size = self.environment.make(), self.environment.size
         return lambda spec: play(env, spec.policy, seed=spec.seed, index=spec.index, reward="raw", frame_size=size)
 
 
 @dataclass(frozen=True)
 class Dream:
-    """Plays episodes in a world."""
+    """Work context that plays episodes in a world."""
 
     world: str
     device: str
 
     def open(self) -> Callable[[EpisodeSpec], Episode]:
-        """Load the world; returns a function that plays the episode of a spec."""
+        """Load the world; return a function that plays the episode of a spec."""
         env = WorldEnv(World.load(self.world, device=self.device), render_mode="rgb_array")
         config, starts, limit = env.world.config, env.world.starts, env.max_episode_steps
 
@@ -173,14 +173,14 @@ class Dream:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Work for a pool: play the episode of a spec and write it into the folder `out`, rewards as `reward` says."""
+    """Work of a pool: play the episode of a spec and write it into the folder `out`, with rewards of kind `reward`."""
 
     scene: RealScene | Dream
     out: Path
     reward: str = field(default="raw", kw_only=True)
 
     def open(self) -> Callable[[EpisodeSpec], Receipt]:
-        """Open the scene; returns a function that plays and writes an episode."""
+        """Open the scene; return a function that plays and writes an episode."""
         playing = self.scene.open()
 
         def write(spec: EpisodeSpec) -> Receipt:
@@ -197,7 +197,7 @@ class Rollouts:
         return write
 
     def find(self, spec: EpisodeSpec) -> Receipt | None:
-        """Return the receipt of an episode that is there and whole, else None."""
+        """Return the receipt of an episode that exists and is complete, else None."""
         path = episode_path(self.out, spec.index)
         if not path.exists():
             return None
@@ -208,7 +208,7 @@ class Rollouts:
 
 
 def _play_all(work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: Crew, progress: bool) -> None:
-    """Play every spec whose episode is not there, in this process or by a pool of actors."""
+    """Play every spec whose episode does not exist yet, in this process or by a pool of actors."""
     missing = [spec for spec in specs if work.find(spec) is None]
     bar = tqdm(total=len(specs), initial=len(specs) - len(missing), desc=work.out.name, unit="episode",
                disable=not progress)
@@ -228,7 +228,7 @@ def _play_all(work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: C
 def _receipts(
     work: Rollouts, specs: Sequence[EpisodeSpec], actors: int, crew: Crew
 ) -> Generator[Receipt, None, None]:
-    """Play specs, and yield a receipt of each as soon as it is written."""
+    """Play specs, and yield the receipt of each when it is written."""
     if not actors or not specs:
         with _threads(crew.threads):
             yield from map(work.open(), specs) if specs else ()
@@ -243,7 +243,7 @@ def _receipts(
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Compute with `count` threads, as actors do: sums of floats depend on it."""
+    """Compute with `count` threads, as actors do: sums of floats depend on the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -267,8 +267,8 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
          frame_size: int | tuple[int, int] = 64, options: dict[str, Any] | None = None) -> Episode:
     """Play one episode to its end. The same env, policy settings, seed, index and reset options give the same episode.
 
-    Raises DataError for frames that no episode can hold or whose size changes, and for an episode of more than 10,000
-    steps in an env without a time limit.
+    Raises DataError for invalid frames or a changing frame size, and for an episode of more than 10,000 steps in an env
+    without a time limit.
     """
     space, size, (env_seed, policy_seed) = check_single(env), height_width(frame_size), seeds(seed, index)
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
@@ -301,21 +301,21 @@ def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: s
 
 
 def _time_limit(env: gymnasium.Env) -> int:
-    """Steps that an episode may have: the env's own limit, else MOST_STEPS."""
+    """Return the time limit of an episode in steps: the env's own, else MOST_STEPS."""
     inner = env.unwrapped
     own = inner.max_episode_steps if isinstance(inner, WorldEnv) else getattr(env.spec, "max_episode_steps", None)
     return int(own) if own and own < float("inf") else MOST_STEPS
 
 
 def _carrying(env: gymnasium.Env) -> str | None:
-    """Colour and type of the object that the agent of a MiniGrid carries: no frame shows it."""
+    """Return colour and type of the object that the agent of a MiniGrid carries, which no frame shows."""
     inner: Any = env.unwrapped
     carried = inner.carrying if is_minigrid(env) else None
     return None if carried is None else f"{carried.color} {carried.type}"
 
 
 def _claim(out: Path, recipe: dict[str, Any], policy: Policy, episodes: int, packages: Iterable[str]) -> None:
-    """Write the record of a collection, or refuse a folder that has another's; it never says fewer episodes."""
+    """Write the record of a collection; DataError if the folder has another. The episode count never decreases."""
     before = recorded(out / COLLECTION)
     recipe["policy"] = policy_record(policy, _recipe(before).get("policy"))
     more = before.get("episodes", 0)
@@ -328,7 +328,7 @@ def _recipe(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of the installed packages among those that episodes depend on."""
+    """Return the versions of the installed packages among `packages`, on which episodes depend."""
     versions = {}
     for package in packages:
         try:

@@ -1,4 +1,4 @@
-"""The real environment that episodes are collected from and a world is learned from, as its card records it."""
+"""The real environment of a data set or a world: how to make it and record its episodes, as card.json stores it."""
 
 import difflib
 import json
@@ -15,7 +15,7 @@ from starflow_world.errors import ActionError, ConfigError
 from starflow_world.model.actions import space_to_json
 from starflow_world.world import World
 
-WRAPPERS = (  # of gymnasium.wrappers: those that JSON arguments can make and that keep no statistics across episodes
+WRAPPERS = (  # allowed gymnasium.wrappers: arguments in JSON, no statistics across episodes
     "AtariPreprocessing", "ClipAction", "ClipReward", "DelayObservation", "DiscretizeAction", "DtypeObservation",
     "FilterObservation", "FlattenObservation", "FrameStackObservation", "GrayscaleObservation",
     "MaxAndSkipObservation", "RepeatAction", "RescaleAction", "RescaleObservation", "ReshapeObservation",
@@ -26,7 +26,7 @@ REWARDS = ("event", "raw")
 
 @dataclass(frozen=True)
 class Environment:
-    """A Gymnasium environment, and how its episodes are recorded; fields are keys of collection.json and card.json.
+    """A Gymnasium environment and how its episodes are recorded; fields are keys of collection.json and card.json.
 
     env: its id, or `module:Id` for an id that importing `module` registers. env_kwargs: arguments of `gymnasium.make`.
     wrappers: applied in this order, each a dotted name (`gymnasium.wrappers.ClipAction`) or a pair of name and
@@ -61,16 +61,16 @@ class Environment:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the frames."""
+        """Return height and width of the frames."""
         return height_width(self.frame_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them; wrappers only if there are any, as in records of older versions."""
+        """Return the fields for JSON; wrappers only if there are any, as in records of older versions."""
         values = dict(json.loads(json.dumps(asdict(self))))
         return values if self.wrappers else {key: value for key, value in values.items() if key != "wrappers"}
 
     def make(self) -> gymnasium.Env:
-        """Make the environment, rendering RGB frames. ConfigError with one line where that fails.
+        """Make the environment, rendering RGB frames. Raises ConfigError with a one-line message.
 
         A MiniGrid is drawn without highlight, in tiles that fill the frame.
         """
@@ -98,7 +98,7 @@ class Environment:
 
 
 def height_width(frame_size: Any) -> tuple[int, int]:
-    """Return (height, width) of frames given the side of a square or both; ConfigError for anything else."""
+    """Return (height, width) of frames given the side of a square or both. Raises ConfigError."""
     sides = tuple(frame_size) if isinstance(frame_size, list | tuple) else (frame_size, frame_size)
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
         raise ConfigError(f"frame_size: expected pixels >= 1, or a height and a width, found {frame_size!r}")
@@ -106,7 +106,7 @@ def height_width(frame_size: Any) -> tuple[int, int]:
 
 
 def check_env(env: Any, size: tuple[int, int]) -> None:
-    """Raise one clear error unless episodes of this env can be recorded; resets it and looks at one frame."""
+    """Raise an error unless episodes of this env can be recorded; resets it and checks one frame."""
     check_single(env)
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         env.reset(seed=0)
@@ -114,7 +114,7 @@ def check_env(env: Any, size: tuple[int, int]) -> None:
 
 
 def check_single(env: Any) -> str:
-    """Return the JSON of an env's action space; raise an error if it is no single env or has no actions."""
+    """Return the JSON of an env's action space. Raises for a vector env and an env without actions."""
     if not isinstance(env, gymnasium.Env):
         raise ConfigError(f"env: expected a single gymnasium.Env, found {type(env).__name__}; take one env of it")
     space = space_to_json(env.action_space)
@@ -130,9 +130,9 @@ def make_env(env_id: str, *, env_kwargs: dict[str, Any] | None = None, max_steps
 
 
 def source_environment(world: World, env: str | None = None) -> Environment:
-    """Return the environment that a world was learned from, as its card names it; `env` takes the place of its id.
+    """Return the environment that a world was trained on, from its card; `env` replaces the id in the card.
 
-    ConfigError where neither names one, or the card's entry cannot be meant.
+    Raises ConfigError if neither names one, or if the card's entry is invalid.
     """
     card = world.card
     if env is not None and env != card.get("env"):
@@ -161,7 +161,7 @@ def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
 
 
 def _hint(env_id: str) -> str:
-    """Name the registered environment whose id is nearest, or say how to name one's own."""
+    """Return a hint: the registered environment with the nearest id, or how to name one's own."""
     module, name = env_id.rpartition(":")[::2]
     near = difflib.get_close_matches(name, gymnasium.registry, 1)
     if name in gymnasium.registry:

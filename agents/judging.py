@@ -1,4 +1,4 @@
-"""How good a policy is: its scores over episodes from given starts, and rank correlation of two lists of scores."""
+"""Evaluation of policies: scores over episodes from given starts, and rank correlation of two lists of scores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ SUCCESS = 0.5
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode: sum of its rewards, the same discounted by 0.95 per step, its steps, and whether any reward was
-    above 0.5."""
+    """Result of one episode: sum of rewards, sum discounted by 0.95 per step, number of steps, and whether any reward
+    was above 0.5."""
 
     reward: float
     discounted: float
@@ -42,7 +42,7 @@ class PolicyScore:
 
 @dataclass(frozen=True)
 class Start:
-    """The arguments of `env.reset` that an episode begins with."""
+    """Start of an episode: the arguments of `env.reset`."""
 
     seed: int
     options: dict[str, Any] | None = None
@@ -51,7 +51,7 @@ class Start:
 def episode_steps(
     policy: Policy, env: gymnasium.Env, start: Start, seed: int
 ) -> Iterator[tuple[Any, float, bool]]:
-    """Yield observation, reward and whether the episode is over: of the start, then after every step."""
+    """Yield observation, reward and whether the episode has ended: at the start, then after every step."""
     observation, _ = env.reset(seed=start.seed, options=start.options)
     policy.reset(seed, env)
     over = False
@@ -65,7 +65,7 @@ def episode_steps(
 
 
 def episode_result(policy: Policy, env: gymnasium.Env, start: Start, seed: int) -> EpisodeResult:
-    """Play one episode to its end; everything the policy draws follows from `seed`."""
+    """Play one episode to its end; `seed` determines all random choices of the policy."""
     rewards = np.array([reward for _, reward, _ in episode_steps(policy, env, start, seed)][1:])
     discounted = float((rewards * DISCOUNT ** np.arange(len(rewards))).sum())
     return EpisodeResult(float(rewards.sum()), discounted, len(rewards), bool((rewards > SUCCESS).any()))
@@ -74,7 +74,7 @@ def episode_result(policy: Policy, env: gymnasium.Env, start: Start, seed: int) 
 def score_policy(
     policy: Policy, env: gymnasium.Env, starts: Sequence[Start], *, seed: int = 0, progress: str | None = None
 ) -> PolicyScore:
-    """Play an episode from each start and return the means; `progress` is the title of a progress bar."""
+    """Play an episode from each start and return the averages; `progress` is the title of a progress bar."""
     bar = tqdm(starts, desc=progress, unit="episode", disable=progress is None, leave=False)
     results = [episode_result(policy, env, start, seed + index) for index, start in enumerate(bar)]
     columns = np.array([(r.success, r.reward, r.discounted, r.steps) for r in results], float)

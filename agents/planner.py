@@ -1,7 +1,7 @@
 """A policy that plans in a world: it conditions the world on the frames of the env and follows the best plan found.
 
-A plan is followed while the frames look as it predicted; then, or when it has ended, the next is made. In a `WorldEnv`
-of the same world plans begin from the env's own state.
+A plan is followed while the frames equal its predictions; then, or when it has ended, a new plan is made. In a
+`WorldEnv` of the same world plans start from the env's own state.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class Thought:
-    """Why an action was taken: it is at index `place` of `plan`; `fresh`: the plan was made in this step."""
+    """Record of one action: its index `place` in `plan`; `fresh`: the plan was made in this step."""
 
     plan: ActionPlan
     place: int
@@ -32,11 +32,11 @@ class Thought:
 
 @dataclass
 class Planner(Policy):
-    """Plans with `search` from the frames of the env; `commit`: most steps of one plan to follow (0: all).
+    """Policy that plans with `search` from the frames of the env; `commit`: most steps of a plan to follow (0: all).
 
-    A frame that was seen did not end the episode, so a reward or termination that the world predicts at such a frame is
+    An observed frame did not end the episode, so a reward or termination that the world predicts at such a frame is
     ignored for the rest of the episode. reward_fn: replaces the world's reward head (default in a WorldEnv: the env's).
-    `thoughts`: of the present episode, one per action.
+    `thoughts`: of the current episode, one per action.
     """
 
     world: World = field(repr=False)
@@ -79,7 +79,7 @@ class Planner(Policy):
         self._played = action
 
     def _observed(self, frame: np.ndarray, observation: Any) -> WorldState:
-        """Return the world's state after all frames of this episode."""
+        """Return the world's state after conditioning on all frames of this episode."""
         inner = self._env.unwrapped
         if isinstance(inner, WorldEnv) and inner.world.world_id == self.world.world_id:
             return inner.get_state()
@@ -90,7 +90,7 @@ class Planner(Policy):
         return self.world.observe(self._state, [self._played], frame[None], reuse=True)[0]
 
     def _next(self, frame: np.ndarray) -> Thought | None:
-        """Return the next step of the present plan, or None if it has ended or the frame is not the one predicted."""
+        """Return the next step of the current plan, or None if it has ended or did not predict this frame."""
         if not self.thoughts:
             return None
         last = self.thoughts[-1]

@@ -1,4 +1,4 @@
-"""Policies: observation -> action, as their settings, the seed of the episode and its course so far decide."""
+"""Policies: map observations to actions, given their settings, the seed of the episode and the steps so far."""
 
 import copy
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,42 +14,42 @@ COPY_STEPS = 32
 
 
 class Policy(Protocol):
-    """The interface of a policy; a class derived from it only needs `name`, `reset` and `__call__`.
+    """Interface of a policy; a subclass must define `name`, `reset` and `__call__`.
 
-    A policy is a dataclass whose fields are its settings, which `recipe` records. Its state begins at `reset`.
+    A policy is a dataclass whose fields are its settings, which `recipe` records. Its episode state is set by `reset`.
     """
 
     @property
     def name(self) -> str:
-        """The name of what it plays in the present episode, for the episode's record."""
+        """Return the name of the behaviour in the current episode, for the episode's record."""
 
     def reset(self, seed: int, env: gymnasium.Env) -> None:
-        """Begin an episode in `env`, which has just been reset."""
+        """Start an episode in `env`, which has just been reset."""
 
     def __call__(self, observation: Any) -> Any:
         """Return the next action, an element of the env's action space."""
 
     def played(self, action: Any) -> None:
-        """Hear which action was taken after the last call, if that may be another than it returned."""
+        """Receive the action that was taken after the last call, which may differ from the one returned."""
         return None
 
     def check(self, env: gymnasium.Env) -> None:
-        """Raise ConfigError or ActionError if this policy cannot play in `env`, which is reset again afterwards."""
+        """Raise ConfigError or ActionError if this policy cannot act in `env`; the caller resets `env` afterwards."""
         return None
 
     def recipe(self) -> dict[str, Any]:
-        """Return class and settings as JSON: a collection is continued by a policy of the same recipe only."""
+        """Return class and settings as JSON; only a policy with an equal recipe can continue a collection."""
         shown = [setting.name for setting in fields(self) if setting.repr] if is_dataclass(self) else ["name"]
         return {"type": type(self).__name__, **{name: _plain(getattr(self, name)) for name in shown}}
 
 
 def recipe_of(policy: Any) -> dict[str, Any]:
-    """Return the policy's recipe; of an object that is no `Policy`, class and settings."""
+    """Return the policy's recipe; for an object that is not a `Policy`, its class and settings."""
     return dict(policy.recipe() if hasattr(policy, "recipe") else Policy.recipe(policy))
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON; nested policies by their recipes, what JSON cannot hold by its repr."""
+    """Return a setting as JSON: a nested policy as its recipe, a value that JSON cannot hold as its repr."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -58,19 +58,19 @@ def _plain(value: Any) -> Any:
 
 
 def policy_record(policy: Policy, recorded: Any = None) -> Any:
-    """Return what a run records of its policy: the recipe, or the repr if `recorded` is that, as older runs have it."""
+    """Return the entry of a run's record for its policy: the recipe, or the repr if `recorded` is that (older runs)."""
     return recorded if recorded == repr(policy) else recipe_of(policy)
 
 
 def check_policy(policy: Policy, env: gymnasium.Env) -> None:
-    """Raise ConfigError, ActionError or DataError if the policy says that it cannot play in `env`."""
+    """Raise ConfigError, ActionError or DataError if the policy cannot act in `env`."""
     if hasattr(policy, "check"):
         policy.check(env)
 
 
 @dataclass
 class RandomPolicy(Policy):
-    """Samples the action space; with `weights` (one per action of a Discrete space) not uniformly."""
+    """Policy that samples the action space; `weights`: probabilities of Discrete actions (default uniform)."""
 
     weights: tuple[float, ...] | None = None
     name: str = "random"
@@ -98,9 +98,9 @@ class RandomPolicy(Policy):
 
 
 def avoid_end(env: gymnasium.Env, action: Any, other: Policy, observation: Any, *, tries: int = 30) -> Any:
-    """Return `action`, or the first of `tries` proposals of `other` that does not terminate; the last if all do.
+    """Return `action`, or the first of `tries` actions of `other` that does not terminate; the last if all do.
 
-    A deep copy of the env is stepped to find out (0.5 ms for a MiniGrid).
+    Each is tested by stepping a deep copy of the env (0.5 ms for a MiniGrid).
     """
     for _ in range(tries):
         if not copy.deepcopy(env).step(action)[2]:
@@ -110,7 +110,7 @@ def avoid_end(env: gymnasium.Env, action: Any, other: Policy, observation: Any, 
 
 
 def check_copies(env: gymnasium.Env) -> None:
-    """Raise DataError unless deep copies of `env` continue as it does itself: same outcome of a step, same frame.
+    """Raise DataError unless a deep copy of `env` gives the same step result and the same frame as `env`.
 
     Copies of many simulators (MuJoCo, Box2D, Atari: `gymnasium.utils.EzPickle`) are fresh environments instead.
     """
@@ -151,7 +151,7 @@ def _random_state(env: gymnasium.Env) -> Any:
 
 @dataclass
 class _Wrapped(Policy):
-    """A policy that acts through another one."""
+    """Base class of a policy that wraps another policy."""
 
     policy: Policy
 
@@ -164,7 +164,7 @@ class _Wrapped(Policy):
 
 @dataclass
 class NoEnd(_Wrapped):
-    """Another policy whose actions are drawn again (at random) while they would terminate the episode."""
+    """Wrapper that resamples actions (at random) while they would terminate the episode."""
 
     @property
     def name(self) -> str:
@@ -188,8 +188,7 @@ class NoEnd(_Wrapped):
 
 @dataclass
 class Held(_Wrapped):
-    """Another policy, each of whose actions is taken `steps` times in a row: a video model sees several frames at a
-    time, all under one action."""
+    """Wrapper that repeats each action for `steps` steps, for video models with several frames per latent frame."""
 
     steps: int
 

@@ -1,7 +1,7 @@
-"""A pool of Ray actors, and the driver that retries their tasks.
+"""A pool of Ray actors, and the driver that distributes tasks to them and retries failed ones.
 
 Each actor opens the same work and receives one task after another. An actor that dies, fails or hangs is replaced and
-its task is given out again: every task runs at least once, so it must be deterministic and idempotent.
+its task is queued again: a task may run more than once, so it must be deterministic and idempotent.
 """
 
 import os
@@ -24,8 +24,8 @@ REASON = 200  # characters of a task's last error in the report
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """The inputs of one episode: its index, the collection's seed, the policy; in a world also the index in its start
-    set, the text (None: drawn) and the time limit (None: the world's own)."""
+    """Inputs of one episode: its index, the collection's seed, the policy; in a world also the index of its start
+    frame, the text (None: drawn) and the time limit (None: the world's own)."""
 
     index: int
     seed: int
@@ -37,8 +37,8 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The file written for a spec: name and number of frames; `lost`: lowest and highest reward of the env, if negative
-    ones are stored as 0."""
+    """Result of a spec: name and number of frames of the written file; `lost`: lowest and highest reward of the env if
+    negative rewards were stored as 0."""
 
     index: int
     file: str
@@ -47,10 +47,10 @@ class Receipt:
 
 
 class Work(Protocol):
-    """The work of a pool, sent to each actor."""
+    """Interface of the work of a pool; it is sent to each actor."""
 
     def open(self) -> Callable[[Any], Any]:
-        """Prepare this process; returns a function that does one task. Raises WorkerError if no task can be done."""
+        """Prepare this process and return the function that runs one task. Raises WorkerError if no task can run."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Crew:
 
 
 class Ledger:
-    """The tasks that wait, are done or are given up; the part of the driver that does not use Ray."""
+    """The driver's record of waiting, finished and failed tasks; it does not use Ray."""
 
     def __init__(self, count: int, attempts: int = ATTEMPTS) -> None:
         self.attempts = attempts
@@ -81,15 +81,15 @@ class Ledger:
         self._streak: list[tuple[int, str]] = []  # failures on fresh actors since the last success
 
     def done(self, task: int) -> None:
-        """A task has a result."""
+        """Mark a task as finished."""
         self.open -= 1
         self._streak = []
 
     def lost(self, task: int, reason: str, *, fresh: bool = False) -> None:
-        """A task ended without a result: it waits again after the others, or is given up.
+        """Record a failed attempt of a task: queue it again after the others, or mark it as failed after `attempts`.
 
-        fresh: its actor had done no task before. Raises WorkerError if fresh actors fail in a row with one error on
-        different tasks while others are untried: then the cause is not the tasks.
+        fresh: it was the first task of its actor. Raises WorkerError if fresh actors fail in a row with the same error
+        on different tasks while others are untried: the cause is then not the tasks.
         """
         self._tries[task] += 1
         if self._tries[task] >= self.attempts:
@@ -104,7 +104,7 @@ class Ledger:
                               f"the first of its actor, with {reason}")
 
     def close(self, name: Callable[[int], str]) -> None:
-        """WorkerError when tasks were given up."""
+        """Raise WorkerError that lists the failed tasks, if any."""
         if self.failed:
             listed = [f"{name(task)} ({reason})" for task, reason in sorted(self.failed.items())]
             more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
@@ -113,22 +113,22 @@ class Ledger:
 
 
 class Actor:
-    """The class that runs in an actor's process; the driver ends the process after any exception."""
+    """The class that runs in an actor's process; the driver kills the process after any exception."""
 
     def open(self, work: Work, threads: int) -> int:
-        """Open the work; returns the process id."""
+        """Open the work; return the process id."""
         torch.set_num_threads(threads)
         self._do = work.open()
         return os.getpid()
 
     def do(self, task: Any) -> Any:
-        """Do one task."""
+        """Run one task and return its result."""
         return self._do(task)
 
 
 @dataclass
 class Member:
-    """An actor of the pool; `proven`: it has done a task."""
+    """An actor of the pool; `proven`: it has finished a task."""
 
     actor: Any
     pid: int = 0
@@ -137,7 +137,7 @@ class Member:
 
 @dataclass
 class Job:
-    """A call that an actor executes: a task, or None for opening its work; `until`: its deadline."""
+    """A call in progress on an actor: a task, or None for opening the work; `until`: its deadline."""
 
     member: Member
     task: int | None
@@ -145,7 +145,7 @@ class Job:
 
 
 class Lost(Exception):
-    """A job that ended without a result; `reported`: its actor raised an exception."""
+    """Raised for a job that ended without a result; `reported`: its actor raised an exception."""
 
     def __init__(self, reason: str, *, reported: bool = False) -> None:
         super().__init__(reason)
@@ -153,7 +153,7 @@ class Lost(Exception):
 
 
 class Pool:
-    """Actors that do one kind of work; a context manager that ends their processes."""
+    """Actors that run tasks of one kind of work; a context manager that kills their processes at the end."""
 
     def __init__(self, work: Work, crew: Crew) -> None:
         self.work, self.crew = work, crew
@@ -163,7 +163,7 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of actors that are idle or busy with a task."""
+        """Return the process ids of actors that are idle or run a task."""
         return [member.pid for member in self._members() if member.pid]
 
     def _members(self) -> list[Member]:
@@ -185,11 +185,11 @@ class Pool:
     def run(
         self, tasks: Sequence[Any], *, recover: Callable[[Any], Any] | None = None, name: Callable[[int], str] = str
     ) -> Iterator[tuple[int, Any]]:
-        """Yield (index, result) of each task as it is done; raises WorkerError at the end if some were given up.
+        """Yield (index, result) of each task as it finishes. Raises WorkerError at the end if some tasks failed.
 
-        recover: returns the result of a task that was done although its actor died before it reported, else None. name:
-        the name of the task at an index, for errors. A WorkerError of a task and any StarflowError of opening end the
-        run.
+        recover: returns the result of a task that finished although its actor died before returning it, else None.
+        name: the name of a task, by index, for errors. A WorkerError of a task and any StarflowError while opening end
+        the run.
         """
         import ray
 
@@ -218,7 +218,7 @@ class Pool:
         ledger.close(name)
 
     def _hand_out(self, tasks: Sequence[Any], ledger: Ledger) -> None:
-        """Give tasks to idle actors, and start missing actors."""
+        """Assign tasks to idle actors, and start missing actors."""
         now = time.monotonic()
         while self._idle and ledger.waiting:
             member, task = self._idle.pop(), ledger.waiting.popleft()
@@ -229,7 +229,7 @@ class Pool:
             self._jobs[actor.open.remote(self.work, self.crew.threads)] = Job(Member(actor), None, now + START_LIMIT)
 
     def _fetch(self, reference: Any, job: Job) -> Any:
-        """Return the result of a finished job and set its actor idle; raises Lost, and ends the actor, if it failed."""
+        """Return the result of a finished job and set its actor idle. If it failed, kill the actor and raise Lost."""
         import ray
 
         try:
@@ -251,7 +251,7 @@ class Pool:
         return result
 
     def _late(self) -> list[Any]:
-        """Return the jobs past their deadline; while other actors work, one that waits for resources gets more time."""
+        """Return the jobs past their deadline; one that waits for resources gets more time while other actors work."""
         now, working = time.monotonic(), any(member.pid for member in self._members())
         late = [reference for reference, job in self._jobs.items() if job.until <= now]
         for reference in late:
@@ -260,7 +260,7 @@ class Pool:
         return [reference for reference in late if self._jobs[reference].until <= now]
 
     def _give_up(self, job: Job) -> NoReturn:
-        """End an actor past its deadline, and raise Lost or WorkerError."""
+        """Kill an actor past its deadline, and raise Lost or WorkerError."""
         end_actor(job.member.actor)
         if job.task is None:
             raise WorkerError(f"actors: expected one to start within {START_LIMIT:g} s, found none; each needs a node "
@@ -269,7 +269,7 @@ class Pool:
 
 
 def ordered(work: Work, tasks: Sequence[Any], crew: Crew, *, name: Callable[[int], str] = str) -> Iterator[Any]:
-    """Yield the results of tasks in their order, each as soon as all before it are done; otherwise as Pool.run."""
+    """Yield the results of tasks in order, each as soon as all earlier ones are available; otherwise like Pool.run."""
     with Pool(work, crew) as pool:
         early: dict[int, Any] = {}
         due = 0

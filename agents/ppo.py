@@ -1,7 +1,7 @@
-"""Agents trained by PPO (Schulman et al. 2017; Stable-Baselines3's implementation) from frames, saved without pickle.
+"""Agents trained from frames by PPO (Schulman et al. 2017; Stable-Baselines3's implementation), saved without pickle.
 
-Training is cut into chunks. Each begins with new episodes and generators seeded by (seed, steps so far), and ends with
-an evaluation and a checkpoint of agent and optimizer: an interrupted run continues exactly.
+Training is divided into chunks. Each starts with new episodes and generators seeded by (seed, steps so far), and ends
+with an evaluation and a checkpoint of agent and optimizer, so that an interrupted run resumes exactly.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Judge = Callable[[Policy], dict[str, float]]
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """Settings of a run beside its env, steps and seed.
+    """Settings of PPO, besides env, number of steps and seed.
 
     rollout: steps of each sub-environment between updates; pairs, frequencies: of `Places`; width: of the layers after
     it.
@@ -54,11 +54,11 @@ class PPOSettings:
 
 
 class Places(BaseFeaturesExtractor):
-    """Relative positions of tiles of 8 x 8 pixels: frames (B, 3, H, W) -> features (B, width).
+    """Feature extractor for relative positions of tiles of 8 x 8 pixels: frames (B, 3, H, W) -> features (B, width).
 
-    The two maps of each of `pairs` pairs over the tiles are correlated over all shifts, as FlowNet (Dosovitskiy et al.
-    2015) correlates patches, but in Fourier space, where a correlation is a product: "the ball is two tiles to the
-    left" is one feature wherever it occurs.
+    `pairs` pairs of feature maps over the tiles are correlated over all shifts, as FlowNet (Dosovitskiy et al. 2015)
+    correlates patches, but in Fourier space, where a correlation is a product: "the ball is two tiles to the left" is
+    one feature at any position.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Places(BaseFeaturesExtractor):
 
 
 def _waves(grid: tuple[int, int], frequencies: int) -> Tensor:
-    """Cosines, then sines, over the tiles: (h w, 2 m). The period is twice the side: no shift wraps around."""
+    """Return cosines, then sines, over the tiles: (h w, 2 m). The period is twice the side, so shifts do not wrap."""
     rows, columns = torch.arange(grid[0]), torch.arange(grid[1])
     down, right = torch.arange(-frequencies, frequencies + 1), torch.arange(frequencies + 1)
     turns = down[:, None, None, None] * rows[:, None] / grid[0] + right[:, None, None] * columns / grid[1]
@@ -93,7 +93,7 @@ def _waves(grid: tuple[int, int], frequencies: int) -> Tensor:
 
 
 def make_ppo(env: VecEnv, settings: PPOSettings, seed: int) -> PPO:
-    """Return an untrained agent; ConfigError if its batch is larger than a rollout."""
+    """Return an untrained agent. Raises ConfigError if its batch is larger than a rollout."""
     if settings.batch > settings.rollout * env.num_envs:
         settings_say = f"a batch of {settings.batch} of {settings.rollout} steps in {env.num_envs} envs"
         raise ConfigError(f"batch: expected at most the steps of a rollout, found {settings_say}; take more envs")
@@ -117,10 +117,11 @@ def learn(
     env: VecEnv, folder: Path | str, settings: PPOSettings, judge: Judge, *, steps: int, chunk: int, seed: int = 0,
     resume: bool = False, name: str = "ppo",
 ) -> list[dict[str, float]]:
-    """Train in `env` for `steps` steps of all rows together; returns the curve, a point before and after each chunk.
+    """Train in `env` for `steps` steps of all rows together; return the learning curve.
 
-    A point has `steps` and the figures that `judge` returns for the agent. The agent is saved to `folder` with its
-    curve. `resume` continues from there; ConfigError if that run had other settings.
+    The curve has a point before and after each chunk: `steps` and the figures that `judge` returns for the agent. The
+    agent is saved to `folder` with its curve. `resume` continues from there; ConfigError if that run had other
+    settings.
     """
     agent, curve = make_ppo(env, settings, seed), []
     recipe = {**asdict(settings), "chunk": chunk, "seed": seed, "envs": env.num_envs}
@@ -146,7 +147,7 @@ def _seed(seed: int, steps: int) -> int:
 
 
 class _Progress(BaseCallback):
-    """Advances a progress bar."""
+    """Callback that advances a progress bar."""
 
     def __init__(self, bar: tqdm) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ def _fill(policy: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _restore(agent: PPO, path: Path, recipe: dict[str, Any]) -> list[dict[str, float]]:
-    """Load parameters, optimizer and steps of a saved agent; returns its curve."""
+    """Load parameters, optimizer and steps of a saved agent; return its learning curve."""
     tensors, facts = _read(path)
     if facts["recipe"] != recipe:
         raise ConfigError(f"{path}: expected a run of {recipe}, found {facts['recipe']}; use a new folder")
@@ -209,7 +210,7 @@ def _restore(agent: PPO, path: Path, recipe: dict[str, Any]) -> list[dict[str, f
 
 @dataclass
 class PPOPolicy(Policy):
-    """Draws actions from a trained agent: frames (H, W, 3) u8 -> int."""
+    """Policy that samples actions from a trained agent: frames (H, W, 3) u8 -> int."""
 
     network: ActorCriticCnnPolicy = field(repr=False)
     name: str = "ppo"
@@ -236,7 +237,7 @@ class PPOPolicy(Policy):
 
 
 def load_policy(folder: Path | str, name: str | None = None) -> PPOPolicy:
-    """Load the agent that `learn` saved in a folder; `name`: default the folder's."""
+    """Load the agent that `learn` saved in a folder. `name`: of the policy; default: the folder's name."""
     tensors, facts = _read(Path(folder) / AGENT)
     settings = PPOSettings(**{key: facts["recipe"][key] for key in asdict(PPOSettings())})
     pictures = spaces.Box(0, 255, tuple(facts["observation"]), np.uint8)

@@ -1,4 +1,4 @@
-"""Distributions over action sequences that a planner draws from and refits to the best (cross-entropy method).
+"""Proposal distributions over action sequences, refitted to the best samples (cross-entropy method).
 
 Shapes: N sequences of T actions, A choices, d numbers of a Box.
 """
@@ -13,21 +13,21 @@ from gymnasium import spaces
 from starflow_world.errors import ActionError
 
 KEPT = 0.3
-"""Share of the old distribution that is kept when a proposal is refitted."""
+"""Weight of the old distribution when a proposal is refitted."""
 
 
 class Proposal(Protocol):
-    """A distribution over sequences of T actions."""
+    """Interface of a distribution over sequences of T actions."""
 
     def draw(self, count: int) -> list[list[Any]]:
-        """Return `count` sequences."""
+        """Sample and return `count` sequences."""
 
     def refit(self, best: np.ndarray) -> None:
-        """Move towards the sequences with these indices in the last draw."""
+        """Refit to the sequences with these indices in the last sample."""
 
 
 def choices(space: spaces.Space, given: Sequence[Any], count: int, rng: np.random.Generator) -> list[Any]:
-    """Return the actions to choose from: those given, else all of a Discrete space, else `count` samples of it."""
+    """Return the candidate actions: `given`, else all of a Discrete space, else `count` samples of the space."""
     for action in given:
         if not space.contains(action):
             raise ActionError(f"actions: expected elements of {space}, found {action!r:.60}")
@@ -68,7 +68,7 @@ class Categorical:
 
 
 class Gaussian:
-    """Normal distributions of d independent numbers at every step, first over the whole Box (unbounded: mean 0,
+    """Independent normal distributions of d numbers at every step, initially over the whole Box (unbounded: mean 0,
     deviation 1)."""
 
     def __init__(self, space: spaces.Box, horizon: int, rng: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Policies by name, and the default one of an environment."""
+"""Policies by name, and the default policy of an environment."""
 
 import gymnasium
 
@@ -14,7 +14,7 @@ PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy)
 
 
 def make_policy(name: str) -> Policy:
-    """Make a policy with its default settings, by name."""
+    """Return the policy with this name, with default settings. Raises ConfigError."""
     if name not in POLICIES:
         raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
     return POLICIES[name]()

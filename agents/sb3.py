@@ -1,4 +1,4 @@
-"""A Gymnasium vector env, such as `WorldVectorEnv`, as a VecEnv of Stable-Baselines3.
+"""Adapter from a Gymnasium vector env, such as `WorldVectorEnv`, to a VecEnv of Stable-Baselines3.
 
 Arrays are passed through; infos become one dict per sub-environment, with Gymnasium's final_obs as SB3's
 `terminal_observation`.
@@ -18,9 +18,9 @@ from starflow_world.errors import ActionError, ConfigError
 class SB3VecEnv(VecEnv):
     """A Gymnasium vector env in mode same_step as a VecEnv of SB3.
 
-    actions: number of actions of a Discrete space that the agent may take, from the first. The info of a row whose
-    episode ended is that of its last step, with `terminal_observation` and `TimeLimit.truncated`; the info of its reset
-    is in `reset_infos`. `seed(s)` gives row k the seed s + k at the next reset, `set_options` its reset options.
+    actions: offer only the first `actions` actions of a Discrete space. The info of a row whose episode ended is that
+    of its last step, with `terminal_observation` and `TimeLimit.truncated`; the info of its reset is in `reset_infos`.
+    `seed(s)` gives row k the seed s + k at the next reset; `set_options` sets the options of that reset.
     """
 
     def __init__(self, env: VectorEnv, *, actions: int | None = None) -> None:
@@ -31,7 +31,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, first_actions(env.single_action_space, actions))
 
     def reset(self) -> np.ndarray:
-        """Begin all episodes; returns observations (N, ...)."""
+        """Start all episodes; return observations (N, ...)."""
         options = [row or {} for row in self._options]
         names = dict.fromkeys(name for row in options for name in row)
         given = {name: [row.get(name) for row in options] for name in names}
@@ -42,7 +42,7 @@ class SB3VecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions (N, ...) until `step_wait`."""
+        """Store the actions (N, ...) until `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -67,7 +67,7 @@ class SB3VecEnv(VecEnv):
         return [None] * self.num_envs if frames is None else list(frames)
 
     def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        """Return an attribute of the env, once per row: all rows share it."""
+        """Return an attribute of the env, once per row, since all rows share it."""
         return [getattr(self.env, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
@@ -83,7 +83,7 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
-        """Return False for every row: rows are no envs that could be wrapped."""
+        """Return False for every row: rows are not separate envs that could be wrapped."""
         return [False] * len(list(self._get_indices(indices)))
 
     def _check_all(self, indices: int | Iterable[int] | None) -> None:

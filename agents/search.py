@@ -1,9 +1,9 @@
-"""Planning: step branches of a state in the world and return the action sequence of the largest value.
+"""Planning: step branches of a state in the world and return the action sequence with the largest value.
 
 The value of a sequence is its discounted predicted reward, each reward weighted by the probability that the episode has
-not ended before it. "random" draws N sequences; "cem" draws them again around the best (cross-entropy method;
-Rubinstein 1999); "best-first" grows a tree: it expands the leaves of the largest upper bound, N branches at a time, and
-stops at frames that it reached before. N branches are one forward of the world.
+not ended before it. "random" samples N sequences; "cem" resamples them around the best (cross-entropy method;
+Rubinstein 1999); "best-first" grows a tree: it expands the leaves with the largest upper bound, N branches at a time,
+and prunes frames that it has reached before. N branches take one forward pass of the world.
 
 Shapes: N branches, T steps ahead, frames (N, H, W, 3) u8.
 """
@@ -38,11 +38,11 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class ActionPlan:
-    """An action sequence and its prediction.
+    """An action sequence and its predicted outcome.
 
     actions (T); frames (T, H, W, 3) u8: predicted after each; rewards, ends (T,): predicted rewards, and probabilities
-    that the episode ends there; chances (T,): share of the draws that agree with the plan up to there; value: its
-    discounted value; imagined: steps of the world that the search took.
+    that the episode ends there; chances (T,): share of the noise draws that agree with the plan so far; value: its
+    discounted value; imagined: world steps that the search took.
     """
 
     actions: list[Any]
@@ -58,19 +58,19 @@ class ActionPlan:
 
     @property
     def promise(self) -> float:
-        """The expected sum of rewards, undiscounted."""
+        """Return the expected sum of rewards, undiscounted."""
         return float((self.rewards * self.chances * np.cumprod(np.append(1.0, 1 - self.ends))[:-1]).sum())
 
 
 class Gallery:
-    """A set of frames, compared by the mean colours of their patches: imagined pixels vary by a grey level or two."""
+    """A set of frames compared by mean colours of patches, since imagined pixels vary by a grey level or two."""
 
     def __init__(self, same: float) -> None:
         self._same = same
         self._known: np.ndarray | None = None
 
     def add(self, frames: np.ndarray) -> np.ndarray:
-        """Add frames (N, H, W, 3); returns which are new, (N,) bool, of equal ones the first."""
+        """Add frames (N, H, W, 3); return a mask (N,) of the new frames; among equal frames only the first is new."""
         marks = _marks(frames)
         fresh = np.zeros(len(marks), bool)
         for row, mark in enumerate(marks):
@@ -80,7 +80,7 @@ class Gallery:
         return fresh
 
     def knows(self, frames: np.ndarray) -> np.ndarray:
-        """Return which frames (N, H, W, 3) equal one that was added, (N,) bool."""
+        """Return a mask (N,) bool of the frames (N, H, W, 3) that equal a frame added before."""
         return self._near(_marks(frames))
 
     def _near(self, marks: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ class Gallery:
 
 
 def _marks(frames: np.ndarray) -> np.ndarray:
-    """Mean colours (N, k) of patches; partial patches at the edges are padded with their last pixels."""
+    """Return mean colours (N, k) of patches; partial patches at the edges are padded with their last pixels."""
     count, height, width, _ = frames.shape
     patched = np.pad(frames, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)), mode="edge")
     cells = patched.reshape(count, patched.shape[1] // PATCH, PATCH, patched.shape[2] // PATCH, PATCH, 3)
@@ -101,9 +101,9 @@ def find_plan(
     world: World, state: WorldState, search: Search, *, seed: int, seen: Gallery | None = None,
     reward_fn: RewardFunction | None = None,
 ) -> ActionPlan:
-    """Return the best plan from `state` (one row); the result depends on these arguments alone.
+    """Return the best plan from `state` (one row); the result depends on these arguments only.
 
-    seen: frames at which the episode is known not to have ended; rewards and ends predicted there are ignored.
+    seen: frames at which the episode is known not to have ended; rewards and terminations predicted there are ignored.
     reward_fn: replaces the world's reward head, as in `WorldEnv`. Branches draw their noise from `seed`, not from the
     state's key, so a plan does not use the noise that the env will draw.
     """
@@ -117,7 +117,7 @@ def find_plan(
 
 
 class Outlook(NamedTuple):
-    """One step of N branches: frames (N, H, W, 3) u8, rewards (N,), probabilities of an end (N,)."""
+    """Result of one step of N branches: frames (N, H, W, 3) u8, rewards (N,), termination probabilities (N,)."""
 
     state: WorldState
     frames: np.ndarray
@@ -127,7 +127,7 @@ class Outlook(NamedTuple):
 
 @dataclass
 class Lookahead:
-    """Steps branches in the world, with their rewards and ends, and counts the steps."""
+    """Simulator of branches: steps them in the world, computes rewards and terminations, and counts the steps."""
 
     world: World
     rng: np.random.Generator
@@ -140,7 +140,7 @@ class Lookahead:
         return replace(state, key=torch.from_numpy(self.rng.integers(2**63, size=len(state))))
 
     def step(self, state: WorldState, before: np.ndarray, actions: Sequence[Any]) -> Outlook:
-        """Step all branches and reuse the storage of `state`; `before` (N, H, W, 3) are their present frames."""
+        """Step all branches, overwriting the cache of `state`; `before` (N, H, W, 3): their current frames."""
         state, transition = self.world.step(state, list(actions), reuse=True)
         self.imagined += len(state)
         frames = observations(transition)
@@ -161,7 +161,7 @@ class Lookahead:
 
 
 def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
-    """Draw sequences of `horizon` actions, once (random) or in rounds around the best (cem); return the best."""
+    """Sample sequences of `horizon` actions, once (random) or in rounds around the best (cem); return the best plan."""
     count = max(1, search.branches // search.draws)
     drawn = proposal(ahead.world.action_space, search.actions, search.horizon, search.branches, ahead.rng)
     best: ActionPlan | None = None
@@ -172,7 +172,7 @@ def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
         if best is None or plans[order[0]].value > best.value:
             best = plans[order[0]]
         elite = [row for row in order[: max(1, count // 8)] if values[row] > values.min()]
-        if elite:  # equal values say nothing about the better actions
+        if elite:  # equal values do not rank the sequences
             drawn.refit(np.array(elite))
     assert best is not None
     return replace(best, imagined=ahead.imagined)
@@ -181,8 +181,8 @@ def shoot(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
 def _futures(
     ahead: Lookahead, state: WorldState, sequences: Sequence[Sequence[Any]], search: Search
 ) -> list[ActionPlan]:
-    """Return a plan per sequence of actions (N, T): means over `draws`, frames of the first draw, cut where the episode
-    has ended with probability 0.5."""
+    """Return a plan per sequence of actions (N, T): averages over `draws`, frames of the first draw, truncated where
+    the episode has ended with probability 0.5."""
     rows = [row for row in range(len(sequences)) for _ in range(search.draws)]
     branches, looks = ahead.branch(state[[0] * len(rows)]), []
     before = last_frames(ahead.world, state).repeat(len(rows), axis=0)
@@ -209,7 +209,7 @@ def _futures(
 
 @dataclass
 class Node:
-    """A node of the tree: the action that led from `parent` to it, its frame, predicted reward and end probability.
+    """A node of the tree: the action that led to it from `parent`, its frame, predicted reward and end probability.
 
     earned: value of the path to it; chance: probability that the path leads to it; alive: probability that the episode
     has not ended; state: one row, freed when the node is expanded.
@@ -227,15 +227,15 @@ class Node:
     state: WorldState | None = field(default=None, repr=False)
 
     def way(self) -> "list[Node]":
-        """Return the nodes from the root's child to this one."""
+        """Return the nodes on the path from the root's child to this node."""
         return [] if self.parent is None else [*self.parent.way(), self]
 
 
 def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPlan:
-    """Expand the leaves of the largest bound, `branches` at a time, until no bound exceeds the best value.
+    """Expand the leaves with the largest bound, `branches` at a time, until no bound exceeds the best value.
 
     The bound of a leaf is the value of its path plus the world's largest single reward, discounted and weighted by the
-    probability to reach the leaf alive. The largest value of a reward_fn is unknown: there only the budget ends the
+    probability to reach the leaf alive. The largest value of a reward_fn is unknown: then only the budget ends the
     search. Leaves whose frame was reached before are not expanded.
     """
     moves = choices(ahead.world.action_space, search.actions, search.branches, ahead.rng)
@@ -256,7 +256,7 @@ def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPla
             else:
                 child.state = None
         turns = max(1, (search.budget - ahead.imagined) // each)
-        queue = heapq.nsmallest(turns, queue)  # more than the budget can expand would only keep their states
+        queue = heapq.nsmallest(turns, queue)  # keep only nodes that the budget can expand
     way = best.way()
     rewards, ends, chances = np.array([(node.reward, node.end, node.chance) for node in way]).T
     frames = np.stack([node.frame for node in way])
@@ -266,8 +266,8 @@ def best_first(ahead: Lookahead, state: WorldState, search: Search) -> ActionPla
 def _expand(
     ahead: Lookahead, leaves: Sequence[Node], moves: Sequence[Any], search: Search, reached: Gallery
 ) -> list[tuple[Node, bool]]:
-    """Step every move from every leaf, `draws` times, in one forward; return a child for each different frame, and
-    whether that frame is new."""
+    """Step every candidate action from every leaf, `draws` times, in one forward pass; return a child per distinct
+    frame, and whether that frame is new."""
     pairs = [(leaf, move) for leaf in leaves for move in moves]
     rows = [pair for pair in pairs for _ in range(search.draws)]
     state = WorldState.stack([leaf.state for leaf, _ in rows if leaf.state is not None])
@@ -290,7 +290,7 @@ def _expand(
 
 
 def _equal_frames(frames: np.ndarray, rows: Sequence[int], same: float) -> list[list[int]]:
-    """Group rows by equal frames."""
+    """Return groups of row indices with equal frames."""
     groups, left = [], list(rows)
     while left:
         first = Gallery(same)

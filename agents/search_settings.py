@@ -9,7 +9,7 @@ METHODS = ("best-first", "cem", "random")
 
 @dataclass(frozen=True)
 class Search:
-    """How to plan."""
+    """Settings of a search."""
 
     method: str = "best-first"
     """Search method: best-first, cem or random."""

@@ -1,9 +1,9 @@
-"""CartPole in pixels: Gymnasium's physics, observed as noisy 64 x 64 frames, one action for four physics steps.
+"""CartPole in pixels: Gymnasium's physics, observed as noisy 64 x 64 frames, one action per four physics steps.
 
-One image of a cart and a pole does not show their velocities, and a world that predicts frame from frame needs an
-observable state. So the green channel of a frame is two physics steps (0.04 s) older than red and blue. Actions push by
-10 N to the left (0) or right (1), as Gymnasium's do. The physics can be disturbed (PEDM: Haider et al. 2023, AAMAS;
-correlated noise: Nasvytis et al. 2024, AAMAS), and `forecast` computes the effect of any disturbance.
+A single image of a cart and a pole does not show their velocities, and a world that predicts a frame from the previous
+one needs an observable state. So the green channel of a frame is two physics steps (0.04 s) older than red and blue.
+Actions push with 10 N to the left (0) or right (1), as Gymnasium's do. The physics can be disturbed (PEDM: Haider et
+al. 2023, AAMAS; correlated noise: Nasvytis et al. 2024, AAMAS), and `forecast` computes the effect of any disturbance.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ STARTS = (0.8, 0.3, 0.12, 0.3)
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Differences from the nominal dynamics: factors of mass and action, an offset of the action (in units of the full
+    """A deviation from the nominal dynamics: factors of mass and action, an offset of the action (in units of the full
     push), the standard deviation `jitter` of normal noise on it, a force in newtons, and the correlation of the pixel
-    noise with the noise `lag` frames before, at unchanged variance."""
+    noise with that of `lag` frames before, at unchanged variance."""
 
     mass: float = 1.0
     action: float = 1.0
@@ -37,17 +37,17 @@ class Disturbance:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """The result of an action: state (4,) and the state half a frame before it."""
+    """Result of an action: the state (4,), and the state half a frame earlier."""
 
     half: np.ndarray
     state: np.ndarray
 
 
 class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
-    """Observations are frames (64, 64, 3) u8; reward 1 while the pole stands and the cart is on the track.
+    """CartPole env with frames (64, 64, 3) u8; reward 1 while the pole stands and the cart is on the track.
 
-    `noise` is the standard deviation of the pixel noise, in units of the full range. Frames depend on the seed, the
-    actions and the number of steps alone.
+    `noise` is the standard deviation of the pixel noise, in units of the full range. Frames depend only on the seed,
+    the actions and the number of steps.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012 (as Gymnasium declares it)
@@ -72,7 +72,7 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return self.frame(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Apply one action for four steps of the physics."""
+        """Apply one action for four physics steps."""
         self.moved = self.forecast(action, self.disturbance)
         self.steps += 1
         self.grain = [*self.grain[-2:], self.next_grain(self.disturbance)]
@@ -81,7 +81,7 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return self.frame(), float(not fallen), fallen, False, {}
 
     def render(self) -> np.ndarray:
-        """Return the present frame."""
+        """Return the current frame."""
         return self.frame()
 
     def forecast(self, action: int, disturbance: Disturbance) -> Moved:
@@ -100,11 +100,11 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         return Moved(states[SKIP // 2], states[-1])
 
     def frame(self) -> np.ndarray:
-        """Return the present state as a frame with the present noise."""
+        """Return the current state as a frame with the noise of this step."""
         return self.seen(clean_frame(self.moved), self.grain[-1])
 
     def seen(self, clean: np.ndarray, grain: np.ndarray) -> np.ndarray:
-        """Return a clean frame (64, 64, 3) with noise of deviation 1 scaled and added, as u8."""
+        """Add noise (64, 64, 3) of deviation 1, scaled, to a clean frame (64, 64, 3); return u8."""
         return (255 * (clean + self.noise * grain)).round().clip(0, 255).astype(np.uint8)
 
     def fresh_grain(self) -> np.ndarray:
@@ -120,13 +120,13 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
 
 
 def clean_frame(moved: Moved) -> np.ndarray:
-    """Return the frame (64, 64, 3) of a state without noise, from 0 to 1: bright cart and pole with soft edges."""
+    """Return the noise-free frame (64, 64, 3) of a state, from 0 to 1: bright cart and pole with soft edges."""
     now, half = brightness(moved.state), brightness(moved.half)
     return np.stack((now, half, now), axis=-1)
 
 
 def brightness(state: np.ndarray) -> np.ndarray:
-    """Return cart and pole of a state (4,) as brightness (64, 64), exact to far below a pixel."""
+    """Return the brightness (64, 64) of cart and pole in a state (4,), with accurate subpixel positions."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] + 0.5
     middle, top = SIDE / 2 + PIXELS_PER_METRE * state[0], 50.0
     cart = _inside(x - middle, y - top - 3, 6, 3)
@@ -137,5 +137,5 @@ def brightness(state: np.ndarray) -> np.ndarray:
 
 
 def _inside(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Return the share of each pixel inside a box of this half width and height; edges are two pixels wide."""
+    """Return the share of each pixel inside a centred box with these half sizes; edges are two pixels wide."""
     return np.clip((width - np.abs(x)) / 2 + 0.5, 0, 1) * np.clip((height - np.abs(y)) / 2 + 0.5, 0, 1)

@@ -1,7 +1,7 @@
-"""The episodes of an env: their state as a value, and how rows start and step. The single and the vector env share it.
+"""Episodes of an env: their state as a value, and the start and step of rows. Shared by the single and the vector env.
 
-An env is an adapter over `World.step`. All it remembers of its episodes is one `EnvState`: it can be copied out at any
-moment and put back, and what follows is the same to the bit.
+An env is an adapter over `World.step`. Its whole episode state is one `EnvState`: it can be copied at any time and
+restored later, and the episodes then continue bit-identically.
 
 Shapes: B rows, F pixel frames per latent frame.
 """
@@ -23,21 +23,21 @@ from starflow_world.world import World
 from starflow_world.world.state import TENSORS, Transition, WorldState
 
 RewardFunction = Callable[[np.ndarray, Any, np.ndarray, dict[str, Any]], float | tuple[float, bool]]
-"""(observation, action, next observation, info) -> reward, or (reward, terminated)."""
+"""Reward function: (observation, action, next observation, info) -> reward, or (reward, terminated)."""
 
 Facts = dict[str, np.ndarray]
-"""What `info` says about each of B rows, an array (B, ...) per key."""
+"""Content of `info` for B rows: an array (B, ...) per key."""
 
 GREY_LEVELS = math.log2(127.5)
-"""Bits between the density of latents in [-1, 1] and the probability of a grey level, which is 2 / 255 wide there."""
+"""Log2 of the grey levels per unit of a latent in [-1, 1]; converts densities to bits per grey level."""
 
 
 @dataclass(frozen=True)
 class EnvState:
-    """B episodes in progress, enough to continue exactly.
+    """State of B running episodes, sufficient to continue exactly.
 
-    world: their world state; frames (B, H, W, 3) u8: the last observations; begun (B,) int: the world's step at which
-    the episode started; ended (B,) bool: terminated or truncated, to be reset before the next step.
+    world: their world state; frames (B, H, W, 3) u8: the last observations; begun (B,) int: world step at which the
+    episode started; ended (B,) bool: terminated or truncated, to be reset before the next step.
     """
 
     world: WorldState
@@ -47,7 +47,7 @@ class EnvState:
 
     @property
     def steps(self) -> np.ndarray:
-        """Steps taken since the episode started, (B,) int."""
+        """Return the number of steps since the episode started, (B,) int."""
         return self.world.step.numpy() - self.begun
 
     def __getitem__(self, rows: np.ndarray) -> "EnvState":
@@ -66,10 +66,9 @@ class EnvState:
 
     @torch.inference_mode()
     def insert(self, rows: np.ndarray, other: "EnvState") -> "EnvState":
-        """Return the state in which `rows` (k,) int are replaced by the rows of `other`; this storage is overwritten.
+        """Return the state with `rows` (k,) int replaced by the rows of `other`; overwrites the storage of this state.
 
-        Does what `WorldState.replace_rows` does without a copy of the other rows, whose cache may take hundreds of
-        megabytes.
+        Like `WorldState.replace_rows`, but without copying the other rows, whose cache may take hundreds of megabytes.
         """
         index, old, new = torch.from_numpy(rows), self.world, other.world
         texts, streams = list(old.texts), list(old.streams)
@@ -88,7 +87,8 @@ class EnvState:
 
 @dataclass(frozen=True)
 class RowsStep:
-    """A step of B rows: the state after it, rewards (B,) float64, terminated and truncated (B,) bool, and the facts."""
+    """Result of a step of B rows: next state, rewards (B,) float64, terminated, truncated (B,) bool, and `info` arrays.
+    """
 
     after: EnvState
     rewards: np.ndarray
@@ -98,9 +98,9 @@ class RowsStep:
 
 
 class WorldEpisodes:
-    """The part that the single and the vector env share: a world, the settings of its episodes, and their state.
+    """Base class of the single and the vector env: a world, the settings of its episodes, and their state.
 
-    Pickles without the viewer, and without a world that was loaded from a path, which is then loaded again.
+    Pickles omit the viewer, and a world that was loaded from a path, which is loaded again.
     """
 
     metadata: ClassVar[dict[str, Any]]
@@ -115,7 +115,7 @@ class WorldEpisodes:
         render_mode: str | None, reward_fn: RewardFunction | None, max_episode_steps: int | None,
         frames_between: bool, trust: Trust | None,
     ) -> World:
-        """Load the world and check the settings."""
+        """Load the world and check the settings. Raises ConfigError."""
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         if (world is None) == (path is None):
             raise ConfigError("world: expected a World, a folder or a shipped world's name, as `world` or as `path`")
@@ -145,19 +145,19 @@ class WorldEpisodes:
             self.world = World.load(self._source)
 
     def get_state(self) -> WorldState:
-        """Return a copy of the world's state: to plan from, to branch, to save."""
+        """Return a copy of the world's state, for planning, branching or saving."""
         return self._begun("get_state").world.clone()
 
     def snapshot(self) -> EnvState:
-        """Return a copy of all that the episodes need to continue exactly: the world's state, the last observations,
-        when the episodes started and which have ended."""
+        """Return a copy of everything that the episodes need to continue exactly: the world's state, the last
+        observations, the starting steps of the episodes, and which have ended."""
         return self._begun("snapshot").clone()
 
     def set_state(self, state: WorldState | EnvState) -> None:
         """Continue from a copy of a state with as many rows as the env.
 
-        A snapshot is restored exactly. A WorldState is taken as a moment of the present episode, which has not ended,
-        and its frame is decoded again; reset(options={"state": state}) starts a new episode from it.
+        A snapshot is restored exactly. A WorldState becomes the state of the current episode, which counts as not
+        ended, and its frame is decoded again; reset(options={"state": state}) starts a new episode from it.
         """
         self._now = restore_state(self.world, state, self.rows, None if self._now is None else self._now.begun)
 
@@ -169,14 +169,14 @@ class WorldEpisodes:
     def _start_rows(
         self, conditions: Iterable[StartCondition], generators: Iterable[np.random.Generator]
     ) -> tuple[EnvState, Facts]:
-        """Return rows at their starts, and the facts about their first frames.
+        """Return the state of rows at their starts, and the `info` arrays of their first frames.
 
-        Each row starts in a computation of its own, so that it has the same bits whichever rows start with it.
+        Each row is started separately, so its bits do not depend on which rows start with it.
         """
         pairs = zip(conditions, generators, strict=True)
         started = [start_row(self.world, condition, generator) for condition, generator in pairs]
         facts = [describe_step(self.world, t, state.texts, between=self.frames_between) for state, t in started]
-        for part in facts if self.frames_between else ():  # a stream's first latent frame is one frame, later ones more
+        for part in facts if self.frames_between else ():  # the first latent frame of a stream has fewer frames
             most = max(other["frames"].shape[1] for other in facts)
             part["frames"] = part["frames"].repeat(most // part["frames"].shape[1], axis=1)
         parts = [
@@ -185,7 +185,7 @@ class WorldEpisodes:
         return EnvState.stack(parts), {key: np.concatenate([part[key] for part in facts]) for key in facts[0]}
 
     def _step_rows(self, actions: list[Any]) -> RowsStep:
-        """Step every row. A row that has ended is computed too; it gets no reward and does not end again."""
+        """Step every row. Rows that have ended are computed too, but get no reward and do not end again."""
         now, trust = self._begun("step"), self.trust
         state, transition = self.world.step(now.world, actions, reuse=trust is None or trust.disagreement is None)
         facts = describe_step(self.world, transition, state.texts, between=self.frames_between)
@@ -213,7 +213,7 @@ def start_row(
     world: World, condition: StartCondition, generator: np.random.Generator
 ) -> tuple[WorldState, Transition]:
     """Start one episode. Uses the given frames; else samples a start with the given text from the start set; else
-    imagines the first frame from the text. The generator gives the seed of the noise and the place in the start set."""
+    samples the first frame from the text. The generator draws the noise seed and the index in the start set."""
     seed, text, frames = int(generator.integers(2**63)), condition.text, condition.frames
     places = [] if frames is not None or world.starts is None else world.starts.places(text)
     if text is None and frames is None and not places:
@@ -226,8 +226,8 @@ def start_row(
 
 
 def restore_state(world: World, state: Any, rows: int, begun: np.ndarray | None = None) -> EnvState:
-    """Return a copy of an EnvState, or a WorldState with its last frame decoded again. The episodes of a WorldState
-    started at the world's steps `begun` (rows,); None: they start with it."""
+    """Return a copy of an EnvState, or an EnvState of a WorldState with its last frame decoded again. begun (rows,):
+    world steps at which the episodes of a WorldState started; None: at this state."""
     inner = state.world if isinstance(state, EnvState) else state
     if not isinstance(inner, WorldState) or len(inner) != rows:
         given = f"{len(inner)} rows" if isinstance(inner, WorldState) else type(state).__name__
@@ -247,7 +247,7 @@ def restore_state(world: World, state: Any, rows: int, begun: np.ndarray | None 
 
 
 def last_frames(world: World, state: WorldState) -> np.ndarray:
-    """Return the last frame of each row, (B, H, W, 3) u8, denoised and decoded again from the state."""
+    """Return the last frame of each row, (B, H, W, 3) u8, decoded again from the state."""
     return to_numpy(world.dynamics.frames.picture(state))[:, -1]
 
 
@@ -260,12 +260,12 @@ def observations(transition: Transition) -> np.ndarray:
 
 
 def describe_step(world: World, transition: Transition, texts: tuple[str, ...], *, between: bool) -> Facts:
-    """Return the facts of a transition.
+    """Return the `info` arrays of a transition.
 
-    nats: log-probability of the noisy latent frame given all before; nats_per_dim: nats per number of it; bits_per_dim:
-    bits per 8-bit colour value, where the codec keeps every pixel; sweeps, residual (in noise units) and converged: how
-    the frame was decoded (0, 0 and True for a frame that was given); end_probability: where the world predicts ends;
-    text; and, with `between`, frames (F, H, W, 3): all pixel frames of the step.
+    nats: log-probability of the noisy latent frame given the history; nats_per_dim: nats per number of it;
+    bits_per_dim: bits per 8-bit colour value, if the codec is invertible; sweeps, residual (in noise units) and
+    converged: decoding of the frame (0, 0 and True for an observed frame); end_probability: if the world predicts
+    terminations; text; with `between`, frames (F, H, W, 3): all pixel frames of the step.
     """
     dims = math.prod(transition.latents.shape[1:])
     nats = to_numpy(transition.nats.double())
@@ -295,8 +295,8 @@ def row_info(facts: Facts, row: int) -> dict[str, Any]:
 def call_reward_fn(
     reward_fn: RewardFunction, before: np.ndarray, action: Any, after: np.ndarray, info: dict[str, Any]
 ) -> tuple[float, bool | None]:
-    """Return the reward of a step and whether it terminated (None: the function did not say). DataError names a
-    function that fails."""
+    """Return the reward of a step and whether it terminated (None: the function returned a reward only). Raises
+    DataError that names a function which fails."""
     name = getattr(reward_fn, "__name__", type(reward_fn).__name__)
     try:
         result = reward_fn(before.copy(), action, after.copy(), info)
@@ -311,5 +311,5 @@ def call_reward_fn(
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Return a tensor of any device as an array."""
+    """Return a tensor on any device as a NumPy array."""
     return tensor.cpu().numpy()

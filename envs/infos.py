@@ -6,19 +6,19 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 PAD = 255
-"""A byte that no UTF-8 text has."""
+"""Padding byte; it never occurs in UTF-8 text."""
 
 
 class TextArray(np.ndarray[Any, Any]):
-    """Texts of N rows, which frameworks without strings can take: `texts[row]` is a string, and the numbers of the
-    array are the UTF-8 bytes of each text, (N, width) uint8, followed by 255.
+    """Array of N texts for frameworks without strings: `texts[row]` is a string; the numbers are the UTF-8 bytes of
+    each text, (N, width) uint8, padded with 255.
 
-    Gymnasium's NumpyToTorch and other wrappers convert every array in `infos` to a tensor; arrays of Python strings
-    cannot be.
+    Gymnasium's NumpyToTorch and other wrappers convert every array in `infos` to a tensor, which fails for arrays of
+    Python strings.
     """
 
     def __new__(cls, texts: Iterable[str | None], width: int) -> "TextArray":
-        """Texts as an array of at least this width; None counts as the empty text."""
+        """Encode texts as an array of at least this width; None counts as the empty text."""
         encoded = [(text or "").encode() for text in texts]
         codes = np.full((len(encoded), max([width, 1, *map(len, encoded)])), PAD, np.uint8)
         for row, text in zip(codes, encoded, strict=True):
@@ -32,7 +32,7 @@ class TextArray(np.ndarray[Any, Any]):
         return part.view(TextArray) if part.ndim == 2 else part
 
     def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:
-        return np.asarray(array)[()]  # what is computed from the bytes is no text
+        return np.asarray(array)[()]  # the result of arithmetic on the bytes is not text
 
     def __iter__(self) -> Any:
         return (self[row] for row in range(len(self)))
@@ -48,7 +48,7 @@ class TextArray(np.ndarray[Any, Any]):
 
 
 def spread_rows(infos: dict[str, Any], facts: dict[str, np.ndarray], rows: np.ndarray, num_envs: int) -> None:
-    """Write facts (k, ...) about `rows` (k,) into `infos`; rows without them have zeros or None."""
+    """Write per-row values (k, ...) of `rows` (k,) into `infos`; all other rows have zeros or None."""
     for key, values in facts.items():
         if key not in infos:
             infos[key] = _blank(num_envs, values)
@@ -58,8 +58,8 @@ def spread_rows(infos: dict[str, Any], facts: dict[str, np.ndarray], rows: np.nd
 
 
 def merge_infos(parts: Sequence[dict[str, Any]], widths: Sequence[int]) -> dict[str, Any]:
-    """Return the infos of shards of these widths as one, in arrays of its own; a key that a shard lacks is blank in its
-    rows."""
+    """Merge the infos of shards with these numbers of rows into new arrays; a key that a shard lacks is zero or None in
+    its rows."""
     merged: dict[str, Any] = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         given = [part.get(key) for part in parts]

@@ -1,7 +1,7 @@
-"""Monitors of real environments: they score each frame as it comes and put the scores into `info`.
+"""Monitors of real environments: they score each frame as it arrives and put the scores into `info`.
 
-A monitor changes nothing: observations, rewards, ends and spaces are the env's own. At each step the world observes the
-frame, given its history and the action that was taken; nothing is imagined. `info["surprise"]` has the fields of
+A monitor leaves observations, rewards, terminations and spaces unchanged. At each step the world conditions on the
+frame, given its history and the action taken; nothing is sampled. `info["surprise"]` has the fields of
 `starflow_world.score.stream.Verdict`: score, p, alarm, cusum, change, windowed, typicality, nats_per_dim, action_ratio,
 parts and heat. The frame is the observation if that is an image of the world's size, else the rendered frame, resized.
 """
@@ -47,7 +47,7 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
         return observation, {**info, KEY: asdict(verdict)}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the env."""
+        """Step the env and score its frame; return what the env returns, with the verdict in the info."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         verdict = self._stream.see([action], self._frame(observation))[0]
         return observation, reward, terminated, truncated, {**info, KEY: asdict(verdict)}
@@ -58,10 +58,11 @@ class SurpriseMonitor(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorAr
 
 
 class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A monitor of a vector env, one forward for its N rows; `infos["surprise"]` is a dictionary of arrays (N, ...).
+    """A monitor of a vector env, one forward pass for its N rows; `infos["surprise"]` is a dictionary of arrays (N,
+    ...).
 
-    text: one for all rows or one for each. A row that the env resets by itself starts a new episode of the world. With
-    autoreset same_step the last frame of an episode is not an observation, so it is not scored.
+    text: one for all rows or one per row. A row that the env resets by itself starts a new episode of the world. In
+    autoreset mode same_step the last frame of an episode is not an observation, so it is not scored.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
         self._ended = np.zeros(env.num_envs, bool)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset the envs; rows outside `options["reset_mask"]` continue, and have zeros in the infos."""
+        """Reset the envs; rows outside `options["reset_mask"]` continue, and their verdicts are zeros."""
         rows = np.flatnonzero((options or {}).get("reset_mask", np.ones(self.env.num_envs, bool)))
         observations, infos = self.env.reset(seed=seed, options=options)
         verdicts = self._begin(rows, observations, infos, self._frames(observations))
@@ -86,7 +87,7 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
         return observations, self._with_verdicts(infos, verdicts)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step the envs."""
+        """Step the envs and score their frames; return what the envs return, with the verdicts in the infos."""
         chosen = list(iterate(self.env.action_space, actions))
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended, frames = np.asarray(terminated) | np.asarray(truncated), self._frames(observations)
@@ -122,7 +123,7 @@ class SurpriseVectorMonitor(VectorWrapper[Any, Any, Any, Any, Any]):
 
 
 def _stacked(rows: list[Any]) -> Any:
-    """Return dictionaries of numbers, one per row, as a dictionary of arrays; zeros for a row that has none."""
+    """Stack dictionaries of numbers, one per row, to a dictionary of arrays; rows without a dictionary get zeros."""
     example = next(row for row in rows if row is not None)
     if isinstance(example, dict):
         return {key: _stacked([None if row is None else row[key] for row in rows]) for key in example}
@@ -139,9 +140,9 @@ def _size(scorer: Scorer) -> tuple[int, int, int]:
 
 
 def _text(scorer: Scorer, given: str | None, env: Any, observation: Any, info: dict[str, Any]) -> str:
-    """Return the text of the task: the given one, or the one that the env states."""
+    """Return the text of the task: `given`, or else the text that the env states."""
     if scorer.world.networks.text is None:
-        return given or ""  # the world refuses a text that is not empty
+        return given or ""  # the world raises an error for a non-empty text
     return mission(env, observation, info) if given is None else given
 
 

@@ -1,4 +1,4 @@
-"""Frames and task texts of any env in the form that a world takes; recorders, planners and monitors share them."""
+"""Frames and task texts of any env in the form that a world reads; shared by recorders, planners and monitors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,9 @@ from starflow_world.errors import DataError
 
 
 def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return a frame that an env rendered or observed as an array of its own (H, W, 3) u8, scaled to (height, width).
+    """Return a rendered or observed frame as a new array (H, W, 3) u8, scaled to (height, width).
 
-    Taken are grey (H, W) or (H, W, 1), RGB, and RGBA, whose alpha is dropped; channels may come first. Integers count
+    Accepts grey (H, W) or (H, W, 1), RGB, and RGBA, whose alpha is dropped; channels may come first. Integers range
     from 0 to 255, floats and bools from 0 to 1. Raises DataError.
     """
     import cv2
@@ -29,7 +29,7 @@ def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _channels_last(frame: Any) -> np.ndarray | None:
-    """Return the frame as (H, W, 3), or None if it is no frame."""
+    """Return the frame as (H, W, 3), or None for anything else."""
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or 0 in frame.shape:
         return None
     planes = frame[..., None] if frame.ndim == 2 else frame
@@ -41,13 +41,13 @@ def _channels_last(frame: Any) -> np.ndarray | None:
 
 
 def _eight_bit(planes: np.ndarray | None) -> np.ndarray | None:
-    """Return the same frame as uint8, or None if its numbers are out of range."""
+    """Return the frame as uint8, or None if its numbers are out of range."""
     if planes is None or planes.dtype == np.uint8:
         return planes
     if planes.dtype.kind not in "biuf":
         return None
     most = 255 if planes.dtype.kind in "iu" else 1
-    if not (planes.min() >= 0 and planes.max() <= most):  # also refuses NaN
+    if not (planes.min() >= 0 and planes.max() <= most):  # also true for NaN
         return None
     return (planes.astype(np.float64) * (255 // most)).round().astype(np.uint8)
 
@@ -59,7 +59,7 @@ def is_minigrid(env: Any) -> bool:
 
 
 def mission(env: Any, observation: Any, info: Mapping[str, Any]) -> str:
-    """Return the task in words, from the observation, from a MiniGrid env, or from the info of its reset; else ""."""
+    """Return the task text from the observation, from a MiniGrid env, or from the info of its reset; else ""."""
     given = observation.get("mission") if isinstance(observation, Mapping) else None
     if given is None and is_minigrid(env):
         given = env.unwrapped.mission

@@ -1,4 +1,4 @@
-"""Checks of what a caller gives to `reset`: options, seeds and the mask of rows; and of render modes and texts.
+"""Checks of the arguments of `reset` (options, seeds, mask of rows), of render modes and of texts.
 
 Shapes: T frames of a start, N rows of a vector env.
 """
@@ -19,8 +19,8 @@ OPTIONS = ("text", "frames", "actions", "state")
 
 @dataclass(frozen=True)
 class StartCondition:
-    """The condition from which a row starts: none (the start set), a text, or frames (T, H, W, 3) u8 with or without
-    their actions (T, the first usually None) and a text."""
+    """Start condition of a row: nothing (use the start set), a text, or frames (T, H, W, 3) u8 with or without their
+    actions (T, the first usually None) and a text."""
 
     text: str | None = None
     frames: np.ndarray | None = None
@@ -75,14 +75,14 @@ def _check_frames(frames: Any, size: tuple[int, int, int]) -> np.ndarray:
 
 
 def check_text(text: Any) -> str:
-    """Return the text, or raise DataError."""
+    """Return the text. Raises DataError if it is not a string."""
     if not isinstance(text, str):
         raise DataError(f"text: expected a string, found {type(text).__name__}")
     return text
 
 
 def check_render_mode(render_mode: str | None, known: Sequence[str]) -> str | None:
-    """Return the render mode, or raise ConfigError."""
+    """Return the render mode. Raises ConfigError for an unknown mode."""
     if render_mode is not None and render_mode not in known:
         raise ConfigError(f"render_mode: expected None or one of {', '.join(known)}, found {render_mode!r:.60}")
     return render_mode
@@ -92,7 +92,7 @@ def check_render_mode(render_mode: str | None, known: Sequence[str]) -> str | No
 
 
 def masked_rows(mask: Any, num_envs: int) -> np.ndarray:
-    """Return the rows to reset, (k,) int64; all for None."""
+    """Return the indices of the rows to reset, (k,) int64; all rows for None."""
     if mask is None:
         return np.arange(num_envs)
     right = isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.shape == (num_envs,)
@@ -103,7 +103,7 @@ def masked_rows(mask: Any, num_envs: int) -> np.ndarray:
 
 
 def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """Return the seed of each row; None: the row goes on with its generator."""
+    """Return the seed of each row; None: the row keeps its generator."""
     if seed is None:
         return [None] * num_envs
     if isinstance(seed, int | np.integer):
@@ -114,7 +114,7 @@ def read_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[i
 
 
 def split_options(options: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """Return the `text`, `frames` and `actions` of every row; a text that is one string is the text of all rows."""
+    """Return the `text`, `frames` and `actions` of every row; a single text is used for all rows."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, value in options.items():
         parts = [value] * num_envs if key == "text" and isinstance(value, str) else value

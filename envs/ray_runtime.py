@@ -1,4 +1,4 @@
-"""Ray: connecting to it, starting and ending actors, and reading its errors."""
+"""Helpers for Ray: connect, start and end actors, convert errors."""
 
 import importlib.util
 import logging
@@ -15,10 +15,10 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None) -> bool:
-    """Connect to a Ray with enough GPUs for so many actors; return whether this call started that Ray.
+    """Connect to a Ray cluster with GPUs for `actors` actors; return whether this call started the cluster.
 
-    Uses the Ray to which this process is connected, if any. Else joins the cluster of the address; without an address,
-    starts a Ray of this process alone, on the loopback address, without dashboard.
+    Uses the cluster to which this process is connected, if any; else joins the one at `address`; without an address,
+    starts a cluster for this process alone, on the loopback address, without dashboard.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError('actors: expected ray to be installed, found none; pip install "starflow-world[ray]"')
@@ -46,7 +46,7 @@ def connect(actors: int, gpus_per_actor: float = 0.0, address: str | None = None
 
 
 def _start_alone(actors: int) -> None:
-    """Start a Ray that listens on the loopback address only."""
+    """Start a Ray cluster that listens on the loopback address only."""
     import ray
     from ray._private import ray_constants
 
@@ -66,7 +66,7 @@ def _start_alone(actors: int) -> None:
 
 
 def _free_gpus(wanted: float, patience: float = 5.0) -> float:
-    """Return the number of free GPUs; the GPUs of an actor that has just ended take a moment to come back."""
+    """Return the number of free GPUs, waiting up to `patience` seconds for GPUs of actors that have just ended."""
     import ray
 
     until = time.monotonic() + patience
@@ -81,9 +81,9 @@ def _too_few(wanted: float, free: float) -> ConfigError:
 
 
 def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
-    """Return an actor of a class, in a process of its own, which Ray does not restart: its state would be lost.
+    """Start an actor of a class in its own process. Ray does not restart it, since its state would be lost.
 
-    It holds no CPU, so that any number of actors have a place; without a GPU it still goes where there are CPUs.
+    It reserves no CPU, so that any number of actors fit; without a GPU it is still placed on a node with CPUs.
     """
     import ray
 
@@ -94,7 +94,7 @@ def new_actor(plain: type, *args: Any, gpus: float, threads: int) -> Any:
 
 
 def end_actor(actor: Any) -> None:
-    """Kill an actor's process, whatever it is doing."""
+    """Kill the process of an actor, even while it executes a call."""
     import ray
 
     if actor is not None and ray.is_initialized():
@@ -102,12 +102,12 @@ def end_actor(actor: Any) -> None:
 
 
 def check_portable(what: str, value: Any) -> None:
-    """Raise ConfigError for a value that cannot be sent to another process."""
+    """Raise ConfigError if a value cannot be sent to another process."""
     import ray
 
     try:
         ray.cloudpickle.dumps(value)
-    except Exception as error:  # each type has its own way to refuse
+    except Exception as error:  # each type raises its own kind of error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(f"{what}: expected something that can be sent to another process, found {reason:.200}; "
                           "define it at the top of a module, without open files, locks or windows") from None

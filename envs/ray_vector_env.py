@@ -1,8 +1,8 @@
 """A vector env whose rows are computed by Ray actors.
 
-Bit-equal to WorldVectorEnvs of the shards' widths and number of threads. The driver keeps a record from which each row
-can be computed again (see shard.py): an actor that dies or hangs is replaced, its rows are computed again, and the
-caller sees the frames that the lost actor would have given.
+Bit-equal to WorldVectorEnvs with the shards' numbers of rows and threads. The driver keeps a log from which each row
+can be recomputed (see shard.py): an actor that dies or hangs is replaced, its rows are recomputed, and the caller gets
+the frames that the lost actor would have returned.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ ATTEMPTS = 3
 
 
 class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
-    """A WorldVectorEnv whose `num_envs` rows (N) are spread over `num_actors` processes of nearly equal widths.
+    """WorldVectorEnv whose `num_envs` rows (N) are divided nearly equally among `num_actors` processes.
 
     world: a folder or the name of a shipped world; every actor loads it. gpus_per_actor: a share or a number of GPUs
-    for each actor (0: it computes on the CPU). threads: of each actor (None: the cores of this machine divided).
-    time_limit: seconds after which an actor that does not answer is taken to be dead. address: of the Ray cluster to
-    use (None: a cluster of this process alone, which lasts until the process ends or ray.shutdown() is called).
+    for each actor (0: CPU). threads: of each actor (None: the cores of this machine divided). time_limit: seconds after
+    which an actor that does not answer counts as dead. address: of the Ray cluster to use (None: a new cluster of this
+    process, which ends with the process or at ray.shutdown()).
     """
 
     metadata: ClassVar[dict[str, Any]] = WorldVectorEnv.metadata  # type: ignore[misc]
@@ -73,7 +73,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process id of each actor; it changes when the actor is replaced."""
+        """Return the process id of each actor; it changes when the actor is replaced."""
         return tuple(facts.pid for facts in self._facts)
 
     # ---- the calls of a vector env -------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset as WorldVectorEnv.reset; return all observations, and the infos of the rows that were reset."""
+        """Reset as WorldVectorEnv.reset does; return all observations, and the infos of the rows that were reset."""
         given = check_options(options, VECTOR_OPTIONS)
         chosen = masked_rows(given.pop("reset_mask", None), self.num_envs)
         seeds = read_seeds(seed, self.num_envs)
@@ -104,10 +104,10 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._frames.copy(), merge_infos(infos, [len(rows) for rows in self._rows])
 
     def step(self, actions: Any) -> VectorStep:
-        """Step as WorldVectorEnv.step; return observations, rewards, terminations, truncations, infos."""
+        """Step as WorldVectorEnv.step does; return observations, rewards, terminations, truncations, infos."""
         self._begun("step")
         chosen = read_actions(self, actions, self._log.ended)
-        flatten_actions(self.single_action_space, chosen)  # refused here, before any shard steps
+        flatten_actions(self.single_action_space, chosen)  # raises here, before any shard steps
         parts = [[chosen[row] for row in rows] for rows in self._rows]
         answers = self._ask({shard: ("advance", part) for shard, part in enumerate(parts)})
         results = [answers[shard].result for shard in range(len(parts))]
@@ -118,7 +118,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._frames.copy(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return the present frames, N of (H, W, 3) u8, in mode rgb_array."""
+        """Return the current frames, N of (H, W, 3) u8, in mode rgb_array."""
         self._begun("render")
         return render_rows(self, self._frames)
 
@@ -133,7 +133,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self.snapshot().world
 
     def snapshot(self) -> EnvState:
-        """Return a copy of all that the episodes need to continue exactly, N rows, on the CPU."""
+        """Return a copy, on the CPU, of everything that the episodes need to continue exactly, N rows."""
         self._begun("snapshot")
         answers = self._ask(dict.fromkeys(range(len(self._rows)), ("get",)))
         return EnvState.stack([answers[shard] for shard in range(len(self._rows))])
@@ -154,7 +154,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     # ---- actors --------------------------------------------------------------------------------------------------
 
     def _open(self) -> ShardFacts:
-        """Start all actors; no row has an episode."""
+        """Start all actors, without episodes."""
         self._facts: list[Any] = [None] * len(self._rows)
         self._actors = [None] * len(self._rows)
         self._log, self._unsure = ReplayLog(self.num_envs), set[int]()
@@ -170,16 +170,16 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._facts[0]
 
     def _launch(self, shard: int) -> Any:
-        """Start a new actor for a shard; return the reference to its facts."""
+        """Start a new actor for a shard; return the Ray reference to its facts."""
         end_actor(self._actors[shard])
         self._actors[shard] = new_actor(ShardHost, gpus=self._gpus, threads=self._settings.threads)
         return self._actors[shard].open.remote(self._settings, len(self._rows[shard]))
 
     def _ask(self, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
-        """Call shards, a method's name and arguments for each, and return their answers.
+        """Call a method with arguments on each of the given shards; return their answers.
 
-        The log advances when all have answered. Otherwise (a shard refused, the caller was interrupted) the shards that
-        were asked are `unsure`: they are brought back to the state of the log before they are asked again.
+        The log is updated when all have answered. After an error or interruption the called shards are `unsure`: they
+        are restored to the state of the log before their next call.
         """
         for shard in self._unsure & calls.keys() if self._log.begun else ():
             back = ("restore", *self._log.of(self._rows[shard]))
@@ -195,8 +195,8 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return answers
 
     def _answer(self, shard: int, reference: Any, call: tuple[Any, ...] | None) -> Any:
-        """Return the answer to a call, or to the start of an actor (None). If no answer comes, a new actor takes the
-        place of this one, is brought to the state of the log, and is asked again."""
+        """Return the answer to a call, or to the start of an actor (None). If there is no answer in time, replace the
+        actor, restore its rows from the log, and call it again."""
         import ray
 
         reason = None
@@ -214,7 +214,7 @@ class RayVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
                           f"{ATTEMPTS} in a row failed, the last with {cause:.300}")
 
     def _renewed(self, shard: int, call: tuple[Any, ...] | None) -> Any:
-        """Replace the actor; return the reference to the answer of the new one."""
+        """Replace the actor; return the Ray reference to the answer of the new one."""
         import ray
 
         opening = self._launch(shard)

@@ -1,8 +1,9 @@
-"""Some rows of a larger vector env, with a record from which each row can be computed again.
+"""Shards: some rows of a larger vector env, with a log from which each row can be recomputed.
 
-A row is its base and the actions since: noise is a function of (key, step), so any process repeats it bit for bit at
-the same width and number of threads. The base is the start of the row's episode, or a snapshot without cache, taken
-when its window was full: the next step encodes the window again from exactly what the snapshot holds.
+A row is determined by its base and the actions since: noise is a function of (key, step), so any process repeats the
+row bit for bit with the same batch size and number of threads. The base is the start of the row's episode, or a
+snapshot without cache taken when its window was full: the next step encodes the window again from the content of the
+snapshot.
 
 Shapes: B rows of the shard, N rows of the whole env.
 """
@@ -29,7 +30,7 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """The world's folder or name, the device and threads it runs on, and the keyword arguments of WorldVectorEnv."""
+    """Settings of a shard: folder or name of the world, device, threads, and keyword arguments of WorldVectorEnv."""
 
     world: str
     device: str
@@ -39,7 +40,7 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """The facts about its shards that the whole env needs."""
+    """Properties of the shards that the whole env needs: spaces, settings, process id."""
 
     pid: int
     observation_space: Space
@@ -50,7 +51,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ReplayBase:
-    """The point from which a row is computed again: a state or a start condition, and the row's generator then."""
+    """Base from which a row is recomputed: a state or a start condition, and the row's generator at that time."""
 
     generator: dict[str, Any]
     condition: StartCondition | None = None
@@ -59,7 +60,7 @@ class ReplayBase:
 
 @dataclass(frozen=True)
 class ShardAnswer:
-    """The result of a call, the new bases that it created, and which rows (B,) wait for their reset after it."""
+    """Result of a call, the new bases that it created, and the rows (B,) bool that wait for their reset after it."""
 
     result: Any
     bases: dict[int, ReplayBase]
@@ -67,7 +68,7 @@ class ShardAnswer:
 
 
 class ReplayLog:
-    """The driver's record of N rows: the base of each, its actions since, and whether it has ended."""
+    """The driver's log of N rows: the base of each, its actions since, and whether it has ended."""
 
     def __init__(self, rows: int) -> None:
         self._bases: list[ReplayBase | None] = [None] * rows
@@ -76,11 +77,11 @@ class ReplayLog:
 
     @property
     def begun(self) -> bool:
-        """Whether all rows have an episode."""
+        """Return whether all rows have an episode."""
         return None not in self._bases
 
     def note(self, rows: np.ndarray, answer: ShardAnswer, actions: Sequence[Any] | None = None) -> None:
-        """Record the answer of a shard of these rows (B,), to `actions` if they were stepped."""
+        """Record the answer of a shard for rows (B,); `actions`: those of the step, None for other calls."""
         for place, row in enumerate(rows.tolist()):
             if place in answer.bases:
                 self._bases[row], self._actions[row] = answer.bases[place], []
@@ -95,7 +96,7 @@ class ReplayLog:
 
 
 class Shard(WorldVectorEnv):
-    """B rows in the process of an actor, which reports their bases as they come."""
+    """A WorldVectorEnv of B rows in the process of an actor, which returns new bases with each answer."""
 
     def __init__(self, settings: ShardSettings, num_envs: int) -> None:
         torch.set_num_threads(settings.threads)
@@ -103,14 +104,14 @@ class Shard(WorldVectorEnv):
         self._bases: dict[int, ReplayBase] = {}
 
     def facts(self) -> ShardFacts:
-        """Return spaces and settings, and the process that holds the shard."""
+        """Return spaces and settings, and the process id of the shard."""
         return ShardFacts(os.getpid(), self.single_observation_space, self.single_action_space,
                           self.max_episode_steps, self.autoreset_mode)
 
     # ---- calls that change rows ----------------------------------------------------------------------------------
 
     def begin(self, seeds: list[int | None], options: dict[str, Any]) -> ShardAnswer:
-        """Call reset(); result: observations and infos."""
+        """Call reset(); the answer's result is observations and infos."""
         before = [self._generator(row) if seed is None else dict(seeding.np_random(seed)[0].bit_generator.state)
                   for row, seed in enumerate(seeds)]
         restored = options.get("state") is not None
@@ -124,7 +125,7 @@ class Shard(WorldVectorEnv):
         return self._answer(result)
 
     def advance(self, actions: Sequence[Any]) -> ShardAnswer:
-        """Call step() with one action per row, None for rows that wait for their reset; result: what it returns."""
+        """Call step() with one action per row, None for rows that wait for their reset; the result is step()'s."""
         result = self._advance(list(actions))
         now = self._begun("step")
         for row in np.flatnonzero((now.world.length >= self.world.config.window).numpy() & ~now.ended).tolist():
@@ -133,7 +134,7 @@ class Shard(WorldVectorEnv):
         return self._answer(result)
 
     def put(self, state: WorldState | EnvState) -> ShardAnswer:
-        """Call set_state(); result: the frames."""
+        """Call set_state(); the answer's result is the frames."""
         self.set_state(moved_to(self.world, state))
         for row in range(self.num_envs):
             self._bases[row] = self._base(row)
@@ -164,10 +165,10 @@ class Shard(WorldVectorEnv):
 
     @torch.inference_mode()
     def restore(self, bases: Sequence[ReplayBase], actions: Sequence[Sequence[Any]], ended: np.ndarray) -> None:
-        """Bring every row to where it was: from its base, through the actions since; ended (B,) bool.
+        """Restore every row from its base by repeating the actions since; ended (B,) bool.
 
-        All rows arrive with the last step, so a row with few actions is put in place late; what is computed in its
-        place until then is discarded.
+        All rows finish at the last step, so a row with few actions is inserted late; the results computed in its place
+        before that are discarded.
         """
         rows = [self._from_base(row, base) for row, base in enumerate(bases)]
         now, longest = EnvState.stack(rows), max(len(since) for since in actions)
@@ -183,7 +184,7 @@ class Shard(WorldVectorEnv):
         self._now, self._bases = replace(now, ended=ended.copy()), {}
 
     def _from_base(self, row: int, base: ReplayBase) -> EnvState:
-        """Return a row at its base, (1, ...), with a cache; set its generator to where it was."""
+        """Return the state (1, ...) of a row at its base, with a cache; restore the row's generator."""
         self._generators[row].bit_generator.state = base.generator
         if base.state is None:
             assert base.condition is not None
@@ -193,10 +194,10 @@ class Shard(WorldVectorEnv):
 
 
 class ShardHost:
-    """The class of an actor. A call opens the shard, so that its errors come back as those of any other call."""
+    """Actor class of a shard. A call opens the shard, so that errors are returned like those of any other call."""
 
     def open(self, settings: ShardSettings, num_envs: int) -> ShardFacts:
-        """Load the world."""
+        """Load the world and return the facts of the shard."""
         self._shard = Shard(settings, num_envs)
         return self._shard.facts()
 
@@ -214,8 +215,8 @@ def on_cpu(state: Any) -> Any:
 
 
 def moved_to(world: World, state: Any) -> Any:
-    """Return a state with its tensors on the world's devices; what is no state of this world is returned as it is, for
-    the world to refuse."""
+    """Return a state with its tensors on the world's devices; return anything else unchanged, so that the world raises
+    the error."""
     inner = state.world if isinstance(state, EnvState) else state
     if not isinstance(inner, WorldState) or inner.world_id != world.world_id:
         return state
@@ -225,7 +226,7 @@ def moved_to(world: World, state: Any) -> Any:
 
 
 def _map_tensors(value: Any, move: Callable[[Tensor, Any], Tensor], like: Any) -> Any:
-    """Return the same nested dataclass with `move(tensor, its counterpart in like)` in place of each tensor."""
+    """Return the same nested dataclass with each tensor replaced by `move(tensor, corresponding tensor of like)`."""
     if isinstance(value, Tensor):
         return move(value, like)
     if not is_dataclass(value) or isinstance(value, type):
@@ -235,6 +236,6 @@ def _map_tensors(value: Any, move: Callable[[Tensor, Any], Tensor], like: Any) -
 
 
 def own_threads(actors: int) -> int:
-    """Return the threads of each of so many actors on the cores that this process may use."""
+    """Return the number of threads of each of `actors` actors on the cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return max(1, (len(affinity(0)) if affinity else os.cpu_count() or 1) // actors)

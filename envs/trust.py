@@ -1,7 +1,7 @@
-"""When to distrust an imagined frame: signals that can disagree with the sampler, and limits on them.
+"""Detection of unreliable imagined frames: signals that are independent of the sampler, and limits on them.
 
-A sample is likely under the flow that drew it, so its own nats cannot say that the world is wrong. An agent that learns
-in a dream seeks out what the world gets wrong; an episode that is truncated there teaches it nothing false.
+A sample is likely under the flow that drew it, so its own nats cannot show that the world is wrong. An agent that
+learns in imagination seeks states in which the world is wrong; truncating the episode there keeps them out of training.
 """
 
 from dataclasses import dataclass, fields
@@ -19,12 +19,12 @@ from starflow_world.world.state import Transition, WorldState
 class Trust:
     """Limits above which an episode is truncated; a signal without a limit is not computed.
 
-    residual: error left by decoding, in noise units. round_trip: distance of the shown frame, encoded again, from the
-    sampled latents: RMS over the worst token, in units of the observation noise, so about 1 for frames that denoiser
-    and codec know. disagreement: distance of the frame from the frame of the opposite noise -z, which is as likely as
-    z: RMS in grey levels; it costs a second step.
+    residual: decoding error, in noise units. round_trip: distance between the sampled latents and the decoded frame,
+    encoded again: RMS over the worst token, in units of the observation noise, so about 1 for frames on which denoiser
+    and codec were trained. disagreement: distance to the frame sampled with noise -z, which is as likely as z: RMS in
+    grey levels; it costs a second step.
 
-    With limits, `info` has the signals and `reason`: "" or the first signal that passed its limit, with both numbers.
+    With limits, `info` has the signals and `reason`: "" or the first signal that exceeded its limit, with both numbers.
     """
 
     residual: float | None = None
@@ -38,14 +38,14 @@ class Trust:
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that are set."""
+        """Return the limits that are set, by signal."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: limit for name, limit in given.items() if limit is not None}
 
     def signals(
         self, world: World, before: WorldState, actions: list[Any], transition: Transition
     ) -> dict[str, np.ndarray]:
-        """Return the signals of a transition of B rows, with `reason`. The cache of the state `before` is used up."""
+        """Return the signals and `reason` of a transition of B rows. The cache of the state `before` is overwritten."""
         signals = {"residual": transition.residual.double().cpu().numpy()}
         if self.round_trip is not None:
             again, _ = frame_codec(world.networks.codec).encode(transition.frames[:, -1:])
@@ -58,7 +58,7 @@ class Trust:
         return signals | {"reason": self.reasons(signals)}
 
     def reasons(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """Return why each row is distrusted, (B,) of strings: "" if it is not."""
+        """Return the reason to distrust each row, (B,) of strings; "" if there is none."""
         reason = np.full(len(signals["residual"]), "", dtype=object)
         for name, limit in reversed(self.limits.items()):
             for row in np.flatnonzero(~(signals[name] <= limit)):  # NaN counts as above the limit

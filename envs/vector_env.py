@@ -1,7 +1,7 @@
-"""Many episodes of one world as a Gymnasium vector environment: one batched forward for all rows.
+"""Many episodes of one world as a Gymnasium vector environment: one batched forward pass for all rows.
 
-The rows are one stacked state, of different ages. A step computes all of them at the full width, including rows that
-wait for their reset, and each row starts in a computation of its own: a row's results do not depend on the others.
+The rows are one stacked state with different episode lengths. A step computes all rows at full batch size, including
+rows that wait for their reset, and each row is started separately: a row's results do not depend on the others.
 """
 
 import copy
@@ -37,11 +37,11 @@ VectorStep = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any
 
 
 class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
-    """`num_envs` rows (N): observations (N, H, W, 3) u8, rewards (N,) float64, flags (N,) bool, batched actions.
+    """Vector env of `num_envs` rows (N): observations (N, H, W, 3) u8, rewards (N,) float64, flags (N,) bool.
 
-    Each row is as a `WorldEnv`: row k reset with seed s behaves as a WorldEnv reset with seed s + k. autoreset_mode:
-    next_step (the next step starts a row that ended again; it ignores the row's action and gives no reward), same_step
-    (a row that ended starts again at once; `final_obs` and `final_info` in the infos) or disabled
+    Each row equals a `WorldEnv`: row k reset with seed s behaves as a WorldEnv reset with seed s + k. autoreset_mode:
+    next_step (the step after an episode's end resets the row; it ignores the row's action and gives no reward),
+    same_step (the step that ends an episode also resets the row; `final_obs` and `final_info` in the infos) or disabled
     (reset(options={"reset_mask": mask})). trust: limits above which a row is truncated.
 
     In the infos, texts are a TextArray: `infos["text"][row]` is a string, and wrappers that turn arrays into tensors
@@ -77,7 +77,7 @@ class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
 
     @property
     def np_random(self) -> np.random.Generator:
-        """The generator of the env; setting it gives every row a generator spawned from it."""
+        """Return the generator of the env. Setting it gives every row a generator spawned from it."""
         return super().np_random
 
     @np_random.setter
@@ -92,9 +92,9 @@ class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start episodes; return all observations and the infos of the rows that were reset.
 
-        seed: s for the seeds s, s + 1, ... of the rows, or a seed (None: the row goes on with its generator) for each.
-        options, as WorldEnv.reset has them: `text`, one string or N; `frames` (N, H, W, 3) or (N, T, H, W, 3) with
-        `actions`, N lists; `state` of N rows; and `reset_mask` (N,) bool: the rows to reset, the rest is left alone.
+        seed: s for the seeds s, s + 1, ... of the rows, or a seed per row (None: the row keeps its generator). options,
+        as for WorldEnv.reset: `text`, one string or N; `frames` (N, H, W, 3) or (N, T, H, W, 3) with `actions`, N
+        lists; `state` of N rows; and `reset_mask` (N,) bool: rows to reset, all others continue.
         """
         given = check_options(options, VECTOR_OPTIONS)
         rows = masked_rows(given.pop("reset_mask", None), self.num_envs)
@@ -134,11 +134,11 @@ class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
     # ---- step ----------------------------------------------------------------------------------------------------
 
     def step(self, actions: Any) -> VectorStep:
-        """Imagine the next frame of every row; return observations, rewards, terminations, truncations, infos."""
+        """Sample the next frame of every row; return observations, rewards, terminations, truncations, infos."""
         return self._advance(read_actions(self, actions, self._begun("step").ended))
 
     def _advance(self, actions: list[Any]) -> VectorStep:
-        """Step with an action per row, None for rows that wait for their reset."""
+        """Step with one action per row, None for rows that wait for their reset."""
         waiting, at_once = self._begun("step").ended, self.autoreset_mode is AutoresetMode.SAME_STEP
         step = self._step_rows(actions)
         after, ended, infos = step.after, step.after.ended, dict[str, Any]()
@@ -153,7 +153,7 @@ class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
         return observations, step.rewards, step.terminated, step.truncated, self._with_texts(infos)
 
     def _restart(self, after: EnvState, rows: np.ndarray, infos: dict[str, Any]) -> EnvState:
-        """Replace rows by new starts, in `after` and in `infos`."""
+        """Reset rows: replace them in `after` and in `infos`, and return the new state."""
         fresh, facts = self._start_rows(
             [StartCondition(self.text)] * len(rows), [self._generators[row] for row in rows]
         )
@@ -166,11 +166,11 @@ class WorldVectorEnv(WorldEpisodes, VectorEnv[np.ndarray, Any, np.ndarray]):
     # ---- the rest ------------------------------------------------------------------------------------------------
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return the present frames, N of (H, W, 3) u8, in mode rgb_array."""
+        """Return the current frames, N of (H, W, 3) u8, in mode rgb_array."""
         return render_rows(self, self._begun("render").frames)
 
     def close_extras(self, **_: Any) -> None:
-        """Forget the episodes."""
+        """Drop the episodes."""
         self._now = None
 
     def set_state(self, state: WorldState | EnvState) -> None:
@@ -189,7 +189,7 @@ def _check_mode(mode: AutoresetMode | str) -> AutoresetMode:
 
 
 def render_rows(env: VectorEnv[Any, Any, Any], frames: np.ndarray) -> tuple[np.ndarray, ...] | None:
-    """Return copies of the present frames (N, H, W, 3), or None with a warning if the env has no render mode."""
+    """Return copies of the current frames (N, H, W, 3), or None with a warning if the env has no render mode."""
     if env.render_mode is None:
         gymnasium.logger.warn("render: the env was made without a render_mode, so nothing is rendered")
         return None
@@ -197,8 +197,7 @@ def render_rows(env: VectorEnv[Any, Any, Any], frames: np.ndarray) -> tuple[np.n
 
 
 def read_actions(env: VectorEnv[Any, Any, Any], actions: Any, waiting: np.ndarray) -> list[Any]:
-    """Return one action per row; None for rows that wait (N,) bool for their reset, which only the mode next_step
-    steps."""
+    """Return one action per row; None for rows of `waiting` (N,) bool, whose episodes have ended (mode next_step)."""
     if env.metadata["autoreset_mode"] is not AutoresetMode.NEXT_STEP and waiting.any():
         raise StateError(f"step: rows {np.flatnonzero(waiting).tolist()} have ended; reset them with "
                          'reset(options={"reset_mask": mask})')

@@ -1,4 +1,4 @@
-"""A window that shows frames as they come, for the render mode `human`."""
+"""Live window for frames, used by the render mode `human`."""
 
 import importlib.util
 from typing import Any
@@ -17,7 +17,7 @@ def require_pygame() -> None:
 
 
 class Viewer:
-    """A window that shows frames enlarged by a whole number; the first frame opens it."""
+    """A window that shows frames, enlarged by a whole number; it opens at the first frame."""
 
     def __init__(self, title: str, fps: float) -> None:
         self.title, self.fps = title, fps
@@ -25,7 +25,7 @@ class Viewer:
         self._clock: Any = None
 
     def show(self, frame: np.ndarray) -> None:
-        """Show a frame (H, W, 3) u8, no sooner than 1 / fps after the last frame."""
+        """Show a frame (H, W, 3) u8, at least 1 / fps after the previous one."""
         import pygame
 
         scale = max(1, LONGEST_SIDE // max(frame.shape[:2]))
@@ -41,7 +41,7 @@ class Viewer:
         self._clock.tick(self.fps)
 
     def close(self) -> None:
-        """Close the window; a later frame opens it again."""
+        """Close the window; the next frame opens it again."""
         if self._surface is not None:
             import pygame
 

@@ -1,4 +1,4 @@
-"""A world as a Gymnasium environment: one row, imagined step by step."""
+"""A world as a Gymnasium environment: one batch element, sampled step by step."""
 
 import copy
 import math
@@ -19,16 +19,16 @@ from starflow_world.world import World
 
 
 class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
-    """Observations (H, W, 3) u8; actions of the world's action space.
+    """Gymnasium env of a world: observations (H, W, 3) u8; actions of the world's action space.
 
-    world (or path): a World, a folder, or the name of a shipped world. text: the prompt of every episode that is given
-    no other; without frames, the first frame is imagined from it. reward_fn(obs, action, next_obs, info) returns the
-    reward, or (reward, terminated), and replaces the world's outcome head. max_episode_steps: truncate after so many
-    steps (None: the world's own number). frames_between: put all pixel frames of a step into `info`. trust: limits
-    above which the episode is truncated.
+    world (or path): a World, a folder, or the name of a shipped world. text: default prompt of an episode; without
+    start frames, the first frame is sampled from it. reward_fn(obs, action, next_obs, info) returns the reward, or
+    (reward, terminated), and replaces the world's outcome head. max_episode_steps: truncate after this many steps
+    (None: the world's own limit). frames_between: put all pixel frames of a step into `info`. trust: limits above which
+    the episode is truncated.
 
     `info` has the keys that `envs.episode.describe_step` lists. Calls in the wrong order raise StateError; a call that
-    is refused leaves the env as it was. close() forgets the episode; reset() starts another.
+    raises leaves the env unchanged. close() drops the episode; reset() starts another.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "rgb_array"], "render_fps": 10}  # type: ignore[misc]
@@ -56,9 +56,9 @@ class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode; return the first observation and its info.
 
-        options: `text` alone draws a start with that text from the world's start set, and where that has none imagines
-        the first frame from it; `frames` (H, W, 3) or (T, H, W, 3) u8, with or without `text` and the T `actions` that
-        led to them, are observed; `state` is a snapshot or WorldState to continue from (info then has the text only).
+        options: `text` samples a start with that text from the world's start set, or, if there is none, the first frame
+        from the text; `frames` (H, W, 3) or (T, H, W, 3) u8, with or without `text` and the T `actions` that led to
+        them, are conditioned on; `state` is a snapshot or WorldState to continue from (info then has the text only).
         Without options: the env's text, else any start of the set.
         """
         given = check_options(options, OPTIONS)
@@ -77,7 +77,7 @@ class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
         return now.frames[0].copy(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Imagine the next frame; return observation, reward, terminated, truncated, info."""
+        """Sample the next frame; return observation, reward, terminated, truncated, info."""
         if self._begun("step").ended[0]:
             raise StateError("step: expected an episode under way, but it has ended; call reset()")
         if action is None:
@@ -89,7 +89,7 @@ class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
         return step.after.frames[0].copy(), float(step.rewards[0]), *flags, row_info(step.facts, 0)
 
     def render(self) -> np.ndarray | None:
-        """Return the present frame (H, W, 3) u8 in mode rgb_array; show it in a window in mode human."""
+        """Return the current frame (H, W, 3) u8 in mode rgb_array; show it in a window in mode human."""
         now = self._begun("render")
         if self.render_mode == "rgb_array":
             return now.frames[0].copy()
@@ -99,14 +99,14 @@ class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
         return None
 
     def close(self) -> None:
-        """Close the window and forget the episode; may be called at any time."""
+        """Close the window and drop the episode; allowed at any time."""
         if self._viewer is not None:
             self._viewer.close()
         self._viewer = self._now = None
 
     @property
     def mission(self) -> str:
-        """The text of the present episode, under MiniGrid's name for it."""
+        """Return the text of the current episode; MiniGrid uses the same name."""
         return self._begun("mission").world.texts[0]
 
     def _show(self) -> None:
@@ -117,7 +117,7 @@ class WorldEnv(WorldEpisodes, gymnasium.Env[np.ndarray, Any]):
 
 
 class ShippedWorldEnv(WorldEnv):
-    """A WorldEnv as `gymnasium.make` builds the registered worlds. Gymnasium's TimeLimit truncates the episodes, so
-    that the spec states the limit, make's max_episode_steps sets it, and it is applied once."""
+    """WorldEnv as `gymnasium.make` builds the registered worlds. Gymnasium's TimeLimit truncates the episodes: the spec
+    states the limit, and make's max_episode_steps overrides it."""
 
     own_limit: ClassVar[bool] = False

@@ -1,1 +1,1 @@
-"""The BabyAI rooms: a bot, a scripted agent, the real rooms, and what a picture of one shows."""
+"""BabyAI: expert bot, scripted agent, fast real rooms, and recognition of tiles in frames."""

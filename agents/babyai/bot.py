@@ -1,4 +1,4 @@
-"""Policies for BabyAI and MiniGrid that read the simulator: the expert bot, a tinkerer, and a mixture of both."""
+"""Policies for BabyAI and MiniGrid that read the simulator: expert bot, tinkering policy, and a mixture of both."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ LOST = ", then random"
 
 
 def check_babyai(name: str, env: gymnasium.Env) -> None:
-    """Raise ConfigError unless `env` is a level of BabyAI, whose missions the bot knows how to reach."""
+    """Raise ConfigError unless `env` is a BabyAI level, since the bot only solves BabyAI missions."""
     if not any((kind.__name__, kind.__module__.split(".")[0]) == ("RoomGridLevel", "minigrid")
                for kind in type(env.unwrapped).__mro__):
         raise ConfigError(f"policy: expected one that can play {env}, found {name}, which is made for BabyAI; "
@@ -26,8 +26,8 @@ def check_babyai(name: str, env: gymnasium.Env) -> None:
 
 @dataclass
 class BotPolicy(Policy):
-    """The expert of BabyAI. If the bot fails in a state it does not understand, the rest of the episode is random, and
-    the name says so."""
+    """The expert policy of BabyAI. If the bot fails in a state that it cannot handle, the rest of the episode is
+    random, and the recorded name says so."""
 
     name: str = "bot"
     fallback: RandomPolicy = field(default_factory=RandomPolicy, repr=False)
@@ -45,7 +45,7 @@ class BotPolicy(Policy):
 
     @property
     def lost(self) -> bool:
-        """Whether the bot failed in this episode."""
+        """Return whether the bot failed in this episode."""
         return self.name.endswith(LOST)
 
     def __call__(self, observation: Any) -> Any:
@@ -60,7 +60,7 @@ class BotPolicy(Policy):
         return super().recipe() | {"name": self.name.removesuffix(LOST)}
 
     def _advice(self) -> int:
-        """Return the bot's proposal after the action that was really played."""
+        """Return the bot's next action, given the action that was actually taken."""
         from minigrid.utils.baby_ai_bot import BabyAIBot
 
         if self._bot is None:
@@ -75,7 +75,7 @@ class BotPolicy(Policy):
 
 @dataclass
 class TinkerPolicy(Policy):
-    """Walks up to objects of a MiniGrid, picks them up, carries them about, drops and toggles them."""
+    """Policy that walks to objects of a MiniGrid, picks them up, carries, drops and toggles them."""
 
     name: str = "tinker"
     fallback: RandomPolicy = field(default_factory=RandomPolicy, repr=False)
@@ -104,7 +104,7 @@ class TinkerPolicy(Policy):
         return self._walk()
 
     def _carry(self, front: Any) -> int:
-        """Wander with the object in hand, and drop it where there is room."""
+        """Return a random move with the object in hand, or drop it where there is room."""
         if front is None and self._rng.random() < 0.3:
             self._goal = None
             return DROP
@@ -113,7 +113,7 @@ class TinkerPolicy(Policy):
         return int(self._rng.choice([LEFT, RIGHT, FORWARD], p=[0.15, 0.15, 0.7]))
 
     def _walk(self) -> int:
-        """One action on the way to an object chosen at random, or a random move when there is none."""
+        """Return one action on the path to a randomly chosen object, or a random move if there is none."""
         if self._goal is None or self._world.grid.get(*self._goal) is None:
             places = [(x, y) for x in range(self._world.width) for y in range(self._world.height)
                       if getattr(self._world.grid.get(x, y), "type", "wall") not in ("wall", "lava")]
@@ -127,13 +127,12 @@ class TinkerPolicy(Policy):
 
 @dataclass
 class MixedPolicy(Policy):
-    """A mixture of policies for data of many situations of BabyAI; everything is drawn from the episode's seed.
+    """Mixture of policies for diverse BabyAI data; all random choices follow from the episode's seed.
 
-    "random" and "tinker" episodes are pure (probabilities `random`, `tinker`). A "mixed" one alternates
-    segments: random or tinkering (2 to 48 steps), then the bot (4 to 20), and so on, each step random with
-    probability `noise`.
-    A share `careful` of the tinker and mixed episodes reaches the goal by the bot only: other actions that would end
-    the episode are drawn again, which leaves time to pick things up and put them down.
+    "random" and "tinker" episodes use one policy (probabilities `random`, `tinker`). "mixed" episodes alternate
+    segments: random or tinkering (2 to 48 steps), then the bot (4 to 20), and so on; each step is random with
+    probability `noise`. In a share `careful` of the tinker and mixed episodes only the bot reaches the goal: other
+    actions that would terminate the episode are resampled, which leaves time to pick up and put down objects.
     """
 
     noise: float = 0.08
@@ -168,7 +167,7 @@ class MixedPolicy(Policy):
         return int(self._rng.integers(2**32))
 
     def _next_segment(self) -> None:
-        """Begin a segment: of the bot after any other, and the reverse."""
+        """Start a segment: of the bot after any other policy, of another policy after the bot."""
         if self._begun and self._active is not self._bot:
             self._active, self._left = self._bot, int(self._rng.integers(4, 21))
             self._bot.reset(self._draw_seed(), self._env)
@@ -194,7 +193,7 @@ class MixedPolicy(Policy):
 
 
 def towards(world: Any, goal: tuple[int, int]) -> int | None:
-    """Return the first action of a shortest walk that ends facing `goal` in a MiniGrid; None without a way."""
+    """Return the first action of a shortest path that ends facing `goal` in a MiniGrid; None if there is no path."""
     start = int(world.agent_pos[0]), int(world.agent_pos[1])
     first: dict[tuple[int, int], int] = {start: -1}
     queue = deque([start])
@@ -212,7 +211,7 @@ def towards(world: Any, goal: tuple[int, int]) -> int | None:
 
 
 def _walkable(world: Any, place: tuple[int, int]) -> bool:
-    """Return whether an agent may stand at `place` and live."""
+    """Return whether an agent can stand at `place` without dying."""
     if not (0 <= place[0] < world.width and 0 <= place[1] < world.height):
         return False
     cell = world.grid.get(*place)
@@ -220,5 +219,5 @@ def _walkable(world: Any, place: tuple[int, int]) -> bool:
 
 
 def _turn(direction: int, heading: int) -> int:
-    """Return the action that turns or moves an agent that looks in `direction` towards `heading`."""
+    """Return the action that turns or moves an agent, now facing `direction`, towards `heading`."""
     return {0: FORWARD, 1: RIGHT, 2: RIGHT, 3: LEFT}[(heading - direction) % 4]

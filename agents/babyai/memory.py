@@ -1,16 +1,16 @@
-"""BabyAI frames that depend on an object which the agent picked up before the frames that a world remembers."""
+"""Detection of BabyAI frames that depend on an object picked up before the frames in a world's context."""
 
 import numpy as np
 
 from starflow_world.data.episodes import Episode
 
 HANDS = (3, 4)
-"""The actions that pick up and drop."""
+"""Numbers of the actions that pick up and drop."""
 
 
 def needs_memory(episode: Episode, context: int, begin: int = 0) -> np.ndarray:
-    """Return the frames (T - begin,) bool whose pick-up or drop depends on an object that was picked up before the last
-    `context` frames, where frame `begin` is the first that is seen."""
+    """Return a mask (T - begin,) bool of the frames whose pick-up or drop depends on an object that was picked up
+    before the last `context` frames; `begin` is the first frame in the context."""
     carrying, actions = episode.info.get("carrying"), episode.actions[begin:].argmax(1)
     needed = np.zeros(len(actions), bool)
     if carrying is None:

@@ -1,7 +1,7 @@
-"""Real BabyAI rooms of one mission, observed as frames, many in one process.
+"""Real BabyAI rooms of one mission with frames as observations, many in one process.
 
-They have the observations, actions, rewards and time limit of a `WorldVectorEnv` of a world that was learned from them.
-A room is drawn cell by cell as it changes: steps are about 50 times cheaper than with `render`, and frames are equal.
+They have the observations, actions, rewards and time limit of a `WorldVectorEnv` of a world that was trained on them.
+Only the cells that change are redrawn: steps are about 50 times faster than with `render`, with equal frames.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ PATIENCE = 2000
 class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
     """One room: observations (H, W, 3) u8, reward 1 at success and else 0, truncated after `max_steps` steps.
 
-    seeds: episodes begin in the room of one of these, drawn by a generator that the seed of a reset sets; empty: in the
-    room of the reset's seed itself. drawn: frames of cells, which rooms may share.
+    seeds: room seeds of which each episode draws one, by a generator that the seed of a reset sets; empty: use the seed
+    of the reset itself. drawn: cached frames of cells, which rooms may share.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
     ) -> None:
         super().__init__(make_env(ENV, max_steps=max_steps, frame_size=64))
         inner: Any = self.env.unwrapped
-        inner.gen_obs = dict  # the agent's own view, which nobody reads, takes most of a step
+        inner.gen_obs = dict  # the agent's own view, which is not used, takes most of a step
         self.inner, size = inner, (inner.height * TILE, inner.width * TILE, 3)
         self.observation_space = spaces.Box(0, 255, size, np.uint8)
         self.frame = np.zeros(size, np.uint8)
@@ -45,11 +45,11 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
 
     @property
     def text(self) -> str:
-        """The mission of this episode."""
+        """Return the mission of this episode."""
         return str(self.inner.mission)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode, in the same room as the plain env's for this seed (without `seeds`)."""
+        """Start an episode, in the same room as the plain env with this seed (without `seeds`)."""
         if self.seeds:
             self._generator = self._generator if seed is None else seeding.np_random(seed)[0]
             seed = self.seeds[int(self._generator.integers(len(self.seeds)))]
@@ -61,7 +61,7 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
         return self.frame.copy(), {"text": self.text}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one step and draw the cells that may have changed: the agent's, the one ahead and the new one."""
+        """Take one step and redraw the cells that may have changed: the agent's old and new cell and the cell ahead."""
         touched = {tuple(self.inner.agent_pos), tuple(self.inner.front_pos)}
         _, gain, terminated, truncated, _ = self.inner.step(int(action))
         for x, y in touched:
@@ -69,7 +69,7 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
         return self.frame.copy(), float(gain > 0), bool(terminated), bool(truncated), {"text": self.text}
 
     def render(self) -> Any:
-        """Return the present frame (H, W, 3) u8."""
+        """Return the current frame (H, W, 3) u8."""
         return self.frame.copy()
 
     def _draw(self, x: int, y: int) -> None:
@@ -83,7 +83,7 @@ class Room(gymnasium.Wrapper[np.ndarray, int, Any, int]):
 
 
 def rooms_with(text: str, count: int, *, begin: int = 0, progress: bool = False) -> tuple[int, ...]:
-    """Return the first `count` seeds >= `begin` of rooms with this mission; DataError after 2,000 others in a row."""
+    """Return the first `count` seeds >= `begin` of rooms with this mission. DataError after 2,000 misses in a row."""
     room, seed, last = Room(), begin, begin
     seeds: list[int] = []
     with tqdm(total=count, desc=f"rooms: {text}", unit="room", disable=not progress, leave=False) as bar:
@@ -101,7 +101,7 @@ def rooms_with(text: str, count: int, *, begin: int = 0, progress: bool = False)
 
 
 class Rooms(SyncVectorEnv):
-    """N rooms whose episodes begin in one of `seeds`, in autoreset mode same_step, with infos as Gymnasium has them."""
+    """Vector env of N rooms with room seeds from `seeds`, autoreset mode same_step, and Gymnasium's infos."""
 
     def __init__(self, num_envs: int, seeds: Sequence[int], *, max_steps: int = LIMIT) -> None:
         drawn: dict[Any, np.ndarray] = {}
@@ -111,7 +111,7 @@ class Rooms(SyncVectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin all episodes. seed: of the choice of rooms, s for s, s + 1, ... or one (or None) for each row."""
+        """Start all episodes. seed: of the choice of rooms, s for s, s + 1, ... or one (or None) per row."""
         if options:
             raise ConfigError(f"options: expected none, a room follows from its seed alone, found {options!r:.80}")
         return super().reset(seed=list(read_seeds(seed, self.num_envs)))

@@ -1,4 +1,4 @@
-"""A scripted policy for BabyAI that reads frames alone, so it plays in a world as in the real environment."""
+"""A scripted policy for BabyAI that reads frames only, so it can act in a world and in the real environment."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,8 @@ from starflow_world.agents.policy import Policy
 
 @dataclass
 class ScriptedPolicy(Policy):
-    """Walks the shortest way to the object that `text` names, in frames (H, W, 3) u8; moves at random with probability
-    `noise`, and if the frame shows no agent, no such object or no way."""
+    """Policy that walks the shortest path to the object that `text` names, in frames (H, W, 3) u8; moves at random with
+    probability `noise`, and if the frame shows no agent, no such object or no path."""
 
     text: str
     noise: float = 0.0
@@ -48,7 +48,7 @@ class _Cell:
 
 
 class _Seen:
-    """The tiles of a frame with the interface of a MiniGrid that `towards` uses."""
+    """Tiles of a frame with the part of MiniGrid's interface that `towards` uses."""
 
     def __init__(self, names: np.ndarray, agent_pos: tuple[int, int], agent_dir: int) -> None:
         self.height, self.width = names.shape

@@ -1,4 +1,4 @@
-"""BabyAI frames as tiles with names, and the figures of a BabyAI world that are measured by them."""
+"""Recognition of tiles in BabyAI frames, and metrics of a BabyAI world that use it."""
 
 import copy
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def tiles(size: int = 8) -> dict[str, np.ndarray]:
 
 
 def read_tiles(frame: np.ndarray, known: dict[str, np.ndarray] | None = None) -> np.ndarray:
-    """Return the names of the tiles (rows, columns) of a frame (H, W, 3) u8; "?" where none of `known` fits."""
+    """Return the names of the tiles (rows, columns) of a frame (H, W, 3) u8; "?" for a tile not in `known`."""
     known = tiles() if known is None else known
     names = np.array([*known, "?"])
     pictures = np.stack(list(known.values())).astype(np.float32)
@@ -65,7 +65,7 @@ def is_valid(names: np.ndarray, objects: int = 4) -> bool:
 def text_starts(
     world: World, missions: Sequence[str], *, seed: int = 0
 ) -> tuple[dict[str, Share], np.ndarray]:
-    """Generate first frames from missions; returns the shares with the named object and of valid frames, and them."""
+    """Sample first frames from missions; return shares (named object shown, frame valid) and the frames."""
     _, first = world.start(None, text=list(missions), seed=[seed + i for i in range(len(missions))])
     frames = first.frames[:, 0].cpu().numpy()
     seen = [read_tiles(frame) for frame in frames]
@@ -76,7 +76,7 @@ def text_starts(
 
 @torch.inference_mode()
 def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, seed: int = 0) -> Share:
-    """Return the share of frames that equal the real env's after an action that the episode did not take."""
+    """Return the share of imagined frames equal to the real env's after an action that the episode did not take."""
     rng, count = np.random.default_rng(seed), min(len(e) for e in episodes)
     flat, equal = actions_of(episodes, count), Share(0, 0)
     envs = [_Replayed(e, count) for e in episodes]
@@ -98,7 +98,7 @@ def changed_actions(world: World, episodes: Sequence[Episode], every: int = 12, 
 
 
 class _Replayed:
-    """A real env that replays an episode and can show the frame after another action."""
+    """A real env that replays an episode and can render the frame after another action."""
 
     def __init__(self, episode: Episode, count: int) -> None:
         self.env: gymnasium.Env = make_env(ENV, max_steps=2 * count)

@@ -1,9 +1,10 @@
 """Linear codecs on patches of pixels.
 
-`patch`: space-to-depth, exact and weightless; pixels are scaled to [-1, 1], so one grey level is 2 / 255.
-`pca`: the leading components of the distinct patches of a data set, each scaled to the same variance over them.
-Distinct patches, so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft clip of
-the flow's means. The basis is part of the checkpoint: signs of singular vectors depend on the machine.
+`patch`: space-to-depth, lossless, without weights; pixels are scaled to [-1, 1], so one grey level is 2 / 255. `pca`:
+the leading principal components of the distinct patches of a data set, each scaled to the same variance over them.
+Duplicates are dropped so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft
+clip of the flow's means. The basis is saved in the checkpoint, since the signs of singular vectors depend on the
+machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ LARGEST_LATENT = 2.0
 
 
 class PatchCodec(nn.Module):
-    """frames (B, T, H, W, 3) u8 -> latents (B, T, n, c) and back; sites of merge x merge patches make a token.
+    """Codec from frames (B, T, H, W, 3) u8 to latents (B, T, n, c) and back; a token is merge x merge patches.
 
     Buffers (kind pca): `mean` (3 p^2,), `analysis` (3 p^2, k) pixels -> components, `synthesis` (k, 3 p^2).
     """
@@ -42,21 +43,21 @@ class PatchCodec(nn.Module):
 
     @property
     def invertible(self) -> bool:
-        """Whether every pixel survives, up to rounding."""
+        """Return whether decoding restores every pixel, up to rounding."""
         return self.config.kind == "patch"
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tokens per column and per row of a frame."""
+        """Return the number of tokens per column and per row of a frame."""
         scale = self.config.patch * self.config.merge
         return self.size[0] // scale, self.size[1] // scale
 
     def begin(self, rows: int) -> Streams:
-        """None for each batch element."""
+        """Return None for each batch element: this codec has no memory."""
         return (None,) * rows
 
     def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
-        """Encode frames (B, T, H, W, 3) u8 as latents (B, T, n, c) float; the streams stay as they are."""
+        """Encode frames (B, T, H, W, 3) u8 as latents (B, T, n, c) float; return the streams unchanged."""
         patches = self._patches(frames)
         if self.config.kind == "patch":
             sites = patches.float() / 127.5 - 1
@@ -68,7 +69,7 @@ class PatchCodec(nn.Module):
         return sites.reshape(*frames.shape[:2], h * w, -1), streams
 
     def decode(self, latents: Tensor, streams: Streams = ()) -> tuple[Tensor, Streams]:
-        """Decode latents (B, T, n, c) as frames (B, T, H, W, 3) u8; the streams stay as they are."""
+        """Decode latents (B, T, n, c) as frames (B, T, H, W, 3) u8; return the streams unchanged."""
         (h, w), m = self.grid, self.config.merge
         sites = latents.unflatten(3, (m, m, -1)).unflatten(2, (h, w)).transpose(3, 4).flatten(2, 5)
         if self.config.kind == "patch":
@@ -82,7 +83,7 @@ class PatchCodec(nn.Module):
         return pixels.reshape(*latents.shape[:2], *self.size, 3), streams
 
     def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
-        """None for each batch element; ValueError if anything was remembered."""
+        """Return None for each batch element. Raises ValueError if a stream was stored."""
         if tensors or seen is not None:
             raise ValueError(f"the memory of a codec, {seen!r:.80}, in a world whose codec has none")
         return self.begin(len(steps))
@@ -99,7 +100,7 @@ class PatchCodec(nn.Module):
 
     @torch.no_grad()
     def fit(self, frames: Tensor, most: int = 4096) -> None:
-        """Fit the basis (kind pca) to the distinct patches of frames (N, H, W, 3) u8, `most` at the most."""
+        """Fit the basis (kind pca) to at most `most` distinct patches of frames (N, H, W, 3) u8."""
         if self.config.kind != "pca":
             return
         distinct = torch.unique(self._patches(frames[None]).flatten(0, 2), dim=0)

@@ -1,4 +1,4 @@
-"""What a video codec remembers of one video: a value, never written to, so batch elements may share one.
+"""Streams: the memory of a video codec for one video. A stream is immutable, so batch elements may share one.
 
 Shapes: B batch elements, F pixel frames per latent frame (1 for the first of a video, then 4).
 """
@@ -14,7 +14,7 @@ PARTS = ("encoder", "decoder")
 
 @dataclass(frozen=True)
 class CodecMemory:
-    """Features of the convolutions of an encoder or decoder after `frames` latent frames."""
+    """Cached features of the causal convolutions of an encoder or decoder after `frames` latent frames."""
 
     features: tuple[Any, ...]
     frames: int
@@ -22,8 +22,8 @@ class CodecMemory:
 
 @dataclass(frozen=True)
 class VideoStream:
-    """The place in one video. `encoder` is None where frames were imagined, which it has not read; `shown` (F, H, W, 3)
-    u8 are the frames of the newest latent frame, as given or else as decoded; None before the first."""
+    """Position of a codec in one video. `encoder` is None after imagined frames, which were not encoded; `shown` (F, H,
+    W, 3) u8: pixel frames of the newest latent frame, given or decoded; None before the first."""
 
     encoder: CodecMemory | None = None
     decoder: CodecMemory | None = None
@@ -35,8 +35,8 @@ Streams = tuple[VideoStream | None, ...]
 
 
 def pack_streams(streams: Streams) -> tuple[dict[str, Tensor], list[dict[str, int]] | None]:
-    """Return all tensors of the streams by name, and how many latent frames the parts of each stream have seen; no
-    tensors and None for a codec without memory."""
+    """Return all tensors of the streams by name, and the number of latent frames that encoder and decoder of each
+    stream have processed; for a codec without memory no tensors and None."""
     tensors: dict[str, Tensor] = {}
     seen: list[dict[str, int]] = []
     for row, stream in enumerate(streams):
@@ -54,7 +54,7 @@ def pack_streams(streams: Streams) -> tuple[dict[str, Tensor], list[dict[str, in
 
 
 class StreamReader:
-    """Takes the tensors that `pack_streams` named, each once, and checks their form. Raises ValueError."""
+    """Reads the tensors that `pack_streams` named, each once, and checks their shapes. Raises ValueError."""
 
     def __init__(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> None:
         self.left = dict(tensors)
@@ -74,17 +74,17 @@ class StreamReader:
         return tensor.to(like)
 
     def memory(self, prefix: str, like: CodecMemory) -> CodecMemory:
-        """Return the memory under `prefix`, of the form of `like`."""
+        """Return the memory stored under `prefix`, with the shapes of `like`."""
         places = enumerate(like.features)
         kept = (self.take(f"{prefix}.{place}", x) if isinstance(x, Tensor) else x for place, x in places)
         return CodecMemory(tuple(kept), like.frames)
 
     def end(self) -> None:
-        """Refuse tensors that nobody took."""
+        """Raise ValueError if a tensor was not read."""
         if self.left:
             raise ValueError(f"{next(iter(self.left))}, which nothing reads")
 
 
 def _possible(step: int) -> list[dict[str, int]]:
-    """The parts that can have seen `step` latent frames: no encoder where some were imagined."""
+    """Return the parts a stream may have after `step` latent frames: no encoder if some were imagined."""
     return [dict.fromkeys(PARTS, step), {"decoder": step}] if step else [{}]

@@ -24,13 +24,13 @@ from starflow_world.noise import normals
 
 STRIDE, SETTLED = 4, 3
 VAE_FILES = ("vae/*", "config.json", "diffusion_pytorch_model*.safetensors")
-"""The files of a model on the hub that are fetched."""
+"""Patterns of the files that are downloaded from a model on the hub."""
 
 
 class WanCodec:
-    """frames (B, F, H, W, 3) u8 <-> latents (B, T, n, c), n = h * w in raster order; h and w are `grid`.
+    """Codec from frames (B, F, H, W, 3) u8 to latents (B, T, n, c); n = h * w in raster order, (h, w) = `grid`.
 
-    Videos are encoded and decoded one by one: the first frame of a video is treated unlike later ones, and the bits of
+    Videos are processed one by one: the first frame of a video is encoded differently from later ones, and the bits of
     a batch element must not depend on the others.
     """
 
@@ -50,7 +50,7 @@ class WanCodec:
         folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
         later: float = 0.6, grid: tuple[int, int] = (1, 1),
     ) -> "WanCodec":
-        """Load the VAE in a local folder, or in its subfolder vae. Raises CheckpointError."""
+        """Load the VAE from a local folder or its subfolder vae. Raises CheckpointError."""
         from diffusers import AutoencoderKLWan
 
         folder = Path(folder)
@@ -59,43 +59,43 @@ class WanCodec:
             vae = AutoencoderKLWan.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype
             )
-        except Exception as error:  # of many kinds: what a foreign folder lacks
+        except Exception as error:  # diffusers raises many kinds of errors
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
         return WanCodec(vae.to(device).eval().requires_grad_(False), later=later, grid=grid)
 
     def on_grid(self, grid: tuple[int, int]) -> "WanCodec":
-        """Return the same codec for pictures of h x w tokens."""
+        """Return the same codec for frames of h x w tokens."""
         return WanCodec(self.vae, later=self.later, grid=grid)
 
     def check(self, channels: int, pixels: int) -> None:
-        """CheckpointError for a VAE of other sizes than a model expects."""
+        """Raise CheckpointError if the VAE has other sizes than the model expects."""
         if (self.channels, self.pixels) != (channels, pixels):
             expected = f"{channels} channels and {pixels} pixels per token"
             raise CheckpointError(f"VAE: expected {expected}, found {self.channels} and {self.pixels}")
 
     @property
     def channels(self) -> int:
-        """Channels of a latent, c."""
+        """Return the number of channels of a latent, c."""
         return int(self.vae.config.z_dim)
 
     @property
     def pixels(self) -> int:
-        """Pixels per column and per row of a token."""
+        """Return the number of pixels per column and row of a token."""
         return 2 ** (len(self.vae.config.dim_mult) - 1) * (self.vae.config.patch_size or 1)
 
     def fit(self, frames: Tensor) -> None:
-        """Nothing: the weights are given."""
+        """Do nothing: the weights are pretrained."""
 
     def begin(self, rows: int) -> Streams:
-        """Return the streams of videos of which nothing was seen."""
+        """Return the streams of `rows` new videos."""
         return (VideoStream(),) * rows
 
     def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
         """Encode the next frames (B, F, H, W, 3) u8 of each stream as latents (B, T, n, c).
 
-        F is 1 + 4k at the start of a stream and 4k later. With noise keys (B,) the posterior is sampled, as published
-        (B k keys: k draws of each, (B k, T, n, c)); without, its mean is taken. Raises DataError.
+        F is 1 + 4k at the start of a stream and 4k later. With noise keys (B,), sample the posterior, as published (B k
+        keys: k samples each, (B k, T, n, c)); without, take its mean. Raises DataError.
         """
         latents, after = [], []
         drawn = [None] * len(frames) if keys is None else keys.unflatten(0, (len(frames), -1))
@@ -137,8 +137,8 @@ class WanCodec:
     def decode(self, latents: Tensor, streams: Streams = ()) -> tuple[Tensor, Streams]:
         """Decode the next latents (B, T, n, c) of each stream as frames (B, F, H, W, 3) u8.
 
-        Where a video has fewer frames than another, as at its start, its first of them is repeated. A stream whose
-        encoder has not read these frames takes them for imagined.
+        A video at its start has fewer frames than the others: its first frame is repeated. A stream whose encoder has
+        not processed these frames is treated as imagined.
         """
         videos, after = [], []
         for x, stream in zip(latents.split(1), streams or self.begin(len(latents)), strict=True):
@@ -170,7 +170,7 @@ class WanCodec:
         return torch.cat(parts, dim=1), CodecMemory(tuple(features), done + len(parts))
 
     def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
-        """Rebuild the streams that `pack_streams` described, after `steps` latent frames. Raises ValueError."""
+        """Rebuild the streams that `pack_streams` stored, after `steps` latent frames. Raises ValueError."""
         reader, streams = StreamReader(tensors, seen, steps), []
         height, width = (side * self.pixels for side in self.grid)
         for row, (parts, step) in enumerate(zip(seen, steps, strict=True)):
@@ -182,8 +182,8 @@ class WanCodec:
         return tuple(streams)
 
     def _blank(self, part: str, frames: int) -> CodecMemory:
-        """The memory of the `part` (encoder, decoder) after so many empty latent frames: its form follows from their
-        number, and stays the same from some number on."""
+        """Return the memory of `part` (encoder or decoder) after `frames` latent frames of zeros. Its shapes depend on
+        that number only, and are constant from some number on."""
         (h, w), count = self.grid, min(frames, SETTLED)
         if part == "decoder":
             _, memory = self._decode(torch.zeros(1, count, h * w, self.channels), None)
@@ -193,14 +193,14 @@ class WanCodec:
         return replace(memory, frames=frames)
 
     def _scale(self, latents: Tensor, done: int, *, back: bool = False) -> Tensor:
-        """All latents of a stream but its first times `later`, or divided by it."""
+        """Multiply all latents of a stream but its first by `later`, or divide them by it."""
         factor = torch.full((latents.shape[1],), 1 / self.later if back else self.later, device=latents.device)
         if done == 0:
             factor[0] = 1.0
         return latents * factor[:, None, None, None]
 
     def _features(self, part: str) -> list[Any]:
-        """An empty memory, one entry per causal convolution."""
+        """Return an empty feature cache with an entry per causal convolution."""
         return [None] * int(self.vae._cached_conv_counts[part])
 
     def _check(self, frames: Tensor, memory: CodecMemory | None) -> None:
@@ -215,12 +215,12 @@ class WanCodec:
 
 
 def _patchify(pixels: Tensor, patch: int) -> Tensor:
-    """(B, 3, T, H, W) -> (B, 3 * patch**2, T, H / patch, W / patch), channels ordered colour, column, row."""
+    """Reshape (B, 3, T, H, W) -> (B, 3 * patch**2, T, H / patch, W / patch), channels ordered colour, column, row."""
     cells = pixels.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))
     return cells.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
 def _unpatchify(cells: Tensor, patch: int) -> Tensor:
-    """The inverse of `_patchify`."""
+    """Invert `_patchify`."""
     pixels = cells.unflatten(1, (-1, patch, patch))
     return pixels.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

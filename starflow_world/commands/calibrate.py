@@ -1,4 +1,4 @@
-"""`starflow-world calibrate`: a scorer from normal episodes, and its false alarms on held-out ones."""
+"""`starflow-world calibrate`: fit a scorer on normal episodes, and count its false alarms on held-out ones."""
 
 import json
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class Calibrate:
 def calibrate(settings: Calibrate) -> dict[str, Any]:
     """Fit on three eighths of the episodes, set thresholds on three eighths, count false alarms on a quarter.
 
-    Writes the scorer and calibration.json, and returns the content of that. ScorerError where the frames kept for the
-    thresholds cannot support the rate.
+    Writes the scorer and calibration.json, and returns the content of that file. Raises ScorerError if there are too
+    few calibration frames for the requested rate.
     """
     import numpy as np
 

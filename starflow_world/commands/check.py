@@ -1,4 +1,4 @@
-"""`starflow-world check`: examine whether a world keeps its promises."""
+"""`starflow-world check`: check the guarantees of a world."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class CheckWorld:
     """Seed of the actions and the noise of the examination."""
 
     def run(self) -> None:
-        """Examine the world, and print a line for each promise."""
+        """Check the world, and print a line for each guarantee."""
         from starflow_world.check import check_world
         from starflow_world.world import World
 

@@ -1,4 +1,4 @@
-"""How flags are read beyond what tyro does by itself, flags of several verbs, and the extras; light to import."""
+"""Flags: tyro rules for paths and JSON, flags of several verbs, hints for missing extras. Light to import."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ EXTRAS = {  # package: the extra that installs it, and what it is for
 
 @REGISTRY.primitive_rule
 def path_or_json(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Refuse empty paths (they would be the current folder), and read dictionaries as JSON."""
+    """Return a tyro rule for paths, where "" is an error, and for dictionaries, which are JSON."""
     if kind.type is Path:
         return PrimitiveConstructorSpec(1, "PATH", _path, lambda value: isinstance(value, Path), lambda p: [str(p)])
     if kind.type_origin is dict:
@@ -33,7 +33,7 @@ def path_or_json(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
 
 
 def read_wrappers(words: tuple[str, ...]) -> tuple[Any, ...]:
-    """Read wrappers: a word that is JSON is a pair of name and arguments, any other word a name."""
+    """Parse wrappers: a word that is JSON is a pair of name and arguments, any other word a name."""
     return tuple(json.loads(word) if word.startswith("[") else word for word in words)
 
 
@@ -58,7 +58,7 @@ def _text(value: dict[str, Any]) -> list[str]:
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
-    """Say how to install what is missing; empty where no extra brings it."""
+    """Return how to install the missing package; "" if no extra provides it."""
     package = str(error.name or "").split(".")[0]
     if package not in EXTRAS:
         return ""
@@ -79,7 +79,7 @@ class RealEnvironment:
     """Wrappers in this order, as for collect; they replace those in the card."""
 
     def source(self, world: "World", max_steps: int | None = None) -> "Environment":
-        """Return the environment for a world; ConfigError where neither flags nor card name one.
+        """Return the environment for a world. Raises ConfigError if neither flags nor card name one.
 
         max_steps: time limit; 0: the environment's own; None: the one in the card.
         """

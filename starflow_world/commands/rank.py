@@ -1,7 +1,7 @@
-"""`starflow-world rank`: does a world rank policies as reality does?
+"""`starflow-world rank`: compare the ranks of policies in a world and in the real environment.
 
-Policies of different quality play from the same first frames in the dream and in reality. Success saturates among good
-policies, so ranks are taken of the discounted reward as well (sooner is better).
+Policies of different quality play from the same first frames in the world and in the real environment. Success
+saturates among good policies, so the discounted reward (higher for earlier success) is ranked as well.
 """
 
 import json
@@ -46,8 +46,8 @@ class RankPolicies:
 
 
 def rank_policies(settings: RankPolicies) -> dict[str, Any]:
-    """Score a random policy, scripted ones with more and less noise, and the agents below a folder, in the dream and in
-    reality; write rank.json and rank.md, and return the figures."""
+    """Score a random policy, scripted ones with different noise, and the agents in a folder, in the world and in the
+    real environment; write rank.json and rank.md, and return the figures."""
     from starflow_world.agents.judging import spearman
     from starflow_world.commands.train_agent.task import in_babyai, make_task
     from starflow_world.io.files import write_text
@@ -76,7 +76,7 @@ def rank_policies(settings: RankPolicies) -> dict[str, Any]:
 def candidates(mission: str, agents: Path | None) -> "Sequence[Policy]":
     """Return a random policy, scripted ones for a mission of BabyAI, and all agents that train-agent saved in a folder.
 
-    ConfigError or DataError where that leaves nothing to rank.
+    Raises ConfigError or DataError if there is nothing to rank.
     """
     from starflow_world.agents.babyai.scripted import ScriptedPolicy
     from starflow_world.agents.policy import RandomPolicy
@@ -103,7 +103,7 @@ def _label(folder: Path, agents: Path) -> str:
 
 
 def rank_markdown(figures: dict[str, Any]) -> str:
-    """Return the table."""
+    """Return the table of scores and ranks in Markdown."""
     lines = [
         f"# \"{figures['text']}\": {len(figures['scores'])} policies in the dream and in reality", "",
         f"World `{figures['world']}` ({figures['world_id'][:12]}), {figures['episodes']} episodes of each policy in "

@@ -1,4 +1,4 @@
-"""`starflow-world rollout`: imagined episodes of a world, as files."""
+"""`starflow-world rollout`: record imagined episodes of a world."""
 
 from dataclasses import dataclass
 from pathlib import Path

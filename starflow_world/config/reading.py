@@ -1,4 +1,4 @@
-"""Strict reading of plain data into frozen dataclasses, and back."""
+"""Conversion of plain data to frozen dataclasses, with strict checks, and back."""
 
 import dataclasses
 import difflib
@@ -30,7 +30,7 @@ def one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
 
 
 def from_dict(kind: type[T], values: Any, where: str = "") -> T:
-    """Build the dataclass `kind` from plain data, checking names and types."""
+    """Build the dataclass `kind` from plain data. ConfigError for unknown or missing keys and wrong types."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where or kind.__name__}: expected a mapping, found {type(values).__name__}")
     hints, names = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -62,8 +62,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain data of a configuration, ready for JSON; what it does not have is left out, so that the digest of a
-    world does not change when worlds of another kind get a new part."""
+    """Convert a config to plain data for JSON. Absent optional parts are left out, so that the digest of a world does
+    not change when the config format gains a part."""
     return json.loads(json.dumps(dataclasses.asdict(config)), object_hook=_without_none)
 
 

@@ -1,4 +1,4 @@
-"""Recipes, configs/*.yaml: a world, its data and its training.
+"""Recipes, configs/*.yaml: a model, its data and its training.
 
 Unknown keys, wrong types and values out of range raise `ConfigError`; nothing is interpolated or evaluated.
 """
@@ -17,19 +17,19 @@ from starflow_world.io.yaml import parse_yaml, read_yaml
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a world is trained; a batch: `frames` frames in windows of one of `lengths`, and `starts` first frames."""
+    """Training settings of a world; a batch has `frames` frames in windows of `lengths`, and `starts` first frames."""
 
     steps: int = 1000
     frames: int = 256
     parts: tuple[str, ...] = ()
-    """Modules or parameters that are trained, by their dotted names, such as flow.shallow; empty: all."""
+    """Dotted names of the modules or parameters that are trained, such as flow.shallow; empty: all."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
     denoiser_target: str = "score"
-    """score: the flow's gradient (flow-score matching); noise: the noise itself (Vincent 2011), which costs no pass
-    backwards through the flow."""
+    """Denoiser target. score: the gradient of the flow (flow-score matching); noise: the noise itself (Vincent 2011),
+    which needs no backward pass through the flow."""
     start_weight: float = 0.1
-    """Weight of true first frames in the flow's loss, against 1 for the frames that follow."""
+    """Weight of real first frames in the flow's loss; later frames have weight 1."""
     start_rate: float = 0.3
     """Share of windows that begin at a true episode start."""
     end_rate: float = 0.3
@@ -38,20 +38,20 @@ class TrainConfig:
     text_dropout: float = 0.1
     learning_rate: float = 2e-3
     site_learning_rate: float = 2e-2
-    """That of the networks that look at sites, and of the action encoder."""
+    """Learning rate of the site networks and of the action encoder."""
     motion_beta: float = 1.0
-    """Where the motion alone is trained: how much more its uncertain dimensions count at first; falls to 0."""
+    """For training of the motion alone: initial extra weight of dimensions with large predicted scale; decays to 0."""
     warmup: int = 100
     outcome_weight: float = 0.05
     denoiser_weight: float = 0.1
     seed: int = 0
     precision: str = "auto"
-    """Of products: bf16, f32, or auto, the faster of both on this machine when the run begins. Weights, sums over
-    processes and losses are float32."""
+    """Precision of matrix products: bf16, f32, or auto (the faster one on this machine, measured at the start of the
+    run). Weights, sums over processes and losses are float32."""
     checkpointing: bool = False
-    """Activation checkpointing: compute what is inside a layer again in the backward pass instead of keeping it."""
+    """Activation checkpointing: recompute the activations of a layer in the backward pass instead of storing them."""
     half: tuple[str, ...] = ()
-    """Beginnings of the names of the parameters that checkpoints store as float16."""
+    """Name prefixes of the parameters that checkpoints store as float16."""
     save_minutes: float = 5.0
     valid_every: int = 200
 
@@ -72,40 +72,40 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class VideoTrainConfig:
-    """How a text-to-video model is trained: a step is one of clips or one of pictures; or, where data are episodes with
-    actions, of windows of them."""
+    """Training settings of a text-to-video model: each step uses a batch of clips or of pictures; if the data are
+    episodes with actions, a batch of windows."""
 
     steps: int = 100_000
     parts: tuple[str, ...] = ()
-    """As for worlds: action is the adapter alone."""
+    """Dotted names of the modules or parameters that are trained; action: the action adapter alone; empty: all."""
     clips: int = 8
-    """Rows of a step of clips (or windows), on all processes together."""
+    """Clips (or windows) per step, summed over all processes."""
     frames: int = 81
-    """Of a clip or a window, 1 + 4k."""
+    """Frames of a clip or a window, 1 + 4k."""
     pictures: int = 64
-    """Rows of a step of pictures."""
+    """Pictures per step of pictures."""
     picture_rate: float = 0.2
-    """Share of steps that are of pictures."""
+    """Share of steps that train on pictures."""
     rows_at_once: int = 1
-    """Rows that go through the model of a process at once; the rest follow before the step is taken."""
+    """Rows per forward pass of a process; gradients are accumulated over the rows of a step."""
     aspect: str = "16:9"
     caption_dropout: float = 0.1
     image_dropout: float = 0.25
-    """Share of steps of clips in which the first latent frame is dropped and the prompt says to extend; the prompt of a
-    world, whose windows slide, does not say so."""
+    """Share of steps on clips in which the first latent frame is dropped and the prompt says to extend. With episodes,
+    whose windows slide, the prompt does not say so."""
     start_rate: float = 0.3
     """Share of windows that begin at a true episode start."""
     action_dropout: float = 0.1
-    """Of every latent frame on its own."""
+    """Probability that the action of a latent frame is dropped."""
     learning_rate: float = 5e-5
     denoiser_learning_rate: float = 1e-4
     action_learning_rate: float = 1e-3
     warmup: int = 1000
     seed: int = 0
     precision: str = "auto"
-    """As for worlds; models for `generate` are written in it."""
+    """Precision of matrix products, as in TrainConfig; models for `generate` are written in it."""
     checkpointing: bool = True
-    """As for worlds."""
+    """Activation checkpointing, as in TrainConfig."""
     save_minutes: float = 30.0
 
     def __post_init__(self) -> None:
@@ -122,20 +122,20 @@ class VideoTrainConfig:
 
 @dataclass(frozen=True)
 class VideoRecipe:
-    """A file that describes a text-to-video model and its training."""
+    """Recipe of a text-to-video model: a file with its config and its training settings."""
 
     video: VideoConfig
     train: VideoTrainConfig = field(default_factory=VideoTrainConfig)
 
     @property
     def name(self) -> str:
-        """Name of the model."""
+        """Return the name of the model."""
         return self.video.name
 
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """A file in configs/: the world and its training."""
+    """Recipe of a world: a file in configs/ with its config and its training settings."""
 
     world: WorldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -144,7 +144,7 @@ class RecipeConfig:
 
     @property
     def name(self) -> str:
-        """Name of the world."""
+        """Return the name of the world."""
         return self.world.name
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class RecipeConfig:
 
 
 FOLLOW = ("name", "height", "width", "max_episode_steps", "reward", "outcome.largest_reward")
-"""Keys of `world` that a recipe may leave out (or set to 0, largest_reward only) and that then come from its data."""
+"""Keys of `world` that a recipe may omit (or set to 0, largest_reward only); training then takes them from its data."""
 
 
 Recipe = RecipeConfig | VideoRecipe
@@ -171,7 +171,7 @@ def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
 
 
 def _world_recipe(values: dict[str, Any]) -> RecipeConfig:
-    """Keys of FOLLOW that the file leaves out have their defaults, and are listed in `follow`."""
+    """Read the recipe of a world; keys of FOLLOW that the file omits get their defaults and are listed in `follow`."""
     if isinstance(world := values.get("world"), dict):
         outcome = world.get("outcome", {})
         if isinstance(outcome, dict) and outcome.get("largest_reward") == 0:
@@ -183,7 +183,7 @@ def _world_recipe(values: dict[str, Any]) -> RecipeConfig:
 
 
 def _video_recipe(values: dict[str, Any]) -> VideoRecipe:
-    """`like` in `video` names the config that has the keys which are left out."""
+    """Read the recipe of a video model; `like` in `video` names the config that provides the omitted keys."""
     video = values["video"]
     if isinstance(video, dict) and "like" in video:
         known = to_dict(load_video_config(video["like"]))

@@ -1,6 +1,6 @@
-"""Text-to-video models (STARFlow-V): what fixes one besides its weights, the sizes of its pictures, and its prompts.
+"""Config of text-to-video models (STARFlow-V): sizes, frame sizes by aspect ratio, and prompts.
 
-The published model reads everything but frames as text: what to show, frames per second, noise level, aspect.
+The published model reads everything except frames from its prompt: content, frames per second, noise level, aspect.
 """
 
 from dataclasses import dataclass, field
@@ -27,15 +27,15 @@ ASPECTS = {  # width : height
     "4:5": 4 / 5, "2:3": 2 / 3, "9:16": 9 / 16, "9:21": 9 / 21,
 }
 PIXELS = 16
-"""Pixels per column and row of a token."""
+"""Pixels per column and per row of a token."""
 FRAMES = 4
-"""Frames per latent frame, but for the first, which is a frame on its own."""
+"""Pixel frames per latent frame, except the first, which encodes one pixel frame."""
 TASKS = ("", "extend", "last", "v2v")
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Everything that fixes a text-to-video model but its weights."""
+    """Config of a text-to-video model: everything but its weights."""
 
     name: str
     flow: FlowConfig
@@ -44,25 +44,25 @@ class VideoConfig:
     codec: str = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
     """Folder or hub name of the Wan VAE."""
     side: int = 640
-    """Pictures of every aspect have about side**2 pixels."""
+    """Frame size: frames of every aspect have about side**2 pixels."""
     fps: int = 16
     noise_level: float = 0.5
     later: float = 0.6
-    """Factor on all latents of a clip but its first."""
+    """Factor on all latents of a clip except the first."""
     window: int = 21
     context: int = 16
     denoise_window: int = 21
     denoise_overlap: int = 10
     guidance: float = 3.5
     aspect: str = "16:9"
-    """Of the model as a world, as the two that follow."""
+    """Aspect ratio of the frames when the model is used as a world."""
     action_space: str = NO_ACTIONS
-    """JSON of a Gymnasium space."""
+    """Action space as JSON when the model is used as a world."""
     action_scale: ActionScale | None = None
-    """As for worlds."""
+    """Scaling of actions when the model is used as a world; None: none."""
     max_episode_steps: int = 64
     decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(tolerance=0.01, chunk=512, max_sweeps=64))
-    """The residual is a root mean square in noise units; the published threshold of 1e-3 on squares is about 0.03."""
+    """Decoding settings; the residual is an RMS in noise units. The published 1e-3 on squares is about 0.03."""
 
     def __post_init__(self) -> None:
         between(self, PIXELS, 1 << 14, "side")
@@ -80,7 +80,7 @@ class VideoConfig:
             raise ConfigError(f"denoise_overlap: expected {expected}, found {self.denoise_overlap}")
 
     def size(self, aspect: str) -> tuple[int, int]:
-        """Height and width of a picture, (H, W), in pixels."""
+        """Return the height and width of a frame, (H, W), in pixels."""
         if aspect not in ASPECTS:
             raise ConfigError(f"aspect: expected one of {', '.join(ASPECTS)}, found {aspect!r}")
         root = ASPECTS[aspect] ** 0.5
@@ -88,13 +88,13 @@ class VideoConfig:
         return height, width
 
     def grid(self, aspect: str) -> tuple[int, int]:
-        """Tokens per column and row, (h, w)."""
+        """Return the number of tokens per column and per row, (h, w)."""
         height, width = self.size(aspect)
         return height // PIXELS, width // PIXELS
 
     def world(self) -> WorldConfig:
-        """The model as a world: a step is a latent frame, the text of an episode stands in the model's own prompt, and
-        actions are added to what the deep block sees."""
+        """Return the config of the model as a world: a step is a latent frame, the text of an episode is put into the
+        model's prompt, and actions are added to the inputs of the deep block."""
         height, width = self.size(self.aspect)
         prompt = self.prompt("{}", fps=self.fps, aspect=self.aspect)
         return WorldConfig(
@@ -106,7 +106,7 @@ class VideoConfig:
         )
 
     def prompt(self, text: str, *, fps: int, aspect: str, task: str = "") -> str:
-        """What the text encoder reads for `text`; `fps` 0 for an image. `task`: "", extend, last or v2v."""
+        """Return the prompt of the text encoder for `text`; `fps` 0 for an image. `task`: "", extend, last or v2v."""
         if task not in TASKS:
             raise ConfigError(f"task: expected one of {TASKS}, found {task!r}")
         text = f"({task}) {text}" if task else text
@@ -115,7 +115,7 @@ class VideoConfig:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of a clip of 1 + 4k frames."""
+    """Return the number of latent frames of a clip of 1 + 4k frames."""
     if frames < 1 or (frames - 1) % FRAMES:
         near = max(round((frames - 1) / FRAMES), 0) * FRAMES + 1
         raise ConfigError(f"frames: expected 1 + {FRAMES}k, such as {near}, found {frames}")
@@ -123,7 +123,7 @@ def latent_frames(frames: int) -> int:
 
 
 def load_video_config(name: Path | str) -> VideoConfig:
-    """The config in a YAML file, or the one in configs/ of that name, such as starflow-v-7b."""
+    """Load the config in a YAML file, or the one with that name in configs/, such as starflow-v-7b."""
     path = Path(name) if is_file(name) else CONFIGS / f"{str(name).replace('-', '_')}.yaml"
     if not is_file(path):
         models = [file for file in CONFIGS.glob("starflow*.yaml") if "train" not in read_yaml(file)]  # no recipes

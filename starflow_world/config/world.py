@@ -1,4 +1,4 @@
-"""The config of a world: all that fixes it but its weights, in frozen dataclasses, stored as JSON beside the weights.
+"""Config of a world: everything but its weights, as frozen dataclasses, stored as JSON beside the weights.
 
 Unknown keys, wrong types and values out of range raise `ConfigError`; nothing is interpolated or evaluated.
 """
@@ -11,7 +11,7 @@ from starflow_world.errors import ConfigError
 
 MOST_LAYERS, LARGEST_SIZE, MOST_TOKENS = 1 << 10, 1 << 20, 1 << 20
 NO_ACTIONS = '{"n": 1, "start": 0, "type": "Discrete"}'
-"""The space of a world that has no choices."""
+"""Action space of a world without actions."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class FlowConfig:
     text_width: int = 0
     position_scale: float = 32.0
     sites: int = 1
-    """Side of the square of sites that makes a token, for networks that look at sites; the codec's `merge`."""
+    """Side of the square of sites that forms a token, for site networks; equals the codec's `merge`."""
     motion_width: int = 0
-    """Width of the network by which a frame follows the one before it; 0: the shallow blocks serve all frames."""
+    """Width of the motion network, which predicts a frame from the last one; 0: shallow blocks map every frame."""
     motion_layers: int = 2
     carry_slots: int = 0
-    """Slots in which a motion carries what no frame shows; 0: it knows the last frame and the action alone."""
+    """Number of carry slots, the motion's memory of what no frame shows; 0: it sees last frame and action only."""
     carry_width: int = 48
     codes: int = 0
-    """Entries of the learned tables that site networks may read their means off."""
+    """Entries of the learned tables from which site networks may take their means."""
     denoiser_kind: str = "transformer"
-    """transformer (STARFlow-V), or sites: each frame on its own, by looking around each site."""
+    """Denoiser architecture: transformer (STARFlow-V), or sites (per frame, on the neighbourhood of each site)."""
     denoiser_layers: int = 0
     denoiser_width: int = 3072
     denoiser_window: int = 10
@@ -49,7 +49,7 @@ class FlowConfig:
     denoiser_text: bool = True
     """Whether the denoiser reads the text."""
     denoiser_step: float = 0.3
-    """Clean latents are noisy latents minus this times the denoiser's output."""
+    """Step size: clean latents are the noisy latents minus this times the denoiser's output."""
 
     def __post_init__(self) -> None:
         between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width")
@@ -75,8 +75,8 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """How frames become latents: `patch` x `patch` pixels make one site of `components` numbers by the codec `kind`:
-    pca, patch, or wan, the one of published video models."""
+    """Config of the codec `kind` (pca, patch, or wan, that of published video models): `patch` x `patch` pixels make
+    one site with `components` numbers."""
 
     kind: str = "pca"
     patch: int = 8
@@ -93,8 +93,8 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """`kind` none: the world takes no text; t5: a T5 encoder of these sizes over bytes, trained with the world;
-    published: the one of a published video model, of which `length` and `width` count here."""
+    """Config of the text encoder. `kind` none: no text; t5: a T5 encoder over bytes of these sizes, trained with the
+    world; published: that of a published video model, for which only `length` and `width` are read."""
 
     kind: str = "none"
     length: int = 32
@@ -112,17 +112,17 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class OutcomeConfig:
-    """Reward and end head. `width` 0: the world predicts neither and cannot be an env without a `reward_fn`."""
+    """Config of the reward and end head. `width` 0: no head; an env of the world then needs a `reward_fn`."""
 
     width: int = 0
     layers: int = 1
     bins: int = 41
     largest_reward: float = 1.0
     end: str = "sample"
-    """How `terminated` follows from p(end): sample (keyed draw) or threshold (p >= 0.5)."""
+    """How `terminated` is derived from p(end): sample (keyed) or threshold (p >= 0.5)."""
     history: bool = True
-    """Whether the head reads the deep block's hidden states. Where frame and text determine the outcome, false: the
-    head then learns many times faster, without the flow."""
+    """Whether the head reads the deep block's hidden states. Set it to false where frame and text determine the
+    outcome: the head then learns many times faster, without the flow."""
 
     def __post_init__(self) -> None:
         between(self, 0, LARGEST_SIZE, "width", "layers")
@@ -133,13 +133,13 @@ class OutcomeConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """How first frames come from text alone: by diffusion in `steps` steps. `width` 0: by the flow itself."""
+    """Config of the start diffusion: first frames from text in `steps` steps. `width` 0: the flow samples them."""
 
     width: int = 0
     layers: int = 4
     steps: int = 32
     guidance: float = 0.0
-    """Guidance where the caller asks for none in particular."""
+    """Default guidance weight of first frames."""
 
     def __post_init__(self) -> None:
         between(self, 0, LARGEST_SIZE, "width")
@@ -149,12 +149,12 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Jacobi decoding: `tolerance` is the RMS residual in noise units, `chunk` the tokens solved at once (0: all)."""
+    """Jacobi decoding: `tolerance` is the RMS residual in noise units, `chunk` the tokens decoded at once (0: all)."""
 
     tolerance: float = 1e-3
     chunk: int = 0
     max_sweeps: int = 0
-    """Largest number of sweeps per chunk; 0: as many as certainly suffice (tokens + 1)."""
+    """Limit on sweeps per chunk; 0: as many as guarantee the exact result (tokens + 1)."""
 
     def __post_init__(self) -> None:
         between(self, 0, math.inf, "chunk", "max_sweeps", "tolerance")
@@ -162,7 +162,7 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class ActionScale:
-    """How the numbers of flattened actions are read: (action - offset) / scale, one pair for each number."""
+    """Scaling of flattened actions: (action - offset) / scale, with an offset and a scale per number."""
 
     offset: tuple[float, ...]
     scale: tuple[float, ...]
@@ -174,15 +174,15 @@ class ActionScale:
 
 @dataclass(frozen=True)
 class PublishedConfig:
-    """The parts around the flow of a published video model that its checkpoint lacks: `text` and `codec` are folders or
-    hub names of its T5 encoder and its Wan VAE."""
+    """Parts of a published video model that its checkpoint lacks: `text` and `codec` are folders or hub names of its T5
+    encoder and its Wan VAE."""
 
     text: str
     codec: str
     template: str
-    """Prompt of the encoder, with {} for the text."""
+    """Prompt template of the text encoder; {} stands for the text."""
     later: float
-    """Factor on all latents of a stream but its first."""
+    """Factor on all latents of a stream except the first."""
     guidance: float
     """Weight of classifier-free guidance in each step; 0: none."""
 
@@ -195,7 +195,7 @@ class PublishedConfig:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Everything that fixes a world but its weights; stored as JSON beside them."""
+    """Config of a world: everything but its weights, stored as JSON beside them."""
 
     name: str
     flow: FlowConfig
@@ -211,13 +211,13 @@ class WorldConfig:
     context: int = 8
     action_space: str = NO_ACTIONS
     action_scale: ActionScale | None = None
-    """None: actions are read as they are, as in every world before this key and where their space is -1 to 1."""
+    """Scaling of actions; None: none, as in worlds older than this key and for spaces from -1 to 1."""
     max_episode_steps: int = 64
     reward: str = "event"
-    """What the reward means: event (1 at success, 0 elsewhere), raw (as the source env gave it), or none: there is no
-    task, so rewards are 0 and no episode ends by itself."""
+    """Meaning of the reward: event (1 at success, else 0), raw (as the source env gave it), or none (no task: rewards
+    are 0 and no episode terminates)."""
     published: PublishedConfig | None = None
-    """For a codec and a text encoder of these kinds."""
+    """Parts that are loaded separately, for the codec kind wan and the text kind published."""
 
     def __post_init__(self) -> None:
         between(self, 1, 1 << 14, "height", "width")
@@ -248,12 +248,12 @@ class WorldConfig:
 
     @property
     def channels(self) -> int:
-        """Channels of a token, c."""
+        """Return the number of channels of a token, c."""
         per_site = 3 * self.codec.patch**2 if self.codec.kind == "patch" else self.codec.components
         return per_site * self.codec.merge**2
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Tokens per column and per row of a frame, (h, w)."""
+        """Return the number of tokens per column and per row of a frame, (h, w)."""
         scale = self.codec.patch * self.codec.merge
         return self.height // scale, self.width // scale

@@ -1,4 +1,4 @@
-"""Folders of episodes, their memory-mapped copies for training, and what they were recorded from."""
+"""Folders of episodes, their memory-mapped copies for training, and the record of their source environment."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ COLLECTION, ORIGIN = "collection.json", ("env", "env_kwargs", "wrappers", "frame
 
 
 def origin(folder: Path | str) -> dict[str, Any]:
-    """Return what a folder of episodes was recorded from, as `collect` wrote it into collection.json.
+    """Return the record of a folder's source environment, which `collect` wrote into collection.json.
 
-    The keys are those of ORIGIN that the file has: the id of the environment, its keyword arguments, its wrappers, the
-    side of a frame in pixels, the step limit (absent: the environment's own) and the reward mode. A folder without that
-    file (own recordings) gives an empty dict. Raises DataError for a damaged file.
+    The keys are those of ORIGIN that the file has: id of the environment, its keyword arguments, its wrappers, side of
+    a frame in pixels, step limit (absent: the environment's own) and reward mode. Returns {} for a folder without that
+    file (own recordings). Raises DataError for a damaged file.
     """
     path = Path(folder) / COLLECTION
     if not path.exists():
@@ -56,8 +56,8 @@ class Windows:
 
     def window(self, episode: int, start: int, length: int) -> dict[str, np.ndarray]:
         """Return copies of frames, actions, rewards and terminated, rows start : start + length of an episode.
-        actions[0] of a window that starts in mid-episode is the action that led into it. Raises DataError for a window
-        beyond the episode."""
+        actions[0] of a window that starts in mid-episode is the action that led to its first frame. Raises DataError
+        for a window beyond the episode."""
         episodes = len(self.lengths)
         if not (0 <= episode < episodes and 0 <= start and 0 < length and start + length <= self.lengths[episode]):
             raise DataError(f"expected a window inside one of {episodes} episodes, found {episode=} {start=} {length=}")
@@ -107,7 +107,7 @@ class EpisodeDataset:
         return [self.folder / files.get(i, episode_path("", i).name) for i in range(max(files, default=-1) + 1)]
 
     def _add(self, path: Path) -> None:
-        """Check one file against itself and against the first of the dataset."""
+        """Check the content of one file, and its agreement with the first file of the dataset."""
         header = read_header(path)
         self._headers.append(header)
         mine, first = ((h.shape[1:], h.action_size, h.space) for h in (header, self._headers[0]))
@@ -129,7 +129,7 @@ class EpisodeDataset:
 
     def memory_map(self, cache_folder: Path | str | None = None) -> Windows:
         """Return the uncompressed copy of this dataset in `cache_folder` (default: folder/.cache), built once. Raises
-        DataError where it cannot be written."""
+        DataError if it cannot be written."""
         cache = Path(cache_folder) if cache_folder is not None else self.folder / ".cache"
         target = cache / f"windows-{self.key()}"
         try:

@@ -33,7 +33,7 @@ MAX_FILE_BYTES, MAX_ARRAY_BYTES = 2**30, 2**33
 MAX_SIDE = 4096
 FRAMEWISE = {"actions": "float32", "rewards": "float32", "terminated": "bool", "truncated": "bool"}
 DTYPES = {"frames": "uint8", **FRAMEWISE}
-RANKS = {"frames": 4, "actions": 2}  # the others have one axis
+RANKS = {"frames": 4, "actions": 2}  # all other arrays have one axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def _seal(content: bytes | memoryview) -> bytes:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Return the content of a plain file whose checksum fits; refuse links and special files without blocking."""
+    """Return the content of a plain file whose checksum matches; links and special files raise without blocking."""
     if path.is_symlink():  # not every system has O_NOFOLLOW
         raise DataError("a plain file was expected, found a link")
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK | os.O_CLOEXEC)

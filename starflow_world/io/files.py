@@ -1,6 +1,6 @@
-"""Files: atomic writes (whoever reads a path sees the old content or the new, never a part) and tensor files.
+"""Files: atomic writes (a reader sees the old content or the new, never a part) and tensor files.
 
-A sealed tensor file carries a digest of its own content: safetensors recognises a wrong length, not a wrong number.
+A sealed tensor file contains a digest of its content: safetensors detects a wrong length, but not a wrong number.
 """
 
 import errno
@@ -24,13 +24,13 @@ from starflow_world.errors import CheckpointError, ConfigError, DataError, Starf
 TEMPORARY = ".writing-"
 SEAL, FACTS = "digest", "starflow_world"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-DAMAGE = (  # what is raised on a file that is not what it says; RecursionError is a RuntimeError
+DAMAGE = (  # errors raised while reading a damaged file; RecursionError is a RuntimeError
     SafetensorError, OSError, ValueError, RuntimeError, OverflowError, MemoryError, KeyError, TypeError, AttributeError,
 )
 
 
 def not_written(path: Path | str, problem: Exception) -> str:
-    """Return the sentence about a file that could not be written: what the system said, and what to do about it."""
+    """Return the message for a file that could not be written: the system's error and what to do about it."""
     code = problem.errno if isinstance(problem, OSError) else None
     todo = "choose another path"
     if code in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
@@ -42,10 +42,10 @@ def not_written(path: Path | str, problem: Exception) -> str:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without an error it is synced and takes the name.
+    """Yield a temporary path beside `path`; if the block ends without an error, sync it and rename it to `path`.
 
-    After an error the temporary is removed and an existing file at `path` stays as it was. Raises ConfigError for an
-    empty path.
+    After an error the temporary is removed and an existing file at `path` is unchanged. Raises ConfigError for an empty
+    path.
     """
     path = Path(path)
     if not path.name:
@@ -80,7 +80,7 @@ def remove_leftovers(folder: Path | str) -> None:
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """Return the record that `claim` wrote at `path`; {} without one, or if it is damaged, which `claim` refuses."""
+    """Return the record that `claim` wrote at `path`; {} if it is missing or damaged (`claim` then raises)."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except DAMAGE:
@@ -90,7 +90,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 def claim(path: Path, record: Mapping[str, Any], key: str | None = None) -> None:
     """Write the record of a run into its folder, which must be new or hold the same record (with `key`: the same value
-    under it). Remove what a killed process left half-written there. Raises DataError."""
+    of that key). Remove incomplete files of a killed process there. Raises DataError."""
     wanted = json.loads(json.dumps(record))
     if path.exists():
         try:
@@ -118,7 +118,7 @@ def write_tensors(
         facts[SEAL] = _seal(whole, facts)
     try:
         with atomic(path) as temporary:
-            # Not save_file: it writes to a temporary of its own beside this one, which nobody removes if it is killed.
+            # Not save_file: it writes to a second temporary, which is not removed if the process is killed.
             temporary.write_bytes(save(whole, {FACTS: json.dumps(facts, sort_keys=True)}))
     except (OSError, SafetensorError) as problem:
         raise error(not_written(path, problem)) from None
@@ -127,9 +127,9 @@ def write_tensors(
 def read_tensors(
     path: Path | str, error: type[StarflowError] = CheckpointError, *, sealed: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; every float is checked to be finite. Raises `error`.
+    """Return tensors and metadata of a safetensors file; check that all floats are finite. Raises `error`.
 
-    A digest must fit where there is one; `sealed`: there must be one.
+    A stored digest must match; `sealed`: there must be one.
     """
     path = Path(path)
     if not is_file(path):
@@ -151,8 +151,7 @@ def read_tensors(
 
 
 def odd_numbers(tensor: Tensor) -> str:
-    """Return what is wrong with the numbers of a tensor of floats: another dtype, or how many are not finite; "" if
-    nothing is."""
+    """Describe a wrong dtype or the number of non-finite values of a float tensor; "" if there is nothing wrong."""
     if tensor.dtype not in FLOATS:
         return str(tensor.dtype).removeprefix("torch.")
     count = int((~torch.isfinite(tensor)).sum())
@@ -160,7 +159,7 @@ def odd_numbers(tensor: Tensor) -> str:
 
 
 def _unpacked(metadata: dict[str, str]) -> dict[str, str]:
-    """Metadata from its one entry (the library writes several in random order); older files have several."""
+    """Return the metadata packed in one entry (the library orders several randomly), or that of older files."""
     if FACTS not in metadata:
         return metadata
     facts = json.loads(metadata[FACTS])
@@ -170,7 +169,7 @@ def _unpacked(metadata: dict[str, str]) -> dict[str, str]:
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether there is a plain file at `path`; False too for a path that no file can have."""
+    """Return whether a regular file exists at `path`; False for an invalid path."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -178,7 +177,7 @@ def is_file(path: Path | str) -> bool:
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether there is a folder at `path`; False too for a path that no folder can have."""
+    """Return whether a folder exists at `path`; False for an invalid path."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -186,7 +185,7 @@ def is_folder(path: Path | str) -> bool:
 
 
 def _seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of names, dtypes, shapes, numbers and metadata."""
+    """Return the SHA-256 of names, dtypes, shapes, values and metadata."""
     facts = {key: value for key, value in metadata.items() if key != SEAL}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

@@ -1,4 +1,4 @@
-"""Pictures and videos: H.264 through PyAV, written as they are made; PNG through OpenCV."""
+"""Pictures and videos: H.264 through PyAV, written frame by frame; PNG through OpenCV."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +15,12 @@ from starflow_world.io.files import atomic, is_file
 
 INK, PAPER = (235, 235, 235), (24, 24, 24)
 ZOOM = 4
-MOST_PIXELS = 1 << 24  # of a frame that is read
+MOST_PIXELS = 1 << 24  # pixels of the largest frame that is read
 DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
 class VideoWriter:
-    """Writes frames (H, W, 3) u8 to an H.264 MP4; the file takes its name when the block ends without an error."""
+    """Writer of frames (H, W, 3) u8 to an H.264 MP4; the file gets its name when the block ends without an error."""
 
     def __init__(self, path: Path | str, fps: int) -> None:
         self._path = Path(path).with_suffix(".mp4")
@@ -36,7 +36,7 @@ class VideoWriter:
         return self
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one frame; all have one size, cut to even numbers of pixels."""
+        """Append one frame; all frames have one size, cropped to even numbers of pixels."""
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._fps)
@@ -59,11 +59,11 @@ class VideoWriter:
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
-    """A picture or video file of which nothing is decoded yet; nothing larger than MOST_PIXELS ever will be."""
+    """Open a picture or video file without decoding frames. Frames larger than MOST_PIXELS are never decoded."""
     if not is_file(path):
         raise ValueError("no file")
     limit = {"max_pixels": str(MOST_PIXELS)}
-    with av.open(str(path), options=limit) as container:  # which may decode a frame to learn its size
+    with av.open(str(path), options=limit) as container:  # opening may decode a frame to determine its size
         codec = container.streams.video[0].codec_context
         if codec is None:
             raise ValueError("no known codec")
@@ -74,7 +74,7 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
 
 
 def read_picture(path: Path | str) -> np.ndarray:
-    """A picture file as (H, W, 3) u8. Raises DataError."""
+    """Read a picture file as (H, W, 3) u8. Raises DataError."""
     try:
         with _opened(path):
             picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
@@ -86,8 +86,7 @@ def read_picture(path: Path | str) -> np.ndarray:
 
 
 def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarray]:
-    """`most` frames (H, W, 3) u8 of a video file from number `start` on, or those that there are, at least one. Raises
-    DataError."""
+    """Yield up to `most` frames (H, W, 3) u8 of a video file from frame `start` on, at least one. Raises DataError."""
     count = 0
     try:
         with _opened(path) as container:
@@ -101,7 +100,7 @@ def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarr
 
 
 def measure_video(path: Path | str) -> tuple[int, float]:
-    """Frames and frames per second of a video file, of which nothing is decoded. Raises DataError."""
+    """Return the number of frames and the frames per second of a video file, without decoding. Raises DataError."""
     try:
         with _opened(path) as container:
             fps = float(container.streams.video[0].average_rate or 0)
@@ -111,7 +110,7 @@ def measure_video(path: Path | str) -> tuple[int, float]:
 
 
 def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A frame (H, W, 3) u8 scaled to cover (height, width), and its middle cut out."""
+    """Scale a frame (H, W, 3) u8 to cover (height, width), and crop it at the centre."""
     height, width = size
     factor = max(height / frame.shape[0], width / frame.shape[1])
     large = max(round(frame.shape[0] * factor), height), max(round(frame.shape[1] * factor), width)
@@ -132,12 +131,12 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
 
 
 def enlarge(frame: np.ndarray, factor: int) -> np.ndarray:
-    """Every pixel of (H, W, 3) as a square of factor x factor."""
+    """Enlarge a frame (H, W, 3): every pixel becomes a square of factor x factor pixels."""
     return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def caption(picture: np.ndarray, lines: Sequence[str], size: float = 0.45) -> np.ndarray:
-    """The picture with lines of text on a strip below it."""
+    """Return the picture with lines of text on a strip below."""
     height = int(46 * size)
     strip = np.full((height * len(lines) + 6, picture.shape[1], 3), PAPER, np.uint8)
     for number, line in enumerate(lines):
@@ -147,7 +146,7 @@ def caption(picture: np.ndarray, lines: Sequence[str], size: float = 0.45) -> np
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], gap: int = 8) -> np.ndarray:
-    """Pictures of one height next to each other, each under its title."""
+    """Return pictures of one height next to each other, each under its title."""
     parts: list[np.ndarray] = []
     for picture, title in zip(pictures, titles, strict=True):
         bar = np.full((24, picture.shape[1], 3), PAPER, np.uint8)
@@ -158,12 +157,12 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str], gap: int
 
 
 def compared(frames: Mapping[str, np.ndarray], lines: Sequence[str]) -> np.ndarray:
-    """A world's frames by their titles, enlarged next to each other, with lines of text below."""
+    """Return frames of a world, given by title, enlarged next to each other, with lines of text below."""
     return caption(side_by_side([enlarge(frame, ZOOM) for frame in frames.values()], list(frames)), lines)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int, gap: int = 6) -> np.ndarray:
-    """Pictures of one size as a sheet with `columns` columns."""
+    """Return pictures of one size as a contact sheet with `columns` columns."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), PAPER, np.uint8)

@@ -1,4 +1,4 @@
-"""Plots as PNG, drawn without pyplot: the backend of whoever calls, such as a notebook's, stays as it is."""
+"""Plots as PNG, drawn without pyplot, so that the caller's matplotlib backend (a notebook's) is unchanged."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ CURVES = {
 
 
 def write_curves(metrics: Path, out: Path) -> None:
-    """Plot the figures of a metrics.jsonl over the steps; excess nats on a logarithmic axis."""
+    """Plot the figures of a metrics.jsonl against the training step; excess nats on a logarithmic axis."""
     from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]

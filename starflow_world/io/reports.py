@@ -1,4 +1,4 @@
-"""What reports share: figures with goals, numbers as text, tables in Markdown and CSV, values that JSON can hold."""
+"""Helpers for reports: figures with goals, numbers as text, tables in Markdown and CSV, JSON-safe values."""
 
 import csv
 import io
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 ENDLESS = 1e300
-"""What infinity is in JSON."""
+"""Number that stands for infinity in JSON."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A measured value that shall be at least `least` and at most `most`; NaN if it was not measured."""
+    """A measured value with a goal: at least `least` and at most `most`; NaN if it was not measured."""
 
     name: str
     value: float
@@ -24,16 +24,16 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None if the value was not measured."""
+        """Return whether the goal is met; None if the value was not measured."""
         return None if math.isnan(self.value) else self.least <= self.value <= self.most
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields and `met` as values that JSON can hold."""
+        """Return the fields and `met` as JSON-safe values."""
         return json_safe(asdict(self) | {"met": self.met})
 
 
 def goal_table(goals: Iterable[Mapping[str, Any]]) -> str:
-    """Return goals, as `Goal.as_json` gives them, as a Markdown table."""
+    """Return goals, in the form of `Goal.as_json`, as a Markdown table."""
     met = {True: "yes", False: "**no**", None: "not measured"}
     rows = []
     for goal in goals:

@@ -2,7 +2,7 @@
 
 A folder holds model-00001-of-00003.safetensors ... and model.safetensors.index.json, the layout that Hugging Face's
 libraries and torch's distributed checkpoints share. Our index also has the digest of every file, so the digest of the
-index stands for all weights. What FSDP wrote in pieces, with their offsets, is read too.
+index covers all weights. Tensors that FSDP wrote in pieces, with their offsets, are read too.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ PIECES = "DCP_SHARDING_INFO"
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Mapping[str, tuple[int, ...]] and dtypes of named tensors; `read(name)` gets the numbers of one."""
+    """Named tensors that are read on demand: shapes and dtypes by name; `read(name)` returns one tensor."""
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor]
 
     def renamed(self, names: Mapping[str, str]) -> "TensorSource":
-        """The tensors that `names` (new -> old) lists, under their new names."""
+        """Return the tensors that `names` (new -> old) lists, under their new names."""
         return TensorSource(
             {new: self.shapes[old] for new, old in names.items()},
             {new: self.dtypes[old] for new, old in names.items()},
@@ -45,7 +45,7 @@ class TensorSource:
 
 
 def write_shards(folder: Path | str, tensors: TensorSource, *, largest: int = LARGEST_FILE) -> str:
-    """Write tensors in files of at most `largest` bytes (or one tensor), then the index; returns its digest."""
+    """Write tensors in files of at most `largest` bytes (or one tensor), then the index; return its digest."""
     folder = Path(folder)
     (folder / INDEX).unlink(missing_ok=True)  # until the new one is there, the folder has no weights
     groups, sizes = _groups(tensors, largest), {name: _bytes(tensors, name) for name in tensors.shapes}
@@ -81,7 +81,7 @@ def _groups(tensors: TensorSource, largest: int) -> list[list[str]]:
 
 
 def _write(path: Path, tensors: TensorSource, names: list[str]) -> str:
-    """Write one safetensors file, tensor by tensor; returns its digest."""
+    """Write one safetensors file, tensor by tensor; return its digest."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -106,9 +106,9 @@ def _write(path: Path, tensors: TensorSource, names: list[str]) -> str:
 
 
 def open_shards(folder: Path | str, *, digest: str | None = None) -> TensorSource:
-    """The tensors of a folder; of its files only the headers are read.
+    """Open the tensors of a folder, reading only the headers of its files.
 
-    `digest`: of the index; it, and those of the files in the index, must fit. Raises CheckpointError.
+    `digest`: expected digest of the index; it and the digests of the files must match. Raises CheckpointError.
     """
     folder = Path(folder)
     homes, digests = _index(folder, digest)
@@ -126,7 +126,7 @@ def open_shards(folder: Path | str, *, digest: str | None = None) -> TensorSourc
 
 
 def open_tensors(path: Path | str) -> TensorSource:
-    """The tensors of one safetensors file; only its header is read. Raises CheckpointError."""
+    """Open the tensors of one safetensors file, reading only its header. Raises CheckpointError."""
     path = Path(path)
     return _source(path, {piece.name: [piece] for piece in _pieces(path)})
 
@@ -140,7 +140,7 @@ def _source(where: Path, pieces: "Mapping[str, list[_Piece]]") -> TensorSource:
 
 
 def _index(folder: Path, expected: str | None) -> tuple[dict[str, str], dict[str, str]]:
-    """Where each tensor lies and the digests of the files; empty where there is no index."""
+    """Return the file of each tensor and the digest of each file; both empty if there is no index."""
     path = folder / INDEX
     if not is_file(path):
         if expected is not None:
@@ -172,7 +172,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tensor, or a box of one, in a file."""
+    """A tensor, or a box-shaped part of one, in a file."""
 
     path: Path
     name: str
@@ -192,7 +192,7 @@ def _pieces(path: Path) -> list[_Piece]:
                 offsets = tuple(int(number) for number in boxes[name]["saved_offsets"]) if name in boxes else None
                 if offsets is not None and (len(offsets) != len(shape) or min(offsets, default=0) < 0):
                     raise ValueError(f"{name} of shape {shape} at {offsets}")
-                dtype = DTYPES.get(part.get_dtype(), torch.uint8)  # any kind that is no float: whoever reads refuses it
+                dtype = DTYPES.get(part.get_dtype(), torch.uint8)  # any non-float dtype: readers raise an error for it
                 parts.append(_Piece(path, name, offsets or (0,) * len(shape), shape, dtype))
     except DAMAGE as damage:
         raise CheckpointError(f"{path}: expected a whole safetensors file, found {damage}; fetch it again") from None
@@ -200,7 +200,7 @@ def _pieces(path: Path) -> list[_Piece]:
 
 
 def _whole(folder: Path, pieces: list[_Piece]) -> tuple[int, ...]:
-    """The shape of the tensor that pieces make; they must fill it."""
+    """Return the shape of the tensor that the pieces form. Raises CheckpointError if they leave gaps."""
     name, ranks = pieces[0].name, {len(piece.shape) for piece in pieces}
     if len(ranks) > 1 or len({piece.dtype for piece in pieces}) > 1:
         raise CheckpointError(f"{folder}: expected pieces of one kind, found {name} with several ranks or dtypes")
@@ -231,7 +231,7 @@ def _read(name: str, pieces: list[_Piece], shape: tuple[int, ...], dtype: torch.
 
 
 def read_shards(folder: Path | str, digest: str) -> dict[str, Tensor]:
-    """All tensors of a folder whose index has this digest; every float is checked to be finite."""
+    """Return all tensors of a folder whose index has this digest; check that all floats are finite."""
     source = open_shards(folder, digest=digest)
     tensors = {name: source.read(name) for name in source.shapes}
     for name, tensor in tensors.items():
@@ -241,13 +241,13 @@ def read_shards(folder: Path | str, digest: str) -> dict[str, Tensor]:
 
 
 def refuse(path: Path | str, problems: list[str]) -> None:
-    """CheckpointError with the number of problems and the first five of them."""
+    """Raise CheckpointError with the number of problems and the first five of them."""
     if problems:
         raise CheckpointError(f"{path}: {len(problems)} tensors do not fit: {'; '.join(problems[:5])}")
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """One sentence for every tensor that is missing, unknown or of another shape."""
+    """Return one sentence for each tensor that is missing, unknown or of another shape."""
     return (
         [f"{name} is missing" for name in expected if name not in found]
         + [f"{name} is unknown" for name in found if name not in expected]

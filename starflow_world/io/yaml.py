@@ -1,4 +1,4 @@
-"""Plain YAML: mappings, lists, numbers and strings; no aliases, no tags that build objects, no key twice."""
+"""Plain YAML: mappings, lists, numbers and strings. Aliases, tags that build objects, and duplicate keys are errors."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: Any) -> Any:
-    """Return the plain data in `text`; errors name the place `where` it stands."""
+    """Parse `text` to plain data; error messages name its source, `where`."""
     import yaml
 
     depth = 0

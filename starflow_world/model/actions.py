@@ -1,8 +1,7 @@
-"""Conditions: actions of any Gymnasium space as vectors, text as T5 states.
+"""Encoding of actions from any Gymnasium space as vectors.
 
-An action is stored as (1 + flat,) numbers: 1, then `gymnasium.spaces.flatten`. All zeros mean that there is no
-action, so that a Box action of zeros is not none. The projection has no bias and starts at zero: a fresh encoder
-changes nothing.
+An action is stored as (1 + flat,) numbers: 1, then `gymnasium.spaces.flatten`. All zeros mean no action, which differs
+from a Box action of zeros. The projection has no bias and starts at zero, so an untrained encoder has no effect.
 """
 
 import json
@@ -20,7 +19,7 @@ from starflow_world.errors import ActionError, ConfigError
 
 
 def space_to_json(space: spaces.Space) -> str:
-    """A Discrete, Box, MultiDiscrete, MultiBinary, Dict or Tuple space as JSON."""
+    """Return a Discrete, Box, MultiDiscrete, MultiBinary, Dict or Tuple space as JSON."""
     return json.dumps(_describe(space), sort_keys=True)
 
 
@@ -45,7 +44,7 @@ def _describe(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_json(text: str) -> spaces.Space:
-    """The space that `space_to_json` described."""
+    """Return the space that `space_to_json` described."""
     try:
         return _build(json.loads(text))
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, RecursionError) as error:
@@ -55,7 +54,7 @@ def space_from_json(text: str) -> spaces.Space:
 
 
 def same_space(one: str, other: str) -> bool:
-    """Whether two such descriptions, however they are written, are of one space."""
+    """Return whether two JSON descriptions are of the same space, however they are written."""
     return space_to_json(space_from_json(one)) == space_to_json(space_from_json(other))
 
 
@@ -79,9 +78,8 @@ def _build(values: dict[str, Any]) -> spaces.Space:
 
 
 def fit_action(space: spaces.Space, action: Any) -> Any:
-    """Return the action in the types of its space: lists, torch tensors and arrays of other dtypes become arrays of the
-    space's dtype. Floats are rounded to that of a float Box; no other number changes.
-    """
+    """Convert an action to the types of its space: lists, torch tensors and arrays of other dtypes become arrays of the
+    space's dtype. Values for a float Box are rounded to its dtype; no other number changes."""
     action = action.numpy(force=True) if isinstance(action, Tensor) else action
     match space:
         case spaces.Dict() if isinstance(action, Mapping) and action.keys() == space.keys():
@@ -101,7 +99,7 @@ def fit_action(space: spaces.Space, action: Any) -> Any:
 
 
 def flatten_action(space: spaces.Space, action: Any) -> np.ndarray:
-    """(1 + flat,) float32 for one action; zeros for None. Raises ActionError for what is not in the space."""
+    """Flatten one action to (1 + flat,) float32; zeros for None. Raises ActionError for an action outside the space."""
     size = 1 + spaces.flatdim(space)
     if action is None:
         return np.zeros(size, np.float32)
@@ -122,19 +120,19 @@ def flatten_action(space: spaces.Space, action: Any) -> np.ndarray:
 
 
 def flatten_actions(space: spaces.Space, actions: Sequence[Any]) -> Tensor:
-    """(B, 1 + flat) for a list with one action, or None, per row."""
+    """Flatten a list with one action, or None, per row to (B, 1 + flat)."""
     return torch.from_numpy(np.stack([flatten_action(space, action) for action in actions]))
 
 
 FAR = 1e4
-"""Bounds so many times beyond the largest action of the data say nothing about its unit."""
+"""Ratio of a bound to the largest action in the data above which the bound is ignored for scaling."""
 
 
 def action_scale(space: spaces.Space, actions: np.ndarray, first: np.ndarray) -> ActionScale | None:
-    """Return the scale that maps Box actions to about -1 to 1, or None where flattened actions have it already.
+    """Return the scale that maps Box actions to about -1 to 1, or None if flattened actions are in that range already.
 
-    By the bounds of the space; where it has none, or the data come nowhere near, by mean and standard deviation of
-    the data. actions (N, flat): flattened; first: rows of first frames, which no action led to and that do not count.
+    Taken from the bounds of the space; if it has none, or the data stay far below them, from mean and standard
+    deviation of the data. actions (N, flat): flattened; first: indices of first frames, which have no action.
     """
     low, high = _bounds(space)
     offset, scale = np.zeros(len(low)), np.ones(len(low))
@@ -153,7 +151,7 @@ def action_scale(space: spaces.Space, actions: np.ndarray, first: np.ndarray) ->
 
 
 def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Return lowest and highest flattened actions (flat,) in float64; NaN for what is no Box."""
+    """Return lowest and highest flattened actions (flat,) in float64; NaN for parts that are no Box."""
     if isinstance(space, spaces.Box):
         return space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     if isinstance(space, spaces.Dict | spaces.Tuple):
@@ -181,7 +179,7 @@ class ActionEncoder(nn.Module):
         for name, values in vars(scale or ActionScale((), ())).items():
             if scale is not None and len(values) != size:
                 raise ConfigError(f"action_scale.{name}: expected {size} numbers for {space}, found {len(values)}")
-            numbers = torch.tensor(values, dtype=torch.float32, device="cpu")  # also in a network of shapes only
+            numbers = torch.tensor(values, dtype=torch.float32, device="cpu")  # real values even on the meta device
             self.register_buffer(name, numbers, persistent=False)
 
     def forward(self, actions: Tensor) -> Tensor:

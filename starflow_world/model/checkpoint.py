@@ -46,7 +46,7 @@ LARGEST_STARTS = 1 << 29
 CONFIG, WEIGHTS, NEXT, CARD = "config.json", "model.safetensors", "next.safetensors", "card.json"
 VIDEO = "video.json"
 ADAPTER = "action.project.weight"
-"""The action adapter, beside the tensors of a video model's flow if the model has learned from actions."""
+"""Name of the action adapter, stored beside the flow's tensors if a video model has learned from actions."""
 STARTS, TRAINING, PROMPTS = "starts.safetensors", "training.safetensors", "prompts"
 
 
@@ -67,8 +67,8 @@ def save_checkpoint(
     folder: Path | str, networks: Networks, card: Mapping[str, Any], half: tuple[str, ...] = ()
 ) -> None:
     """Write a checkpoint; parameters whose names begin with one of `half` are stored as float16. config.json names the
-    digest of its weights, which lie beside the old ones until it is written: whenever the writer dies, the old
-    checkpoint can be loaded or the new one."""
+    digest of its weights and is written last, beside the old weights: if the process dies at any time, the old
+    checkpoint or the new one can be loaded."""
     folder = Path(folder)
     _finish(folder)
     tensors = {name: t.half() if half and name.startswith(half) else t for name, t in networks.state_dict().items()}
@@ -83,14 +83,14 @@ def save_checkpoint(
 
 
 def _finish(folder: Path) -> None:
-    """Do the last step of a save that a dead process began."""
+    """Complete a save whose process died before its last step."""
     with suppress(CheckpointError):  # no checkpoint there
         if _weights(folder, load_config(folder)[1]) == folder / NEXT:
             (folder / NEXT).replace(folder / WEIGHTS)
 
 
 def _weights(folder: Path, expected: str) -> Path:
-    """The file with the expected digest: weights, their index, or those that a dying writer did not put in place."""
+    """Return the file with the expected digest: weights, their index, or those that an interrupted save left."""
     digests = {path: file_digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
     for path, value in digests.items():
         if value == expected:
@@ -102,13 +102,13 @@ def _weights(folder: Path, expected: str) -> Path:
 
 
 def _seal(values: Mapping[str, Any]) -> str:
-    """SHA-256 of what config.json holds."""
+    """Return the SHA-256 of the content of config.json."""
     content = {key: value for key, value in values.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The content of a config file, its format checked and that it names the digest of the weights."""
+    """Read a config file, and check its format and that it names the digest of the weights."""
     values = read_json(path)
     values = values if isinstance(values, dict) else {}
     if values.get("format") != FORMAT or not isinstance(values.get("weights"), str):
@@ -151,7 +151,7 @@ def load_video(folder: Path | str) -> tuple[VideoConfig, str]:
 
 
 def describe(folder: Path | str) -> dict[Path, dict[str, Any]]:
-    """Return what the config of a folder of either kind says, and its card if there is one."""
+    """Return the content of config and card (if there is one) of a folder of either kind, by path."""
     config, card = Path(folder) / (VIDEO if is_file(Path(folder) / VIDEO) else CONFIG), Path(folder) / CARD
     return {path: read_json(path) for path in (config, card) if path == config or is_file(path)}
 
@@ -179,7 +179,7 @@ def load_networks(folder: Path | str) -> tuple[Networks, str]:
 
 
 def _read_weights(folder: Path, expected: str, config: WorldConfig) -> dict[str, Tensor]:
-    """The tensors of a world, in float32 where they were stored as float16."""
+    """Read the tensors of a world; those stored as float16 are converted to float32."""
     path, flow = _weights(folder, expected), config.flow
     tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
     if flow.shallow_blocks * flow.shallow_layers + flow.deep_layers + flow.denoiser_layers > len(tensors):
@@ -190,8 +190,8 @@ def _read_weights(folder: Path, expected: str, config: WorldConfig) -> dict[str,
 def save_video(
     folder: Path, config: VideoConfig, tensors: TensorSource, card: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the tensors of a flow (and ADAPTER, if there is one), its config and its card to `folder`; what is there
-    is replaced when all is written."""
+    """Write the tensors of a flow (and ADAPTER, if there is one), its config and its card to `folder`; existing files
+    are replaced when all are written."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch, old = (Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent)) for _ in range(2))
     try:
@@ -214,8 +214,8 @@ def load_flow(
 ) -> Flow:
     """Return the flow of a converted video model, in eval mode.
 
-    In the dtype of its weights, or ready to run in `dtype` under autocast: then the products have their weights in
-    `dtype`, and norms, start tokens and heads theirs in float32, as affine maps and residuals are.
+    dtype None: that of its weights. Else the flow runs in `dtype` under autocast: linear layers keep their weights in
+    `dtype`; norms, start tokens and heads are float32, as are affine maps and residuals.
     """
     config, digest = load_video(folder)
     source = open_shards(folder, digest=digest)
@@ -229,8 +229,8 @@ def load_flow(
 
 
 def load_adapter(folder: Path | str, config: VideoConfig) -> Tensor:
-    """Return the action adapter (d, 1 + flat) in float32 for the model and the actions of `config`: that in `folder`,
-    or zeros if the model there has learned from no actions yet. Raises CheckpointError for another action space."""
+    """Return the action adapter (d, 1 + flat) in float32 for the model and the actions of `config`: the one in
+    `folder`, or zeros if that model has not learned from actions. Raises CheckpointError for another action space."""
     known, digest = load_video(folder)
     with torch.device("meta"):
         fresh = ActionEncoder(space_from_json(config.action_space), config.flow.deep_width).project.weight
@@ -246,7 +246,7 @@ def load_adapter(folder: Path | str, config: VideoConfig) -> Tensor:
 
 
 def empty_flow(config: VideoConfig) -> Flow:
-    """Return a flow of shapes only, without memory for its weights."""
+    """Return a flow on the meta device: shapes only, no memory for weights."""
     with torch.device("meta"):
         return Flow(config.flow)
 
@@ -280,7 +280,7 @@ def load_starts(folder: Path | str) -> tuple[Tensor, tuple[str, ...]] | None:
 def load_strictly(
     module: torch.nn.Module, tensors: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
 ) -> None:
-    """Load tensors whose names, shapes and kinds must be those of the module's state; `assign`: without a copy."""
+    """Load tensors whose names, shapes and dtype kinds must equal the module's; `assign`: do not copy."""
     expected = module.state_dict()
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unknown" for name in tensors if name not in expected]
@@ -294,7 +294,7 @@ def load_strictly(
 
 
 def _same_form(tensor: Tensor, like: Tensor) -> bool:
-    """Whether shapes are equal, and both are floats or of the same dtype."""
+    """Return whether shapes are equal, and both are floats or of the same dtype."""
     floats = tensor.is_floating_point() and like.is_floating_point()
     return tensor.shape == like.shape and (floats or tensor.dtype == like.dtype)
 
@@ -302,7 +302,7 @@ def _same_form(tensor: Tensor, like: Tensor) -> bool:
 def save_training(
     folder: Path | str, networks: torch.nn.Module, optimizers: list[torch.optim.Optimizer], facts: dict[str, Any]
 ) -> None:
-    """Write the state of a training as one file: weights, optimizer states, and `facts` (JSON)."""
+    """Write the state of a training run to one file: weights, optimizer states, and `facts` (JSON)."""
     tensors = training_tensors(networks, optimizers)
     write_tensors(Path(folder) / TRAINING, tensors, {"facts": json.dumps(facts)}, sealed=True)
 

@@ -1,4 +1,4 @@
-"""All trained parts of a world in one module: its state dict is the checkpoint."""
+"""The trained parts of a world as one module, whose state dict is the checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,20 +23,21 @@ from starflow_world.model.text import TextEncoder
 
 @dataclass(frozen=True)
 class PublishedText:
-    """Texts -> states (B, L, width), each in the prompt that a published model reads."""
+    """Text encoder of a published model: puts texts into its prompt, and returns states (B, L, width)."""
 
     encoder: T5Text
     template: str
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Each distinct text is encoded once, or read from the encoder's folder."""
+        """Encode each distinct text once, or read its states from the encoder's folder."""
         return self.encoder.encode([self.template.replace("{}", text) for text in texts])
 
 
 class Networks(nn.Module):
-    """codec, flow, action encoder, and text encoder, start diffusion and outcome head where the config has them.
+    """The networks of a world: codec, flow, action encoder; text encoder, start diffusion and outcome head if
+    configured.
 
-    The text encoder and codec of a published video model are no parts of a checkpoint; `attach` loads them.
+    The text encoder and codec of a published video model are not in a checkpoint; `attach` loads them.
     """
 
     def __init__(self, config: WorldConfig) -> None:
@@ -53,22 +54,22 @@ class Networks(nn.Module):
             self.outcome = OutcomeHead(config.outcome, config.flow)
 
     def prepare(self, device: torch.device, dtype: torch.dtype | None, prompts: Path) -> None:
-        """Move to a device, the flow ready to run in `dtype` (see flow/precision.py; None: the precision that
-        `inference_precision` measures) and all else in at least float32; load what a published model has around it.
-        Raises ConfigError, CheckpointError."""
+        """Move to a device: the flow to run in `dtype` (flow/precision.py; None: measured by `inference_precision`),
+        the rest in at least float32. Load the separate parts of a published model. Raises ConfigError, CheckpointError.
+        """
         dtype = dtype or inference_precision(self.to(device).flow, device)
         if dtype not in (torch.float64, torch.float32, torch.bfloat16):
             raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
         self.to(device)
         for part in self.children():
-            if part is not self.flow:  # whose weights would for a moment take twice the memory
+            if part is not self.flow:  # float32 copies of its weights would double the memory
                 part.to(torch.promote_types(dtype, torch.float32))
         run_in(self.flow, dtype)
         if self.config.published is not None:
             self.attach(prompts, device, dtype)
 
     def attach(self, prompts: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """Load what the config names as `published`; `prompts`: folder for states of texts. Raises CheckpointError."""
+        """Load what the config lists in `published`; `prompts`: folder for states of texts. Raises CheckpointError."""
         parts = self.config.published
         assert parts is not None
         if dtype == torch.float64:
@@ -81,7 +82,7 @@ class Networks(nn.Module):
         self.codec = codec
 
     def encode_text(self, texts: list[str]) -> Tensor | None:
-        """States (B, L, width) of one string per row, each distinct string encoded once; None without text."""
+        """Return states (B, L, width) of a string per row, encoding each distinct one once; None without text."""
         if self.text is None:
             return None
         distinct = sorted(set(texts))

@@ -1,7 +1,7 @@
-"""Which precision runs faster here: matrix products are timed on the layer sizes of a model.
+"""Choice of precision: time matrix products in float32 and bfloat16 on the layer sizes of a model.
 
-Without bfloat16 instructions a processor multiplies bfloat16 matrices several times slower than float32 ones; a GPU
-or a processor with such instructions multiplies them several times faster. No list of devices tells: time decides.
+Without bfloat16 instructions a processor multiplies bfloat16 matrices several times slower than float32 ones; a GPU or
+a processor with such instructions is several times faster. The device name does not tell, so it is measured.
 """
 
 import math
@@ -17,9 +17,9 @@ PRECISIONS = (torch.float32, torch.bfloat16)
 ROWS = 512
 OPERATIONS = {"cpu": 1e9}
 MOST_OPERATIONS = 4e11
-"""Of one round over all layer sizes on a device that OPERATIONS does not name; large layers get fewer rows."""
+"""Operations per round over all layer sizes on a device not in OPERATIONS; large layers get fewer rows."""
 CLEARLY_FASTER = 1.2
-"""How many times as fast bfloat16 has to be to be chosen for inference, where float32 gives the better numbers."""
+"""Speed ratio from which bfloat16 is chosen for inference; float32 is more accurate."""
 
 Sizes = Mapping[tuple[int, int], int]
 
@@ -33,10 +33,10 @@ def layer_sizes(*modules: nn.Module) -> Sizes:
 def measured_rates(
     sizes: Sizes, device: torch.device | str, *, seconds: float = 1.0, clock: Callable[[], float] = time.perf_counter
 ) -> dict[torch.dtype, float]:
-    """Return the FLOP/s of matrix products in float32 and bfloat16, over layers of these sizes, timed in turns.
+    """Return the FLOP/s of matrix products in float32 and bfloat16 over layers of these sizes, timed alternately.
 
-    Takes about `seconds`, at least one round after a small product to warm up. The best time of each product counts,
-    so other work on the machine matters little. A precision that the device refuses has rate 0.
+    Takes about `seconds`, at least one round after a small warm-up product. The best time of each product counts, so
+    other work on the machine matters little. A precision that the device does not support has rate 0.
     """
     device, end = torch.device(device), clock() + seconds
     per_row = 2.0 * sum(inputs * outputs for inputs, outputs in sizes)
@@ -67,7 +67,7 @@ def inference_precision(flow: nn.Module, device: torch.device | str) -> torch.dt
 def _seconds_of_product(
     rows: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device, clock: Callable[[], float]
 ) -> float:
-    """Time one product; infinite where the device refuses."""
+    """Time one product, in seconds; return infinity if the device does not support it."""
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             inputs, weight = (torch.ones(count, size[0], dtype=dtype, device=device) for count in (rows, size[1]))
@@ -80,5 +80,5 @@ def _seconds_of_product(
 
 
 def _finish(tensor: Tensor) -> None:
-    """Wait for the device: reading a number is what every kind of device waits for."""
+    """Wait for the device to finish, by reading a number of the tensor."""
     tensor[0, 0].item()

@@ -1,8 +1,8 @@
 """Predict reward and end of a frame from the deep block's hidden states and the frame itself.
 
-A stateless head: a site network reads the noisy latent frame and the text; unless the config says that the frame is
-enough, each site also gets the hidden state of its token, which depends on text, history and action. The features are
-summed over the frame and give a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
+A stateless head: a site network reads the noisy latent frame and the text; with `history` in the config each site also
+gets the hidden state of its token, which depends on text, history and action. The features are summed over the frame
+and give a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
 import math
@@ -18,24 +18,24 @@ from starflow_world.flow.sites import SiteConv, SiteNet, pooled_text, to_sites
 
 @dataclass(frozen=True)
 class Outcome:
-    """reward_logits (..., bins) and end_logit (...)."""
+    """Output of the head: reward_logits (..., bins) and end_logit (...)."""
 
     reward_logits: Tensor
     end_logit: Tensor
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|)."""
+    """Return sign(x) log(1 + |x|)."""
     return x.sign() * x.abs().log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
-    """The inverse of symlog."""
+    """Invert symlog."""
     return x.sign() * x.abs().expm1()
 
 
 class OutcomeHead(nn.Module):
-    """hidden (B, n, d) or None, noisy latents x (B, n, c) and text (B, L, text width) -> Outcome of the frame."""
+    """Head that maps hidden (B, n, d) or None, noisy latents x (B, n, c) and text (B, L, text width) to an Outcome."""
 
     bins: Tensor
 
@@ -43,17 +43,17 @@ class OutcomeHead(nn.Module):
         super().__init__()
         width = config.width
         self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
-        if self.project is not None:  # start from the frame alone: before training the hidden states only add noise
+        if self.project is not None:  # zero at first: before training the hidden states only add noise
             nn.init.zeros_(self.project.weight)
         self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
         self.mix = SiteConv(width, width)
         self.read = nn.Linear(width, config.bins + 1)
         largest = math.log1p(config.largest_reward)
-        bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # numbers even in a network of shapes only
+        bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # real values even on the meta device
         self.register_buffer("bins", bins, persistent=False)
 
     def forward(self, hidden: Tensor | None, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
-        """(B, n, d), (B, n, c), (B, L, text width) or None -> Outcome (B,). hidden is None for no history only."""
+        """Map hidden (B, n, d) (None without `history`), x (B, n, c) and text (B, L, text width) to Outcome (B,)."""
         dtype = self.read.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype))
@@ -65,11 +65,11 @@ class OutcomeHead(nn.Module):
         return Outcome(out[..., :-1], out[..., -1])
 
     def reward(self, outcome: Outcome) -> Tensor:
-        """Expected reward (...)."""
+        """Return the expected reward (...)."""
         return symexp((outcome.reward_logits.softmax(-1) * self.bins).sum(-1))
 
     def loss(self, outcome: Outcome, reward: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropies (...) of rewards against the two-hot bins, and of ends (0 or 1)."""
+        """Return the cross-entropies (...) of rewards with two-hot targets, and of ends (0 or 1)."""
         place = symlog(reward).clamp(self.bins[0], self.bins[-1])
         step = self.bins[1] - self.bins[0]
         position = (place - self.bins[0]) / step

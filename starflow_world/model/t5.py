@@ -1,8 +1,8 @@
-"""Text for published models: the states of a T5 encoder, computed once per prompt and kept on disk.
+"""Text for published models: hidden states of a T5 encoder, computed once per prompt and cached on disk.
 
-As published: padded to L tokens, padding is masked inside T5, its states are zero, and the flow attends to them. A
-prompt that needs more than L tokens is refused (the published program cuts it, and with it the aspect at its end).
-Weights are read as safetensors only.
+As published: prompts are padded to L tokens, padding is masked inside T5, its states are zero, and the flow attends to
+them. A prompt of more than L tokens raises DataError (the published program truncates it, and with it the aspect at its
+end). Weights are read as safetensors only.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ SMALL, SAMPLES, SAMPLE = 1 << 22, 64, 1 << 16
 
 
 class T5Text:
-    """Strings -> (B, L, width) by the T5 encoder in a local folder, or that of a hub name.
+    """T5 encoder from a local folder or hub name: strings -> (B, L, width).
 
-    `cache`: folder for states, one file per prompt; the encoder is loaded when a prompt is not there. A file is named
-    by the digest of prompt, length, dtype and encoder, so another encoder's states are never taken.
+    `cache`: folder for hidden states, one file per prompt; the encoder is loaded if a prompt is not cached. A file is
+    named by the digest of prompt, length, dtype and encoder, so states of another encoder are never used.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class T5Text:
         self._loaded: tuple[Any, Any] | None = None
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Texts (B) -> states (B, L, width) in float32, on the device."""
+        """Encode texts (B) as states (B, L, width) in float32, on the device."""
         distinct = {text: self._states(text) for text in dict.fromkeys(texts)}
         return torch.stack([distinct[text] for text in texts]).to(self.device)
 
@@ -76,12 +76,12 @@ class T5Text:
         tokenizer, model = self._load()
         inputs = tokenizer(text, padding="max_length", max_length=self.length, return_tensors="pt").to(self.device)
         ids, present = inputs.input_ids, inputs.attention_mask
-        with torch.autocast(self.device.type, enabled=False):  # the same states whatever the caller runs in
+        with torch.autocast(self.device.type, enabled=False):  # equal states under any autocast of the caller
             states = model(input_ids=ids, attention_mask=present).last_hidden_state
         return (states * present[:, :, None])[0].float().cpu()
 
     def _load(self) -> tuple[Any, Any]:
-        """Tokenizer and encoder; loaded once."""
+        """Load tokenizer and encoder, once."""
         if self._loaded is None:
             from transformers import AutoTokenizer, T5EncoderModel
 
@@ -90,7 +90,7 @@ class T5Text:
                 model = T5EncoderModel.from_pretrained(
                     self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
                 )
-            except Exception as error:  # of many kinds: what a foreign folder lacks
+            except Exception as error:  # transformers raises many kinds of errors
                 reason = str(error).partition("\n")[0]
                 raise CheckpointError(f"{self.folder}: expected a T5 encoder, found {reason:.200}") from None
             self._loaded = tokenizer, model.to(self.device).eval()
@@ -98,7 +98,7 @@ class T5Text:
 
 
 def local_folder(source: str, files: Sequence[str]) -> Path:
-    """`source` if it is a folder, else the folder of the hub's files of that name, fetched if it is not here yet."""
+    """Return `source` if it is a folder, else a local copy of the hub's files, downloaded if necessary."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Text of worlds that are trained here: bytes through a small T5 encoder."""
+"""Text encoder of worlds: bytes through a small T5 encoder that is trained with the world."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from starflow_world.errors import DataError
 
 
 def text_tokens(text: str, length: int) -> list[int]:
-    """ByT5's tokens: the UTF-8 bytes plus 3, then the end token 1. DataError for more than `length` of them."""
+    """Return ByT5's tokens: the UTF-8 bytes plus 3, then the end token 1. Raises DataError for more than `length`."""
     try:
         tokens = [byte + 3 for byte in text.encode()] + [1]
     except (AttributeError, UnicodeEncodeError):
@@ -21,9 +21,9 @@ def text_tokens(text: str, length: int) -> list[int]:
 
 
 class TextEncoder(nn.Module):
-    """Strings -> (B, L, width) by a T5 encoder over bytes (ByT5's tokens), trained with the world.
+    """A T5 encoder over bytes (ByT5's tokens), trained with the world: strings -> (B, L, width).
 
-    Padding rows are zero vectors. Text that does not fit in L tokens is refused, never cut.
+    Padding rows are zero vectors. Text of more than L tokens raises DataError; it is never truncated.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
         self.model = T5EncoderModel(sizes).encoder
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Texts (B) -> states (B, L, width)."""
+        """Encode texts (B) as states (B, L, width)."""
         length = self.config.length
         tokens = [text_tokens(text, length) for text in texts]
         device = self.model.device

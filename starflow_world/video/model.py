@@ -1,7 +1,8 @@
-"""Text-, image- and video-to-video generation with a converted STARFlow-V; the video is written while it is generated.
+"""Text-, image- and video-to-video generation with a converted STARFlow-V; frames are written as they are generated.
 
-As published: the noise level is in the prompt and on given frames, the unconditional half of guidance reads an empty
-caption, long videos slide a window over u. Given frames are encoded once; their noisy latents are not sampled again.
+As published: the prompt states the noise level, which is added to given frames; the unconditional half of guidance
+reads an empty caption; long videos slide a window over u. Given frames are encoded once; their latents are not
+resampled.
 """
 
 import sys
@@ -29,7 +30,7 @@ from starflow_world.video.request import Request
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 ENCODED = 4
-"""Latent frames that are encoded at a time."""
+"""Latent frames per call of the codec's encoder."""
 
 
 class VideoModel:
@@ -61,8 +62,8 @@ class VideoModel:
         return VideoModel(config, load_flow(folder, device=device, dtype=kind), encoder, vae)
 
     def task(self, request: Request) -> tuple[GenerationTask, int]:
-        """Return the task of the flow, and the number of its first frames that the result leaves out (a translated
-        source)."""
+        """Return the task of the flow, and the number of its first frames to drop from the result (those of a
+        translated source)."""
         config, key = self.config, make_key(request.seed)
         given = self._given(request, key)
         known = 0 if given is None else given.shape[1]
@@ -97,8 +98,8 @@ class VideoModel:
         return torch.cat(list(self.noisy(frames, size, torch.tensor([key]))), dim=1)
 
     def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
-        """Yield noisy latents (K, t, n, c) of a clip, piece by piece while its frames (H, W, 3) u8 arrive: K draws of
-        the posterior and of the noise, by keys (K,). Frames after the last 1 + 4k are ignored."""
+        """Yield noisy latents (K, t, n, c) of a clip piece by piece while its frames (H, W, 3) u8 arrive: K samples of
+        the posterior and the noise, by keys (K,). Frames after the last 1 + 4k are ignored."""
         stream, place, done, count = iter(frames), self.codec.begin(1), 0, 1
         while piece := list(islice(stream, count)):
             whole = len(piece) // FRAMES * FRAMES if done else 1
@@ -114,8 +115,8 @@ class VideoModel:
     def run(
         self, request: Request, show: Callable[[np.ndarray], None], on_frame: Callable[[Inverse], None] = lambda _: None
     ) -> None:
-        """Generate; `show` receives the frames (H, W, 3) u8 of the result one by one, `on_frame` the solutions of the
-        latent frames."""
+        """Generate; `show` receives the frames (H, W, 3) u8 of the result one by one, `on_frame` the decoding result of
+        each latent frame."""
         task, hidden = self.task(request)
         codec = self.codec.on_grid(task.grid)
         done, place = 0, codec.begin(1)
@@ -133,7 +134,7 @@ class VideoModel:
 
 @dataclass
 class GenerationProgress:
-    """A progress bar of latent frames, with sweeps per latent frame; it moves at every latent frame."""
+    """Progress bar over latent frames; it shows the number of sweeps per latent frame."""
 
     bar: tqdm
     frames: int = 0
@@ -150,8 +151,8 @@ class GenerationProgress:
 
 
 def generate(model: VideoModel, request: Request, out: Path) -> Path:
-    """Write a video (MP4), or a picture (PNG) of one frame; return its path. An existing file stays until the new one
-    is complete."""
+    """Write a video (MP4), or a picture (PNG) for one frame; return its path. An existing file is kept until the new
+    one is complete."""
     still = request.frames == 1
     out = out.with_suffix(".png" if still else ".mp4")
     fps = request.fps or model.config.fps

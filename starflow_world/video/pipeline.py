@@ -21,14 +21,15 @@ from starflow_world.flow import Flow, Inverse, Tables, sample_frames
 from starflow_world.flow.windows import denoise_spans
 
 QUEUE = 4
-"""Frames of the deep block that may wait for the steps after it."""
+"""Frames decoded by the deep block that may wait for the later steps."""
 
 
 @dataclass(frozen=True)
 class GenerationTask:
-    """Noise (B, T, n, c) of the new frames after text (B, L, w) and noisy latents (B, P, n, c) of given frames, if any.
+    """Inputs of a generation: noise (B, T, n, c) of new frames, text (B, L, w), noisy latents (B, P, n, c) of given
+    ones.
 
-    `guidance` > 0 needs a null text. `window`: latent frames that the deep block sees; `context`: those that it keeps
+    `guidance` > 0 needs a null text. `window`: latent frames in the context of the deep block; `context`: those kept
     when the window slides.
     """
 
@@ -45,7 +46,7 @@ class GenerationTask:
 
     @property
     def frames(self) -> int:
-        """Given and new frames, P + T."""
+        """Return the number of given and new frames, P + T."""
         return self.noise.shape[1] + (0 if self.given is None else self.given.shape[1])
 
 
@@ -55,8 +56,8 @@ def synthesize(
 ) -> None:
     """Run a task; `emit` receives clean latents (B, k, n, c) of all P + T frames, in order, as they are generated.
 
-    A flow without a denoiser emits noisy latents. `on_frame` receives the solution of each new frame. `threaded`: run
-    the steps after the deep block in a thread of their own (None: on a GPU only).
+    A flow without a denoiser emits noisy latents. `on_frame` receives the decoding result of each new frame.
+    `threaded`: run the steps after the deep block in a thread of their own (None: on a GPU only).
     """
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
@@ -73,7 +74,7 @@ def synthesize(
 
 
 class _AfterDeepBlock:
-    """The steps after the deep block, frame by frame in order; given frames are known as noisy latents."""
+    """The steps after the deep block, frame by frame in order; given frames enter as noisy latents."""
 
     def __init__(self, flow: Flow, task: GenerationTask, tables: Tables, emit: Callable[[Tensor], None]) -> None:
         self.flow, self.task, self.tables, self.emit = flow, task, tables, emit
@@ -86,7 +87,7 @@ class _AfterDeepBlock:
             ))
 
     def __call__(self, u: Tensor) -> None:
-        """Take one more frame u (B, n, c)."""
+        """Process one more frame u (B, n, c)."""
         with torch.no_grad(), self.flow.products():
             self.x.append(self.flow.shallow.inverse(u[:, None], self.tables)[0])
             while self.windows and self.windows[0][0].stop <= len(self.x):
@@ -97,7 +98,7 @@ class _AfterDeepBlock:
 
 
 class _Worker:
-    """Does work in order: immediately, or in a thread, which has a CUDA stream of its own on a GPU."""
+    """Runs work in order: immediately, or in a thread, which has its own CUDA stream on a GPU."""
 
     def __init__(self, device: torch.device, threaded: bool) -> None:
         self.pool = ThreadPoolExecutor(1) if threaded else None

@@ -1,4 +1,4 @@
-"""The video that is asked of a video model. Light to import: its fields are flags of `starflow-world generate`."""
+"""The request for a generated video. Light to import: its fields are flags of `starflow-world generate`."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from starflow_world.errors import ConfigError
 
 @dataclass(frozen=True)
 class Request:
-    """A video to make from text, and from an image or a video; ConfigError for what cannot be combined."""
+    """Request for a video from text, and from an image or a video. Raises ConfigError for conflicting fields."""
 
     prompt: str
     """Text that describes the video."""

@@ -23,7 +23,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Memory in bytes, bytes per second and dense bfloat16 operations per second, as the maker states them."""
+    """Specification of a GPU: memory in bytes, bytes per second, and dense bfloat16 operations per second."""
 
     memory: float
     bandwidth: float
@@ -40,14 +40,14 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Needs:
-    """Requirements of the flow of `config` for frames of `tokens` tokens."""
+    """Calculator of the requirements of the flow of `config` for frames of `tokens` tokens."""
 
     config: FlowConfig
     tokens: int
 
     @cached_property
     def weights(self) -> dict[str, list[tuple[int, torch.dtype]]]:
-        """Size and dtype of every tensor of each part: matrices in bfloat16; norms, start tokens, heads in float32."""
+        """Return sizes and dtypes of each part's tensors: matrices bfloat16; norms, start tokens, heads float32."""
         flow = _empty_flow(self.config)
         dtypes, parts = running_dtypes(flow, torch.bfloat16), dict[str, list[tuple[int, torch.dtype]]]()
         for name, tensor in flow.state_dict().items():
@@ -76,20 +76,20 @@ class Needs:
         return chunk * ((1 + guided) * per_token - guided * shared)
 
     def sweep_bytes(self, chunk: int, length: int, *, guided: bool) -> float:
-        """Return the bytes of weights, keys and values that such a pass reads."""
+        """Return the bytes of weights, keys and values that one pass of the deep block reads."""
         flow = self.config
         weights = self.weight_bytes()["deep"] - 2 * (flow.text_width + 1) * flow.deep_width
         return weights + (1 + guided) * (length + chunk) * 4 * flow.deep_layers * flow.deep_width
 
     def sweep_seconds(self, gpu: Gpu, chunk: int, length: int, *, guided: bool) -> float:
-        """Return the least time of such a pass."""
+        """Return the least time of such a pass, in seconds."""
         return max(
             self.sweep_bytes(chunk, length, guided=guided) / gpu.bandwidth,
             self.sweep_operations(chunk, length, guided=guided) / gpu.operations,
         )
 
     def deep_seconds(self, gpu: Gpu, frames: int, chunk: int, *, guided: bool) -> float:
-        """Return the least time of one sweep over each chunk of a window."""
+        """Return the least time, in seconds, of one sweep over each chunk of a window."""
         starts = [(t * self.tokens + k, min(chunk, self.tokens - k))
                   for t in range(frames) for k in range(0, self.tokens, chunk)]
         text = self.config.text_length
@@ -115,7 +115,7 @@ class Needs:
         return rows * chunk * (self.config.deep_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
 
     def denoiser_bytes(self, frames: int) -> float:
-        """Estimate the same for a window of the denoiser, whose mask is as large as its sequence squared."""
+        """Estimate the activations of the denoiser for a window; its mask is as large as its sequence squared."""
         text = self.config.text_length if self.config.denoiser_text else 0
         positions = text + frames * self.tokens
         return positions * (self.config.denoiser_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
@@ -251,7 +251,7 @@ def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
 
 def _median(work: Callable[[], object], device: str, repeats: int) -> float:
     seconds = []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first is a warm-up
         start = time.perf_counter()
         work()
         if torch.device(device).type == "cuda":

@@ -1,9 +1,10 @@
-"""The world: a pure function over an explicit state, and the only file that sees all parts.
+"""A learned world: a pure function over an explicit state.
 
-`step` imagines the next frame of every row, `observe` is told it; both end in the same commit and both return the exact
-log-probability of the (noisy) latent frame. What was imagined, when observed, gives the same state and the same nats.
+`step` samples the next frame of every row, `observe` conditions on a given one. Both return its exact log-probability;
+observing the latents of an imagined frame gives the same state and nats.
 
-Shapes: B rows, W window, n tokens per frame, c channels. actions[:, t] is the action that led to frames[:, t].
+Shapes: B rows, W frames in the window, n tokens per frame, c channels. actions[:, t] is the action that led to
+frames[:, t].
 """
 
 import difflib
@@ -36,7 +37,7 @@ Clip = Sequence[Any] | Tensor | None
 
 
 class World:
-    """A learned world: networks, their digest, and the start set it was shipped with."""
+    """A learned world: its networks, their digest, and the start frames that were saved with it."""
 
     def __init__(
         self, networks: Networks, world_id: str | None = None, starts: "Starts | None" = None,
@@ -53,14 +54,12 @@ class World:
     def load(
         path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None, compiled: bool = False
     ) -> "World":
-        """A world from a checkpoint folder, or a shipped one by its name. `dtype`: float64, float32, or bfloat16 for
-        products inside transformers, all else being float32 (flow/precision.py). None: bfloat16 where products of the
-        world's sizes are measured to be clearly faster in it (model/rates.py), else float32.
+        """Load a world from a checkpoint folder (also one that `convert` wrote), or a shipped world by name.
 
-        `compiled`: networks by torch.compile at their first call, for GPUs; as they were, with a warning, where that
-        fails (flow/compiled.py).
-
-        Also from the folder of a published video model that `convert` wrote, or a checkpoint of such a world."""
+        dtype: float64, float32, or bfloat16 for matrix products inside transformers and float32 elsewhere
+        (flow/precision.py). None: bfloat16 if it is measured to be clearly faster on this world's layers
+        (model/rates.py), else float32. compiled: run the networks through torch.compile, for GPUs; where that fails,
+        warn and run them uncompiled (flow/compiled.py)."""
         folder = find_world(path_or_name)
         networks, digest = load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
@@ -80,29 +79,29 @@ class World:
 
     @property
     def card(self) -> dict[str, Any]:
-        """The content of card.json: data and environment it was learned from, command, figures; {} without one."""
+        """Return the content of card.json (data, environment, command, figures); {} if there is no such file."""
         path = None if self.folder is None else self.folder / CARD
         values = read_json(path) if path is not None and is_file(path) else {}
         return values if isinstance(values, dict) else {}
 
     def decoded(self, decode: DecodeConfig) -> "World":
-        """The same world, decoded otherwise: another tolerance, sequentially (chunk 1), fewer sweeps."""
+        """Return this world with other decoding settings: tolerance, chunk size (1: sequential), sweep limit."""
         other = World(self.networks, self.world_id, self.starts, self.folder)
         other.dynamics.decode = decode
         return other
 
-    # ---- the verbs -----------------------------------------------------------------------------------------------
+    # ---- operations ----------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def start(
         self, frames: Any = None, actions: Clip = None, *, text: str | Sequence[str] = "",
         seed: int | Sequence[int] = 0, guidance: float | None = None,
     ) -> tuple[WorldState, Transition]:
-        """Begin B rows, from frames or from text alone.
+        """Start B rows from frames, or from text alone; return the state and the last transition.
 
-        frames (B, T, H, W, 3) u8: observed; one is an image, more are a clip, whose `actions` (B rows of T, the first
-        usually None) led to them. None: the first frame is imagined from the text, with `guidance` if above 0 (None: as
-        much as the config says). One text and seed for all rows or one each. Returns the state and the last transition.
+        frames (B, T, H, W, 3) u8: an image (T = 1) or a clip to condition on; `actions`: B rows of T, the first usually
+        None. Without frames, sample the first frame from the text, with guidance weight `guidance` (None: that of the
+        config). text, seed: one for all rows, or one per row.
         """
         frames = None if frames is None else self._check_frames(frames)
         rows = len(frames) if frames is not None else _count(text, seed)
@@ -129,11 +128,11 @@ class World:
     def step(
         self, state: WorldState, action: Any, *, noise: Tensor | None = None, reuse: bool = False
     ) -> tuple[WorldState, Transition]:
-        """Imagine the next frame of every row.
+        """Sample the next frame of every row.
 
-        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c): use
-        this z instead of the keyed one. reuse: the new state may take over the storage of the given state's cache;
-        the given state stays valid and rebuilds its cache when it is used again.
+        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c): used
+        instead of the keyed noise. reuse: the new state may overwrite the cache of the given state, which stays valid
+        and rebuilds its cache when it is used again.
         """
         flat = self.flatten(action, len(state))
         if noise is not None:
@@ -144,9 +143,9 @@ class World:
     def observe(
         self, state: WorldState, action: Any, frames: Any = None, *, latents: Tensor | None = None, reuse: bool = False
     ) -> tuple[WorldState, Transition]:
-        """Be told the next frame of every row: frames (B, H, W, 3) u8, or exactly these noisy latents (B, n, c).
+        """Condition every row on its next frame, given as frames (B, H, W, 3) u8 or as noisy latents (B, n, c).
 
-        Where the codec reads a stream: frames (B, F, H, W, 3) of the next latent frame, which follow given ones."""
+        With a stateful codec, frames are (B, F, H, W, 3): the F pixel frames of the next latent frame."""
         flat = self.flatten(action, len(state))
         shown = None
         if (frames is None) == (latents is None):
@@ -162,7 +161,7 @@ class World:
 
     @torch.inference_mode()
     def with_text(self, state: WorldState, text: str | Sequence[str]) -> WorldState:
-        """The state under another prompt from here on: the window is encoded anew under it."""
+        """Return the state with another text; its window is encoded again with that text."""
         texts = tuple(_texts(text, len(state)))
         return self.dynamics.rebuilt(replace(state, texts=texts, text=self.encode_text(texts), cache=None))
 
@@ -170,9 +169,10 @@ class World:
     def log_prob(
         self, frames: Any, actions: Clip = None, *, text: str | Sequence[str] = "", seed: int = 0
     ) -> Tensor:
-        """Nats per latent frame (B, T) of clips (B, T, H, W, 3), teacher-forced in parallel.
+        """Return the nats per latent frame (B, T) of clips (B, T, H, W, 3), computed in parallel by teacher forcing.
 
-        Equal to what `start` and `observe` return frame by frame: clips longer than the window are cut where it slides.
+        Equals the nats of `start` and `observe`, frame by frame; clips longer than the window are split where it
+        slides.
         """
         frames = self._check_frames(frames)
         rows, count = len(frames), self.dynamics.frames.count(frames.shape[1])
@@ -190,7 +190,7 @@ class World:
         return torch.cat(parts, dim=1)
 
     def _read_next(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
-        """Noisy latents (B, n, c) of the next frame of every row, and the state whose codec has read it."""
+        """Encode the next frames of every row; return the state with new codec streams, and noisy latents (B, n, c)."""
         self.dynamics.check(state)
         counts = {self.dynamics.frames.frames_at(step) for step in state.step.tolist()}
         if len(frames) != len(state) or counts != {frames.shape[1]}:
@@ -202,7 +202,7 @@ class World:
     # ---- inputs --------------------------------------------------------------------------------------------------
 
     def flatten(self, action: Any, rows: int | None = None) -> Tensor:
-        """Actions as (B, 1 + flat); ActionError for what is not in the action space."""
+        """Flatten actions to (B, 1 + flat). Raises ActionError for an action outside the action space."""
         size = self.networks.action.project.in_features
         if isinstance(action, Tensor) and action.is_floating_point():
             flat = action
@@ -257,12 +257,12 @@ class Starts:
         return len(self.frames)
 
     def places(self, text: str | None) -> list[int]:
-        """Indices of the starts with this text; of all for None."""
+        """Return the indices of the starts with this text; None: all indices."""
         return [index for index, own in enumerate(self.texts) if text in (None, own)]
 
 
 def find_world(path_or_name: str | Path) -> Path:
-    """The folder of a world, given that folder or the name of a shipped world."""
+    """Return the folder of a world, given that folder or the name of a shipped world."""
     try:
         if Path(path_or_name).is_dir():
             return Path(path_or_name)
@@ -279,7 +279,7 @@ def find_world(path_or_name: str | Path) -> Path:
 
 
 def _tensor(frames: Any) -> Tensor:
-    """A copy as a tensor: what is returned must not change with what was given."""
+    """Return a copy of the frames as a tensor, so that later writes to the input do not change a state."""
     try:
         return frames.clone() if isinstance(frames, Tensor) else torch.from_numpy(np.array(frames))
     except (TypeError, ValueError):
@@ -287,7 +287,7 @@ def _tensor(frames: Any) -> Tensor:
 
 
 def _items(many: Any) -> list[Any]:
-    """The elements of a list, tuple or array; none of anything else."""
+    """Return the elements of a list, tuple or array as a list; [] for any other value."""
     plural = hasattr(many, "__len__") and not isinstance(many, str | bytes | dict) and getattr(many, "ndim", 1) > 0
     return list(many) if plural else []
 
@@ -304,7 +304,7 @@ def _texts(text: str | Sequence[str], rows: int) -> list[str]:
 
 
 def _keys(seed: int | Sequence[int], rows: int) -> list[int]:
-    """Noise keys of rows: of seed, seed + 1, ... or of one seed each."""
+    """Return a noise key for each row: seed, seed + 1, ... for a single seed, else the given seeds."""
     seeds = [seed + row for row in range(rows)] if isinstance(seed, int | np.integer) else _items(seed)
     if len(seeds) != rows or not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
         raise DataError(f"seed: expected a number >= 0, or one for each of {rows} rows, found {seed!r:.80}")

@@ -1,9 +1,9 @@
-"""Same luck, other choices: the noise of what really happened, and what it makes of other actions.
+"""Counterfactual replay: recover the noise of observed frames and step the world with it under other actions.
 
-The flow is invertible, so a frame that was observed has exactly one noise z that makes the world imagine it behind what
-came before. `trace` keeps that noise; `replay` imagines the trajectory again under any actions with it.
+The flow is invertible: for each observed frame there is exactly one noise z from which the world samples this frame
+given its history. `trace` recovers that noise, `replay` steps the world with it under any actions.
 
-Shapes: N rows (alternatives), T steps behind the first frame, n tokens per frame, c channels.
+Shapes: N rows (alternatives), T steps after the first frame, n tokens per frame, c channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from starflow_world.world import World
 from starflow_world.world.state import Transition, WorldState
 
 TOLERANCE = 1e-5
-"""Of decoding, in noise units: what a frame is off by stays in the context of all later ones."""
+"""Decoding tolerance of a replay, in noise units. The error of a frame stays in the context of all later frames."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Traced:
-    """What really happened (one row): the world's state behind the first frame, and the steps that followed."""
+    """An observed episode (one row): the world's state after its first frame, and its steps."""
 
     start: WorldState
     steps: Steps
@@ -46,10 +46,10 @@ class Traced:
 
 @torch.inference_mode()
 def trace(world: World, frames: np.ndarray, actions: Tensor, *, text: str = "", seed: int = 0) -> Traced:
-    """Observe frames (1 + T, H, W, 3) u8, to which actions (1 + T, 1 + flat) led, and keep the noise of each step.
+    """Recover the noise of each step of an episode: frames (1 + T, H, W, 3) u8, actions (1 + T, 1 + flat).
 
-    The first action is the one before the first frame: absent (all zero) where an episode begins. The frames of the
-    steps are those that the world decodes from the noisy latents, to be compared with imagined ones.
+    actions[t] led to frames[t]; actions[0] is all zeros if an episode begins there. The returned frames are decoded
+    from the noisy latents, so that they can be compared with imagined frames.
     """
     if len(frames) < 2:
         raise DataError(f"frames: expected a first frame and at least one that follows it, found {len(frames)}")
@@ -65,10 +65,10 @@ def trace(world: World, frames: np.ndarray, actions: Tensor, *, text: str = "", 
 def replay(
     world: World, traced: Traced, choose: Callable[[int, WorldState], Sequence[Any] | Tensor], *, rows: int = 1
 ) -> Steps:
-    """Imagine the trajectory again in `rows` rows with its own noise; choose(t, state) gives the actions of step t < T,
-    one per row or (rows, 1 + flat).
+    """Step `rows` rows with the noise of an observed episode; choose(t, state) returns the actions of step t < T, one
+    per row or (rows, 1 + flat).
 
-    With the actions that were really taken it gives the latents that were really observed, up to TOLERANCE.
+    Under the original actions the latents equal the observed ones up to TOLERANCE.
     """
     exact = world.decoded(replace(world.dynamics.decode, tolerance=TOLERANCE))
     state, found, taken = traced.start[[0] * rows], [], []
@@ -93,15 +93,15 @@ def _joined(found: Sequence[Transition], actions: Tensor) -> Steps:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How well a replay gives back what was observed: the largest difference of latents in units of the noise level,
-    and the share of pixels within one grey level."""
+    """Reconstruction error of a replay: the largest difference of latents in units of the noise level, and the share of
+    pixels within one grey level."""
 
     latents: float
     pixels: float
 
 
 def fidelity(world: World, happened: Steps, again: Steps) -> Fidelity:
-    """Of a replay under the actions that were really taken (both one row)."""
+    """Compare an observed episode with its replay under the original actions (one row each)."""
     apart = (happened.latents - again.latents).abs().max() / world.config.noise_level
     shown = happened.frames.int() - again.frames.int()
     return Fidelity(float(apart), float((shown.abs() <= 1).all(-1).float().mean()))

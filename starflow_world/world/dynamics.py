@@ -1,7 +1,7 @@
-"""Transitions of world states: imagine or observe a frame, then one common commit; slides; rebuilt caches.
+"""Transitions of world states: sample or observe a frame, then commit it; window slides; cache rebuilds.
 
-The emitted tokens are exactly those whose keys are in the cache, and the means and scales of the pass that wrote them
-give their exact log-probability. The result of a row depends on no other row.
+The returned tokens are exactly those whose keys are in the cache; the means and scales of the pass that wrote these
+keys give their exact log-probability. The result of a row depends on no other row.
 
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
@@ -23,7 +23,7 @@ from starflow_world.world.frames import FrameCoder
 from starflow_world.world.state import Transition, WorldState
 
 PROMPT_BYTES = 64 << 20
-"""Most memory for cached keys of texts."""
+"""Limit on the memory for cached keys of texts, in bytes."""
 SLIDES_AT_ONCE = 4
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,7 +42,7 @@ def running(method: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concat
 
 @dataclass(frozen=True)
 class NextFrame:
-    """The next frame of B rows: its past, its encoded action (B, 1, d) and its map.
+    """Inputs for sampling the next frame of B rows: history, encoded action (B, 1, d), and map from u to the frame.
 
     before (B, 1, c): the token that precedes the frame in the deep block.
     """
@@ -54,7 +54,7 @@ class NextFrame:
 
 
 class Dynamics:
-    """The transitions of one world's states."""
+    """Transition functions of one world: each maps a state to the next state and a Transition."""
 
     def __init__(self, networks: Networks, world_id: str) -> None:
         self.networks, self.config, self.frames = networks, networks.config, FrameCoder(networks)
@@ -67,16 +67,16 @@ class Dynamics:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         return self.networks.flow.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of latents, tokens and nats."""
+        """Return the dtype of latents, tokens and nats."""
         return self.networks.flow.dtype
 
     def field_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the canonical fields of a state after the row axis."""
+        """Return the shapes of the canonical fields of a state, without the row axis."""
         n, c, window = self.tokens, self.config.channels, self.config.window
         carried, flat = self.networks.flow.carry.numbers, self.networks.action.project.in_features
         return {
@@ -120,7 +120,7 @@ class Dynamics:
     @torch.inference_mode()
     @running
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
-        """Return rows before their first frame, with these texts and noise keys."""
+        """Return the state of rows before their first frame, with these texts and noise keys."""
         rows, shapes = len(texts), self.field_shapes()
         names, like = ("tokens", "latents", "carried", "actions"), self.networks.flow.deep.start
         tokens, latents, carried, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
@@ -131,8 +131,7 @@ class Dynamics:
         )
 
     def _start_cache(self, texts: Sequence[str]) -> KVCache:
-        """Return a cache that holds the text of each row; with guidance a second half of layers holds the empty text.
-        """
+        """Return a cache with the text of each row; with guidance, as many further layers hold the empty text."""
         texts = (*texts, *([""] * len(texts) if self.guidance else ()))
         cache = self.networks.flow.deep.empty_cache(len(texts), self.text_length + self.tables.video.shape[1])
         if self.networks.text is not None:
@@ -142,7 +141,7 @@ class Dynamics:
 
     @running
     def own(self, state: WorldState, *, reuse: bool) -> WorldState:
-        """Return the state with an unshared cache and room for a frame in every row. Raises StateError."""
+        """Return the state with an unshared cache that has room for one more frame in every row. Raises StateError."""
         self.check(state)
         cache = state.take_cache() if reuse else state.cache
         state = self.rebuilt(state) if cache is None else replace(state, cache=cache if reuse else cache.clone())
@@ -159,7 +158,7 @@ class Dynamics:
 
     @running
     def rebuilt(self, state: WorldState) -> WorldState:
-        """Return the state with a cache made from its canonical fields, row by row."""
+        """Return the state with its cache recomputed from the canonical fields, row by row."""
         caches = []
         for row in range(len(state)):
             one, count = slice(row, row + 1), int(state.length[row])
@@ -172,10 +171,10 @@ class Dynamics:
         return replace(state, cache=KVCache.stack(caches))
 
     def slide(self, state: WorldState, rows: Tensor) -> WorldState:
-        """Keep the last `context` frames of the given rows and encode them as the beginning of a window.
+        """Keep the last `context` frames of the given rows and encode them again at the start of a window.
 
-        Rows are encoded in groups of one size, padded by repetition: the bits of a row do not depend on which other
-        rows slide.
+        Rows are encoded in groups of fixed size, padded by repetition, so that the bits of a row do not depend on which
+        other rows slide.
         """
         keep, window, cache, flow = self.config.context, self.config.window, state.cache, self.networks.flow
         assert cache is not None
@@ -193,7 +192,7 @@ class Dynamics:
         return replace(state, tokens=tokens, carried=carried, actions=actions, length=length, cache=cache)
 
     def _encode(self, cache: KVCache, u: Tensor, x: Tensor, carried: Tensor, actions: Tensor) -> KVCache:
-        """Commit frames u (B, T, n, c) at the start of a window; x: their noisy latents, if the motion reads them."""
+        """Encode frames u (B, T, n, c) at the start of a window; x: their noisy latents, if the motion reads them."""
         flow = self.networks.flow
         added = flow.map_clip(x, self.networks.action(actions), self.tables, carried).added
         written = cache.unfolded() if self.guidance else cache
@@ -204,7 +203,7 @@ class Dynamics:
 
     @running
     def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
-        """Sample the next frame of an owned state; flat (B, 1 + flat), noise (B, n, c) or None for the keyed noise."""
+        """Sample the next frame of a state from `own`; flat (B, 1 + flat), noise (B, n, c); None: keyed noise."""
         flow = self.networks.flow
         noise = self.prior(state) if noise is None else noise.to(self.device, self.dtype)
         coming = self.next_frame(state, flat)
@@ -216,7 +215,7 @@ class Dynamics:
 
     @running
     def imagine_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
-        """Sample the first frame of empty rows by diffusion, or guided away from the empty text.
+        """Sample the first frame of empty rows by diffusion, or by the flow with classifier-free guidance.
 
         The nats are those of the unguided flow.
         """
@@ -248,7 +247,7 @@ class Dynamics:
     def observe(
         self, state: WorldState, flat: Tensor, x: Tensor, frames: Tensor | None
     ) -> tuple[WorldState, Transition]:
-        """Condition an owned state with room on T frames of noisy latents x (B, T, n, c); flat (B, T, 1 + flat).
+        """Condition a state from `own` on T frames of noisy latents x (B, T, n, c); flat (B, T, 1 + flat).
 
         T > 1 only for empty rows. The transition shows the last of `frames`, if given, instead of decoded frames.
         """
@@ -299,7 +298,7 @@ class Dynamics:
         self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, carried: Tensor, logdet: Tensor, affine: Affine,
         solved: Inverse | None, frames: Tensor | None = None,
     ) -> tuple[WorldState, Transition]:
-        """Append T frames to a state; every transition ends here.
+        """Append T frames to a state and return the transition; used for sampled and observed frames.
 
         u, x, logdet (B, T, n, c); carried (B, T, K): after each frame; affine: the deep block's prediction of u.
         """
@@ -329,7 +328,7 @@ class Dynamics:
         )
 
     def _outcome(self, state: WorldState, hidden: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the expected reward, p(end) and the end that is drawn or thresholded, (B,) each."""
+        """Return expected reward, p(end), and the end flag (sampled or thresholded, see config), (B,) each."""
         head = self.networks.outcome
         if head is None:
             none = self.config.reward == "none"

@@ -1,9 +1,9 @@
-"""Frames of a world to noisy latents, and back.
+"""Conversion of frames to noisy latents and back.
 
-Most codecs encode one frame at a time. A stateful codec encodes several frames as one latent frame, and its memory of a
-row, the stream, is part of the state of that row.
+Most codecs encode each frame independently. A stateful codec encodes several frames as one latent frame, and its memory
+of a row, the stream, is part of the state of that row.
 
-Shapes: B rows, T latent frames, F frames, n tokens per latent frame, c channels.
+Shapes: B rows, T latent frames, F pixel frames, n tokens per latent frame, c channels.
 """
 
 from dataclasses import replace
@@ -28,26 +28,26 @@ class FrameCoder:
 
     @property
     def look_back(self) -> int:
-        """Number of noisy latent frames before the present one that the denoiser reads."""
+        """Return the number of noisy latent frames before the current one that the denoiser reads."""
         denoiser = self.networks.flow.denoiser
         return 0 if denoiser is None else min(denoiser.memory, self.config.window - 1)
 
     @property
     def memory(self) -> int:
-        """Number W' of noisy latent frames in a state: those that the denoiser or the motion reads."""
+        """Return the number W' of noisy latent frames kept in a state, for the denoiser and the motion network."""
         return self.config.window if self.networks.flow.motion.looks_back else self.look_back
 
     def noisy(self, frames: Tensor, keys: Tensor, first: Tensor) -> Tensor:
-        """Encode videos (B, F, H, W, 3) from their beginning, of steps first (B,), first + 1, ..., as noisy latents.
+        """Encode videos (B, F, H, W, 3) from their first frame, and add keyed noise; return noisy latents (B, T, n, c).
 
-        The latents are (B, T, n, c).
+        first (B,): world step of the first latent frame; key and step determine the noise.
         """
         return self._noisy(frames, keys, first, self.networks.codec.begin(len(frames)))[0]
 
     def read(self, state: WorldState, frames: Tensor) -> tuple[WorldState, Tensor]:
-        """Encode the next frames (B, F, H, W, 3) of every row; return the state whose codec has read them, and latents.
+        """Encode the next frames (B, F, H, W, 3) of every row, and add keyed noise.
 
-        The noisy latents are (B, T, n, c).
+        Return the state with updated codec streams, and the noisy latents (B, T, n, c).
         """
         x, streams = self._noisy(frames, state.key, state.step, state.streams)
         return replace(state, streams=streams), x
@@ -59,23 +59,23 @@ class FrameCoder:
         return latents + self.config.noise_level * noise.to(latents), streams
 
     def count(self, frames: int) -> int:
-        """Return the number of latent frames of a clip of so many frames. Raises DataError."""
+        """Return the number of latent frames of a clip of `frames` pixel frames. Raises DataError."""
         each = self.networks.codec.frames_per_latent
         if (frames - 1) % each:
             raise DataError(f"frames: expected 1 + {each}k, as every latent frame but the first has, found {frames}")
         return 1 + (frames - 1) // each
 
     def frames_at(self, step: int) -> int:
-        """Return the number of frames of the latent frame after `step` others."""
+        """Return the number of pixel frames of the latent frame that follows `step` earlier ones."""
         return self.networks.codec.frames_per_latent if step else 1
 
     def frames_of(self, count: int) -> int:
-        """Return the number of frames of the first `count` latent frames of a clip."""
+        """Return the number of pixel frames of the first `count` latent frames of a clip."""
         return 1 + self.networks.codec.frames_per_latent * (count - 1)
 
     @torch.inference_mode()
     def picture(self, state: WorldState) -> Tensor:
-        """Return the newest frame of each row, (B, 1, H, W, 3) u8, decoded from latents or the last of a stream."""
+        """Return the last pixel frame of each row, (B, 1, H, W, 3) u8, decoded from latents or kept in its stream."""
         if self.networks.codec.stateful:
             return torch.stack([stream.shown[-1:] for stream in state.streams if stream and stream.shown is not None])
         latents = state.latents
@@ -87,7 +87,7 @@ class FrameCoder:
     def shown(
         self, state: WorldState, seen: Tensor, count: int, given: Tensor | None
     ) -> tuple[WorldState, Tensor]:
-        """Return the state whose codec has decoded the last latent frame, and its pixel frames (B, F, H, W, 3) u8.
+        """Decode the last latent frame; return the state with updated codec streams, and frames (B, F, H, W, 3) u8.
 
         `given` frames are returned instead of decoded ones. `seen` (B, T, n, c): noisy latents, the last `count` new.
         """
@@ -99,7 +99,7 @@ class FrameCoder:
         return replace(state, streams=streams), frames if given is None else given[:, -frames.shape[1] :]
 
     def newest(self, state: WorldState, seen: Tensor) -> Tensor:
-        """Denoise and decode the last of the noisy latents `seen` (B, T, n, c), (B, 1, H, W, 3) u8."""
+        """Denoise and decode the last of the noisy latents `seen` (B, T, n, c) to frames (B, 1, H, W, 3) u8."""
         latents = seen[:, -self.look_back - 1 :]
         age = torch.arange(latents.shape[1] - 1, -1, -1)
         valid = (age < state.step[:, None]).to(latents.device)
@@ -107,9 +107,9 @@ class FrameCoder:
         return self.networks.codec.decode(latents[:, -1:])[0]
 
     def _clean(self, state: WorldState, seen: Tensor, count: int) -> Tensor:
-        """Denoise the last `count` latent frames (B, count, n, c), each row as a clip of its own that ends there.
+        """Denoise the last `count` latent frames of each row, (B, count, n, c), as the end of a clip of its own.
 
-        A denoiser that reads text depends on the positions of frames; they begin at 0.
+        The output of a denoiser that reads text depends on frame positions; they start at 0 in each of these clips.
         """
         flow, clean = self.networks.flow, []
         for row, step in enumerate(state.step.tolist()):

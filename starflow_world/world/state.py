@@ -1,7 +1,7 @@
-"""The state of a world: a value. Every field has a leading row axis B; methods return new values.
+"""The state of a world: an immutable value whose fields have a leading row axis B; methods return new states.
 
-`tokens`, `latents`, `carried`, `actions`, `text` (with its strings), `length`, `step` and `key` are canonical; `cache`
-is derived from them and can be left out of a snapshot, or be given away (`take_cache`): the world then rebuilds it.
+`tokens`, `latents`, `carried`, `actions`, `text` (encoded from `texts`), `length`, `step` and `key` are canonical.
+`cache` is derived from them: a snapshot may omit it, `take_cache` removes it, and the world rebuilds it when needed.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ TENSORS = ("tokens", "latents", "carried", "actions", "length", "step", "key")
 
 
 class Home(Protocol):
-    """What a snapshot is checked against: a World."""
+    """The part of a World that is needed to check and load a snapshot."""
 
     @property
     def world_id(self) -> str:
-        """Digest of the checkpoint."""
+        """Return the digest of the checkpoint."""
 
     @property
     def networks(self) -> Networks:
-        """All its parts."""
+        """Return the networks of the world."""
 
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> "WorldState":
-        """Rows before their first frame."""
+        """Return the state of rows before their first frame."""
 
 
 @dataclass(frozen=True)
 class WorldState:
-    """B rows, each an independent world.
+    """State of B independent rows.
 
-    tokens (B, W, n, c) f32: u of the frames in the window; latents (B, W', n, c): the newest noisy latents, which the
-    denoiser looks back on and a motion follows; carried (B, W, K): what is carried behind the frames in the window
-    (K = 0 for a flow without); actions (B, W, 1 + flat); text (B, L, d) or None, with `texts`; length (B,): valid
-    frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of the
-    window, or None; streams (B): what a stateful codec remembers of each row, None for other codecs.
+    tokens (B, W, n, c) f32: deep-block tokens u of the frames in the window; latents (B, W', n, c): the last noisy
+    latents, read by the denoiser and the motion network; carried (B, W, K): carry vectors after each frame of the
+    window (K = 0 without a carry network); actions (B, W, 1 + flat); text (B, L, d): encoded `texts`, or None; length
+    (B,): frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of
+    the window, or None; streams (B): memory of a stateful codec for each row, None for other codecs.
     """
 
     tokens: Tensor
@@ -69,7 +69,7 @@ class WorldState:
         return len(self.length)
 
     def __getitem__(self, rows: int | Sequence[int] | Tensor) -> "WorldState":
-        """The given rows, copied: state[2], state[[0, 0, 0]] (three branches), state[mask]."""
+        """Return copies of the given rows: state[2], state[[0, 0, 0]] (three branches), state[mask]."""
         try:
             index = torch.as_tensor(rows)
         except (TypeError, ValueError, RuntimeError):
@@ -90,7 +90,7 @@ class WorldState:
 
     @staticmethod
     def stack(states: "Sequence[WorldState]") -> "WorldState":
-        """The rows of several states of one world as one state."""
+        """Return one state with the rows of several states of the same world."""
         if not states or len({state.world_id for state in states}) > 1:
             raise StateError("stack: expected one or more states of one world, found none or several worlds")
         first = states[0]
@@ -105,7 +105,7 @@ class WorldState:
         )
 
     def clone(self) -> "WorldState":
-        """A copy that shares no storage that is ever written to."""
+        """Return a copy that shares no storage that any method overwrites."""
         fields = {name: getattr(self, name).clone() for name in TENSORS}
         return replace(
             self, **fields, text=None if self.text is None else self.text.clone(),
@@ -113,14 +113,14 @@ class WorldState:
         )
 
     def with_keys(self, keys: Sequence[int] | Tensor) -> "WorldState":
-        """The same rows with other noise keys, (B,): other futures from here on."""
+        """Return the same rows with other noise keys (B,), so that later samples differ."""
         key = torch.tensor([int(key) for key in keys], dtype=torch.int64)
         if key.shape != self.key.shape or bool((key < 0).any()):
             raise StateError(f"keys: expected {len(self)} integers >= 0, found {keys!r:.80}")
         return replace(self.clone(), key=key)
 
     def replace_rows(self, rows: Tensor, other: "WorldState") -> "WorldState":
-        """The state in which `rows` are replaced by the rows of `other`."""
+        """Return the state with `rows` replaced by the rows of `other`."""
         index = torch.arange(len(self))
         if len(index[rows]) != len(other):
             raise StateError(f"rows: expected one row for each of {len(index[rows])}, found {len(other)}")
@@ -128,13 +128,13 @@ class WorldState:
         return WorldState.stack([self, other])[index]
 
     def take_cache(self) -> KVCache | None:
-        """Give the cache away: its storage may be written by the taker, and this state goes on without one."""
+        """Return the cache and drop it from this state; the caller may overwrite its storage."""
         cache = self.cache
         object.__setattr__(self, "cache", None)
         return cache
 
     def digest(self) -> str:
-        """SHA-256 over all fields, valid cache positions included."""
+        """Return the SHA-256 of all fields, valid cache positions included."""
         found = hashlib.sha256(repr((self.texts, self.world_id)).encode())
         parts = [getattr(self, name) for name in (*TENSORS, "text")]
         remembered, seen = pack_streams(self.streams)
@@ -151,10 +151,11 @@ class WorldState:
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def save(self, path: Path | str, *, exact: bool = True) -> None:
-        """Write a snapshot. Exact: with the cache, resumes bit-identically on the same software, device and width.
+        """Write a snapshot. exact=True keeps the cache: it resumes bit-identically on the same software, device and
+        batch size.
 
-        Compact (exact=False, and a state that gave its cache away): canonical fields only, some hundred times smaller;
-        the cache is rebuilt when needed.
+        With exact=False, or after `take_cache`, only canonical fields are written (about 100 times smaller); the cache
+        is rebuilt when needed.
         """
         found = _tensors(self)
         kept = {name: tensor for name, tensor in found.items() if exact or name in TENSORS}
@@ -166,7 +167,7 @@ class WorldState:
 
     @staticmethod
     def load(path: Path | str, world: Home) -> "WorldState":
-        """Read a snapshot of `world`; StateError names what does not fit."""
+        """Read a snapshot of `world`. Raises StateError that names the field which does not fit."""
         tensors, metadata = read_tensors(path, StateError, sealed=True)
         texts = _check_metadata(path, metadata, world.world_id)
         if "length" not in tensors or tensors["length"].shape != (len(texts),):
@@ -186,7 +187,7 @@ class WorldState:
 
 
 def _tensors(state: WorldState) -> dict[str, Tensor]:
-    """All that a state holds."""
+    """Return all tensors of a state by name, those of the cache included."""
     tensors = {name: getattr(state, name) for name in (*TENSORS, "text")}
     if state.cache is not None:
         tensors |= {f"cache.{name}": tensor for name, tensor in state.cache.stored().items()}
@@ -195,11 +196,12 @@ def _tensors(state: WorldState) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Transition:
-    """What happened to each of B rows in one step.
+    """Result of one step of B rows.
 
-    frames (B, F, H, W, 3) u8; latents (B, n, c): noisy; noise (B, n, c): z; reward, end_probability (B,) float, NaN
-    without an outcome head; end (B,) bool; nats (B,): log-probability of the noisy latents given all before, and
-    token_nats (B, n); sweeps (B,): deep Jacobi sweeps (0 when observed); residual (B,) in noise units; converged (B,).
+    frames (B, F, H, W, 3) u8; latents (B, n, c): noisy; noise (B, n, c): z; reward, end_probability (B,): NaN without
+    an outcome head; end (B,) bool; nats (B,): log-probability of the noisy latents given the history; token_nats (B,
+    n): the same per token; sweeps (B,): Jacobi sweeps of the deep block (0 if observed); residual (B,): in noise units;
+    converged (B,) bool.
     """
 
     frames: Tensor
@@ -231,7 +233,7 @@ def _check_metadata(path: Path | str, metadata: dict[str, str], world_id: str) -
 
 
 def _streams(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str], world: Home) -> Streams:
-    """What the world's codec remembers of each row, taken out of the tensors."""
+    """Remove the codec streams from `tensors` and return one per row. Raises StateError."""
     kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith("streams.")}
     try:
         seen = json.loads(metadata.get("streams", "null"))
@@ -241,7 +243,7 @@ def _streams(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, s
 
 
 def _check_tensors(path: Path | str, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Names, shapes and kinds; the cache is whole or not there."""
+    """Raise StateError unless names, shapes and dtypes fit `expected` and the cache is complete or absent."""
     cached = {f"cache.{name}" for name in CACHE}
     needed = set(TENSORS) | (cached if cached & set(tensors) else set())
     for name in sorted(needed | set(tensors)):

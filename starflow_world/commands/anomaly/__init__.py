@@ -1,8 +1,8 @@
-"""The verb anomaly-bench: how well a world's scores find anomalies in real environments, beside simple detectors.
+"""The verb anomaly-bench: how well a world's scores detect anomalies in real environments, compared with baselines.
 
 Real environments play twin runs with a label for every frame (twins.py, babyai.py, cartpole.py); a scorer and the
-baselines are fitted on nominal episodes and score all others (run.py); figures.py summarises; report.py and pictures.py
-write one report of all parts.
+baselines are fitted on nominal episodes and score all others (run.py); figures.py computes the figures; report.py and
+pictures.py write one report of all parts.
 """
 
 from collections.abc import Mapping

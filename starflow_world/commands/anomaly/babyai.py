@@ -1,8 +1,8 @@
 """The BabyAI part of the benchmark: ten kinds of anomalies in BabyAI-GoToLocal, played in the real environment.
 
-A copy of the simulator, taken before each action, is the nominal twin. Without pixel noise the oracle is the twin's
-frame: a frame is anomalous iff it differs. "Frozen" and "time reversed" act on the simulator (it stands still, or
-returns through its own states), so a frozen frame is positive exactly where the action should have changed it.
+The nominal twin is a copy of the simulator, made before each action. Without pixel noise the oracle is the twin's
+frame: a frame is anomalous iff it differs. "Frozen" and "time reversed" change the simulator (it stands still, or
+returns to its past states), so a frozen frame is positive exactly where the action should have changed it.
 """
 
 import copy
@@ -26,22 +26,22 @@ from starflow_world.commands.anomaly.twins import SHIFT, Scenario, TwinStep
 from starflow_world.io.reports import Goal
 
 OFTEN = 0.2
-"""Probability that a one-off fault acts on a frame after it was switched on."""
+"""Probability, per frame, that a one-off fault acts after it was switched on."""
 BACKWARDS = 12
-"""Frames during which time runs backwards."""
+"""Number of frames during which time runs backwards."""
 HANDS = (1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 1.0)
-"""Weights of the actions of a policy that mostly picks up, drops and toggles."""
+"""Action weights of a policy that mostly picks up, drops and toggles objects."""
 TILE = 8
 REDRAWN = 30
-"""Draws of another action before one that would end the episode is taken."""
+"""Number of times that an action which would end the episode is resampled before it is taken."""
 SIMPLE = ("frozen frames", "blank frames")
-"""Kinds whose frames are so simple that a likelihood alone could rate them as normal."""
+"""Kinds with such simple frames that a likelihood alone could rate them as normal."""
 CONSTANT = ("observation_space", "action_space", "spec", "actions", "_np_random", "room_grid")
 
 
 @dataclass(frozen=True)
 class BabyAI(Scenario):
-    """BabyAI-GoToLocal under the policy of the world's data, kept from ending its episodes."""
+    """BabyAI-GoToLocal under the policy that recorded the world's data, without actions that end the episode."""
 
     frames: int = 48
     name: str = "babyai"
@@ -80,7 +80,7 @@ class BabyAI(Scenario):
 
 
 class BabyAIRun:
-    """One episode. `world` is the bare simulator; faults change it in place, since policies refer to it."""
+    """One episode. `world` is the bare simulator; faults change it in place, because policies refer to it."""
 
     over = False  # the caller ends the episode
 
@@ -123,7 +123,7 @@ class BabyAIRun:
         return TwinStep(frame, nominal, recorded, float(differs), float(differs))
 
     def choose(self) -> tuple[int, Any]:
-        """Return the policy's action, drawn again if it would end the episode, and the copy that has played it."""
+        """Return the policy's action, resampled if it would end the episode, and the copy that executed it."""
         action, twin, tries = int(self.policy(self.observation)), self.fork(self.world), 0
         while twin.step(action)[2] and tries < REDRAWN:
             action, twin, tries = int(self.redraw(self.observation)), self.fork(self.world), tries + 1
@@ -140,12 +140,12 @@ class BabyAIRun:
         self.observation = self.world.gen_obs()
 
     def play(self, action: int) -> int:
-        """Take the nominal step and return the action."""
+        """Execute the action without fault and return it."""
         self.observation = self.world.step(action)[0]
         return action
 
     def due(self) -> bool:
-        """Return whether a one-off fault acts now: always before it changed a frame, then with probability OFTEN."""
+        """Return whether a one-off fault acts now: always until it has changed a frame, then with probability OFTEN."""
         return not self.acted or bool(self.rng.random() < OFTEN)
 
     def cells(self) -> list[tuple[int, int]]:
@@ -153,16 +153,16 @@ class BabyAIRun:
         return [(x, y) for x in range(self.world.width) for y in range(self.world.height)]
 
     def empty(self) -> list[tuple[int, int]]:
-        """Return the cells without object or agent."""
+        """Return the cells (x, y) without object or agent."""
         here = tuple(int(c) for c in self.world.agent_pos)
         return [cell for cell in self.cells() if self.world.grid.get(*cell) is None and cell != here]
 
     def things(self) -> list[tuple[int, int]]:
-        """Return the cells with objects."""
+        """Return the cells (x, y) with objects."""
         return [cell for cell in self.cells() if getattr(self.world.grid.get(*cell), "type", None) in KINDS]
 
     def pick(self, cells: list[Any]) -> Any:
-        """Draw a random item."""
+        """Return a random item."""
         return cells[int(self.rng.integers(len(cells)))]
 
 
@@ -181,13 +181,13 @@ def constant_parts(world: Any) -> dict[int, Any]:
 
 
 def wrong_action(run: BabyAIRun, action: int) -> int:
-    """Another action is executed than the one recorded."""
+    """Execute another action than the recorded one."""
     run.play(run.pick([other for other in range(7) if other != action]) if run.due() else action)
     return action
 
 
 def teleport(run: BabyAIRun, action: int) -> int:
-    """The agent moves to an empty cell."""
+    """Move the agent to an empty cell."""
     run.play(action)
     if run.due():
         run.world.agent_pos = run.pick(run.empty())
@@ -195,7 +195,7 @@ def teleport(run: BabyAIRun, action: int) -> int:
 
 
 def vanish(run: BabyAIRun, action: int) -> int:
-    """An object vanishes."""
+    """Remove an object."""
     run.play(action)
     if run.due() and run.things():
         run.world.grid.set(*run.pick(run.things()), None)
@@ -203,7 +203,7 @@ def vanish(run: BabyAIRun, action: int) -> int:
 
 
 def appear(run: BabyAIRun, action: int) -> int:
-    """A new object appears."""
+    """Add a new object."""
     from minigrid.core.constants import COLOR_NAMES
     from minigrid.core.world_object import Ball, Box, Key
 
@@ -216,7 +216,7 @@ def appear(run: BabyAIRun, action: int) -> int:
 
 
 def recolour(run: BabyAIRun, action: int) -> int:
-    """An object changes its colour."""
+    """Change the colour of an object."""
     from minigrid.core.constants import COLOR_NAMES
 
     run.play(action)
@@ -227,7 +227,7 @@ def recolour(run: BabyAIRun, action: int) -> int:
 
 
 def walk_through(run: BabyAIRun, action: int) -> int:
-    """The agent walks onto objects, and through a wall to the opposite side of the room."""
+    """Let the agent walk onto objects, and through a wall to the opposite side of the room."""
     world = run.world
     ahead = tuple(int(c) for c in world.front_pos)
     blocker = world.grid.get(*ahead)
@@ -245,7 +245,7 @@ def walk_through(run: BabyAIRun, action: int) -> int:
 
 
 def reverse(run: BabyAIRun, action: int) -> int:
-    """Past states return, the latest first, each under the action that once led out of it."""
+    """Return to past states, the latest first, each under the action that originally followed it."""
     if run.back >= BACKWARDS or len(run.past) < 2:
         run.play(action)
         return action
@@ -257,12 +257,12 @@ def reverse(run: BabyAIRun, action: int) -> int:
 
 
 def freeze(run: BabyAIRun, action: int) -> int:
-    """Nothing moves any more, under any action."""
+    """Leave the state unchanged under any action."""
     return action
 
 
 def retexture(run: BabyAIRun, action: int) -> int:
-    """Floor or wall gets another texture."""
+    """Change the texture of floor or wall."""
     run.play(action)
     if run.looks is None:
         old = tiles(TILE)[run.pick(["floor", "wall"])].astype(np.uint8)
@@ -272,7 +272,7 @@ def retexture(run: BabyAIRun, action: int) -> int:
 
 
 def blank(run: BabyAIRun, action: int) -> int:
-    """The frame has one colour."""
+    """Show a frame of one colour."""
     run.play(action)
     if run.looks is None:
         level = run.pick([0, 128, 255])
@@ -296,5 +296,5 @@ FAULTS: dict[str, Callable[[BabyAIRun, int], int]] = {
 
 
 def _shifted_policy(index: int) -> Policy:
-    """Return a policy of the policy shift: uniform, the bot, or one that mostly uses its hands."""
+    """Return a policy for the policy shift: uniform, the bot, or one that mostly picks up, drops and toggles."""
     return (RandomPolicy(), BotPolicy(), RandomPolicy(HANDS, "hands"))[index % 3]

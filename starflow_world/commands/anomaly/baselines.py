@@ -1,6 +1,6 @@
-"""Simple detectors, fitted on the same normal episodes as the scorer; higher is more anomalous.
+"""Baseline detectors, fitted on the same normal episodes as the scorer; higher is more anomalous.
 
-All but the frame difference score transitions (s, a, s') in a space of principal components. The learned baseline, a
+All except the frame difference score transitions (s, a, s') in a space of principal components. The learned baseline, a
 deterministic next-frame predictor, is in predictor.py.
 """
 
@@ -15,12 +15,12 @@ from starflow_world.data.episodes import Episode
 COMPONENTS, FRAMES, MOST = 32, 1200, 6000
 
 Detector = Callable[[Episode], np.ndarray]
-"""Scores the frames of an episode, (T,); the first frame is not evaluated."""
+"""A function that scores the frames of an episode, (T,); the score of the first frame is not evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Principal components of frames of P = H * W * 3 pixels, in units of the deviation of the first.
+    """Principal components of frames of P = H * W * 3 pixels, in units of the first component's standard deviation.
 
     mean (P,), basis (P, k).
     """
@@ -30,7 +30,7 @@ class Pixels:
 
     @staticmethod
     def fit(episodes: Sequence[Episode], seed: int, components: int = COMPONENTS) -> "Pixels":
-        """Fit the components to frames drawn from all episodes."""
+        """Fit the components to frames sampled from all episodes."""
         frames = np.concatenate([episode.frames for episode in episodes])
         chosen = np.random.default_rng(seed).permutation(len(frames))[:FRAMES]
         pixels = torch.from_numpy(frames[np.sort(chosen)]).flatten(1).float()
@@ -53,7 +53,7 @@ def with_start(scores: np.ndarray) -> np.ndarray:
 
 
 class FrameDifference:
-    """Mean absolute difference of a frame to its predecessor."""
+    """Mean absolute difference between a frame and its predecessor."""
 
     def __call__(self, episode: Episode) -> np.ndarray:
         """Return differences in grey levels."""
@@ -87,7 +87,7 @@ class MeanRBF:
 
     @staticmethod
     def fit(pixels: Pixels, normal: Sequence[np.ndarray], seed: int, last: int = 16) -> "MeanRBF":
-        """Fit to the transitions (T - 1, d) of each normal episode."""
+        """Fit the radial basis function to the transitions (T - 1, d) of each normal episode."""
         means = np.concatenate([running_mean(transitions, last) for transitions in normal])
         known = torch.from_numpy(means[np.random.default_rng(seed).permutation(len(means))[:MOST]]).float()
         return MeanRBF(pixels, known, float(torch.cdist(known[:500], known[:500]).median().clamp_min(1e-6)), last)

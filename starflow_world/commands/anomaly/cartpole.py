@@ -43,7 +43,7 @@ DISTURBANCES = SEVERE | MINOR | CORRELATED
 
 @dataclass(frozen=True)
 class CartPole(Scenario):
-    """CartPole in pixels under a controller with a wandering hand."""
+    """CartPole in pixels under a linear controller with correlated noise."""
 
     frames: int = 64
     name: str = "cartpole"
@@ -82,7 +82,7 @@ class CartPole(Scenario):
 
 
 class CartPoleRun:
-    """One episode."""
+    """One episode of CartPole in progress, with its nominal twin."""
 
     def __init__(self, kind: str, seed: int, index: int) -> None:
         self.env: gymnasium.Env = make_env(ENV)
@@ -115,7 +115,7 @@ class CartPoleRun:
         return TwinStep(frame, world.seen(nominal, world.fresh_grain()), action, informed, blind)
 
     def surprise_of_fault(self, frame: np.ndarray, disturbed: np.ndarray, disturbance: Disturbance) -> float:
-        """Return the surprise, in nats, of the disturbed simulator at a frame; its pixel noise may be correlated."""
+        """Return the surprise, in nats, of the disturbed simulator at a frame, given its pixel noise correlation."""
         world, share = self.world, disturbance.correlation
         residual = (frame / 255 - disturbed) / world.noise
         if not share or len(world.grain) <= disturbance.lag:
@@ -131,7 +131,7 @@ def gaussian_surprise(residual: np.ndarray) -> float:
 
 
 def _shifted_policy(index: int) -> Policy:
-    """Return a policy of the policy shift: a stiff controller, a lazy one, or random pushes."""
+    """Return a policy for the policy shift: a controller with large gains, one with small gains, or random pushes."""
     stiff, lazy = (0.2, 0.5, 6.0, 1.6), (0.02, 0.05, 2.2, 0.5)
     return (
         BalancePolicy(stiff, (0.0, 0.05), name="stiff"), BalancePolicy(lazy, (0.0, 0.1), name="lazy"), RandomPolicy(),

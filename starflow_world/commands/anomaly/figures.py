@@ -1,7 +1,7 @@
-"""Figures from the scores of every frame, per kind of anomaly and per detector; all are means over the seeds.
+"""Figures computed from the scores of every frame, per kind of anomaly and per detector, averaged over the seeds.
 
 Positives are the positive frames of a kind's own episodes; negatives are their other frames and those of the nominal
-test episodes, so that late frames occur on both sides. First frames are left out: no action led to them.
+test episodes, so that both classes contain late frames. First frames are excluded, since no action led to them.
 """
 
 import math
@@ -76,7 +76,7 @@ def average(figures: dict[str, Any], group: str, name: str, key: str = "auroc") 
 
 
 def better(figures: dict[str, Any]) -> dict[str, list[str]]:
-    """Return, by kind, the baselines whose AUROC is above the scorer's, the best first."""
+    """Return, for each kind, the baselines whose AUROC is above the scorer's, the best first."""
     wins = {}
     for kind, cells in figures["kinds"].items():
         above = [name for name in BASELINES if cells[name]["auroc"] > cells[OWN]["auroc"]]
@@ -86,7 +86,7 @@ def better(figures: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def common_goals(figures: dict[str, Any]) -> list[Goal]:
-    """Return false alarms, the margin over the best baseline, detection in time, and the speed of scoring."""
+    """Return the common goals: false alarms, margin over the best baseline, timely detection, and scoring speed."""
     normal, shifted = (figures["alarms"][OWN][kind] for kind in (NOMINAL, SHIFT))
     margins = {}
     for group in figures["groups"]:
@@ -117,7 +117,7 @@ def later(group: ScoredGroup, values: np.ndarray) -> np.ndarray:
 
 
 def _judged(seed: SeedResult, kind: str, name: str) -> list[ScoredGroup]:
-    """Return the groups of a comparison. The oracle that knows the anomaly has no score for nominal episodes."""
+    """Return the groups of a comparison; the oracle that knows the anomaly has no scores for nominal episodes."""
     return [seed.groups[kind]] if name == INFORMED else [seed.groups[kind], seed.groups[NOMINAL]]
 
 
@@ -175,8 +175,8 @@ def _delays(seed: SeedResult, test: metrics.PageTest, kind: str, name: str) -> l
 
 
 def _windowed_auroc(seed: SeedResult, kind: str, name: str) -> float:
-    """Return the AUROC of means over WINDOW frames. Positive windows lie after the switch, negative ones before it;
-    a window counts although a weak disturbance leaves some of its frames unchanged."""
+    """Return the AUROC of means over WINDOW frames. Positive windows lie after the switch, negative ones before; a
+    window is positive even if a weak disturbance leaves some of its frames unchanged."""
     scores: list[np.ndarray] = []
     labels: list[np.ndarray] = []
     for group in _judged(seed, kind, name):
@@ -192,8 +192,8 @@ def _windowed_auroc(seed: SeedResult, kind: str, name: str) -> float:
 
 
 def _false_alarms(seeds: Sequence[SeedResult], name: str, kind: str) -> dict[str, float]:
-    """Return the share of flagged frames in normal episodes, with its interval over episodes; the thresholds of
-    baselines come from the same calibration episodes."""
+    """Return the share of flagged frames in normal episodes, with an interval over episodes; thresholds of baselines
+    are set on the same calibration episodes."""
     shares, samples = [], []
     for number, seed in enumerate(seeds):
         group, held = seed.groups[kind], seed.groups[CALIBRATION]
@@ -219,7 +219,7 @@ def _alarms_by_policy(seeds: Sequence[SeedResult]) -> dict[str, float]:
 
 def _in_time(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Return `near`, the share of episodes flagged at the event or one frame later, and `first`, the share of those
-    that are flagged nowhere before."""
+    without an earlier flag."""
     near, first, count = 0, 0, 0
     for group in groups:
         for flags, positive in zip(group.episodes(group.alarm), group.episodes(group.positive), strict=True):

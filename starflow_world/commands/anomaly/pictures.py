@@ -26,7 +26,7 @@ def _grid(count: int, width: float, height: float, columns: int) -> tuple[Any, l
 
 
 def _draw_roc(figures: dict[str, Any], path: Path) -> None:
-    """Plot a ROC curve per kind; the scale of the false positive rate widens small rates."""
+    """Plot a ROC curve per kind, with a false positive axis that enlarges small rates."""
     kinds = figures["curves"]
     figure, axes = _grid(len(kinds), 2.6, 2.6, 5)
     for axis, (kind, curves) in zip(axes, kinds.items(), strict=True):
@@ -45,7 +45,7 @@ def _draw_roc(figures: dict[str, Any], path: Path) -> None:
 
 
 def _draw_delays(figures: dict[str, Any], path: Path) -> None:
-    """Plot the share of episodes that Page's test never finds and the median delay, by kind and detector."""
+    """Plot the share of missed anomalies and the median delay of Page's test, by kind and detector."""
     names = [OWN, *BASELINES]
     figure, axes = _grid(2, 6.5, 0.34 * len(figures["kinds"]) + 1.6, 2)
     kinds, height = list(figures["kinds"]), 0.8 / len(names)
@@ -70,7 +70,7 @@ def _draw_delays(figures: dict[str, Any], path: Path) -> None:
 
 
 def _draw_heat(figures: dict[str, Any], seed: SeedResult, path: Path) -> None:
-    """Show for one event of each kind the frame before, the event, and the surprise of its tokens."""
+    """Plot, for one event of each kind, the frame before it, its frame, and the surprise of its tokens."""
     kinds = list(figures["kinds"])
     figure, axes = _grid(3 * len(kinds), 1.5, 1.7, 6)
     for number, kind in enumerate(kinds):

@@ -19,7 +19,7 @@ PATCH, LAYERS, RATE = 8, 4, 2e-3
 
 
 class NextFramePredictor(nn.Module):
-    """Predicts the next frame from two frames and an action; called with an episode, it returns its errors."""
+    """Predictor of the next frame from two frames and an action; called with an episode, it returns its errors."""
 
     def __init__(self, actions: int, width: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def width_for(parameters: int, actions: int) -> int:
 def fit_predictor(
     normal: Sequence[Episode], seed: int, *, parameters: int, steps: int = 600, rows: int = 24, progress: bool = True
 ) -> NextFramePredictor:
-    """Train on transitions of normal episodes by their squared error."""
+    """Train on transitions of normal episodes with a squared-error loss."""
     actions = normal[0].actions.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

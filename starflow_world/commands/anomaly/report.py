@@ -1,4 +1,4 @@
-"""The report: one Markdown file of all parts that have been run; its figures are the JSON files beside it."""
+"""The report of anomaly-bench: one Markdown file for all finished parts, from the JSON files beside it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ LIMITS = """## What a score can and cannot say
 def write_anomaly_report(
     figures: dict[str, Any], seeds: Sequence[SeedResult], out: Path, parts: Sequence[str]
 ) -> None:
-    """Write the JSON and the pictures of a part, and README.md of all `parts` that have figures in `out`."""
+    """Write figures (JSON) and pictures of a part, and a README.md for all `parts` that have figures in `out`."""
     write_text(out / f"{figures['part']}.json", json.dumps(json_safe(figures), indent=1) + "\n")
     draw(figures, seeds, out)
     paths = [path for name in parts if (path := out / f"{name}.json").exists()]
@@ -90,8 +90,7 @@ def _part(figures: dict[str, Any]) -> str:
 
 
 def _detectors(figures: dict[str, Any]) -> str:
-    """Return the figures of every detector, averaged over the kinds of each group; columns without figures are left
-    out."""
+    """Return a table of every detector's figures, averaged over the kinds of each group, without empty columns."""
     keys = {"AUROC": "auroc", "AUPR": "aupr", "FPR": "fpr", "windowed": "windowed"}
     head = ["detector", *(f"{group}: {title}" for group in figures["groups"] for title in keys)]
     columns = [(group, key) for group in figures["groups"] for key in keys.values()]
@@ -104,7 +103,7 @@ def _detectors(figures: dict[str, Any]) -> str:
 
 
 def _by_kind(figures: dict[str, Any]) -> str:
-    """Return the AUROC of each detector; the best of the scorer and the baselines is bold."""
+    """Return a table of AUROC by kind and detector; the best of the scorer and the baselines is bold."""
     names = [OWN, *BASELINES]
     rows = []
     for kind, cells in figures["kinds"].items():
@@ -124,7 +123,7 @@ def _wins(figures: dict[str, Any]) -> str:
 
 
 def _scorer(figures: dict[str, Any]) -> str:
-    """Return all figures of the scorer."""
+    """Return a table of all figures of the scorer."""
     head = ["kind", "positives", "AUPR (guess)", "FPR", "windowed", "delay", "never found", "own change test",
             "flagged", "in time", "nats per dim (normal)", "whole episodes (best baseline)"]
     rows = []

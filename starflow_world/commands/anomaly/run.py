@@ -1,7 +1,7 @@
 """One seed of the benchmark: play, fit, score; the scores of all detectors at every frame are stored as tensors.
 
-Splits have seeds of their own and never overlap: nominal episodes to fit on, to calibrate on and to test on, episodes
-of another policy, and anomalous episodes of every kind. A finished seed is not repeated.
+Splits have separate seeds and never overlap: nominal episodes to fit on, to calibrate on and to test on, episodes of
+another policy, and anomalous episodes of every kind. A finished seed is not repeated.
 """
 
 import json
@@ -32,9 +32,9 @@ INFORMED, BLIND = "oracle", "oracle, blind"
 WINDOW = 16
 """Frames of all windowed figures and of the scorer's window."""
 SPLITS = {"train": 3.0, CALIBRATION: 3.0, NOMINAL: 2.0, SHIFT: 1.5}
-"""Episodes of each split for one episode of each kind of anomaly."""
+"""Episodes of each split per episode of each kind of anomaly."""
 FIRST_SEED = 9_000_000
-"""Far from the seeds that worlds are trained on."""
+"""First seed of the benchmark, far from the seeds of training data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +66,13 @@ ARRAYS = tuple(field.name for field in fields(ScoredGroup) if field.name != "sco
 
 @dataclass(frozen=True, eq=False)
 class SeedResult:
-    """The result of one seed: groups by name, and facts (speeds, sizes, settings)."""
+    """Result of one seed: groups by name, and facts (speeds, sizes, settings)."""
 
     groups: dict[str, ScoredGroup]
     facts: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the result as tensors; NaN becomes 0."""
+        """Write the result as tensors; NaN is stored as 0."""
         tensors: dict[str, torch.Tensor] = {}
         for name, group in self.groups.items():
             arrays = {f"{name}|{key}": np.ascontiguousarray(getattr(group, key)) for key in ARRAYS}
@@ -82,7 +82,7 @@ class SeedResult:
 
     @staticmethod
     def load(path: Path) -> "SeedResult":
-        """Read what `save` wrote."""
+        """Read a result that `save` wrote."""
         tensors, metadata = read_tensors(path, sealed=True)
         arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
         groups = {}
@@ -93,7 +93,7 @@ class SeedResult:
 
 
 def evaluate_seed(scenario: Scenario, world: World, settings: AnomalySettings, seed: int) -> SeedResult:
-    """Return the result of a seed: the stored one if it is of this world and these settings, else a new one."""
+    """Return the result of a seed: the stored one if world and settings are the same, else a new one."""
     path = settings.work / f"{scenario.name}-seed-{seed}.safetensors"
     made = {"format": FORMAT, "world": world.world_id, "plan": settings.seed_key, "stage": repr(scenario), "seed": seed}
     if path.exists():
@@ -158,7 +158,7 @@ def _group(twins: list[Twin], scores: Sequence[Scores], detectors: dict[str, Det
 def _shared_predictor(
     scenario: Scenario, world: World, settings: AnomalySettings, normal: list[Episode]
 ) -> NextFramePredictor:
-    """Return the predictor, which is trained once for all seeds. It has as many operations per frame as the world's
+    """Return the predictor, which is trained once for all seeds. Its operations per frame equal those of the world's
     flow: the world applies its weights to every token, the predictor to every patch."""
     patches = normal[0].frames.shape[1] * normal[0].frames.shape[2] // 64
     path = settings.work / f"{scenario.name}-predictor.safetensors"
@@ -177,7 +177,7 @@ def _shared_predictor(
 
 @torch.inference_mode()
 def _generation_rate(world: World, episodes: Sequence[Episode], rows: int = 16, steps: int = 24) -> float:
-    """Return the frames per second that the world generates with `rows` rows."""
+    """Return the frames per second that the world generates in batches of `rows`."""
     some = [episode for episode in episodes if len(episode) > steps][:rows]
     if not some:
         return float("nan")

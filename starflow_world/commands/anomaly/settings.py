@@ -34,5 +34,5 @@ class AnomalySettings:
 
     @property
     def seed_key(self) -> str:
-        """Everything that the result of a single seed depends on; a stored result with another key is not reused."""
+        """Return everything that determines the result of a seed; a stored result with another key is not reused."""
         return f"{self.episodes} episodes, {self.predictor_steps} predictor steps"

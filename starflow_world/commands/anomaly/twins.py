@@ -1,9 +1,9 @@
 """Twin runs: episodes of a real environment with an anomaly, and a label for every frame.
 
-A frame is positive iff it differs from the frame that the nominal simulator, set to the same state, gives for the same
-action. The anomaly is switched on at a random time. A one-off event is one positive frame: the frames after it follow
-the normal dynamics from the new state, so they are negative; an anomaly that changes no pixel is negative too.
-Everything follows from (seed, index).
+A frame is positive iff it differs from the frame of the nominal simulator, set to the same state, under the same
+action. The anomaly is switched on at a random time. A one-off event makes one positive frame: later frames follow the
+normal dynamics from the new state, so they are negative; an anomaly that changes no pixel is negative too. Everything
+is determined by (seed, index).
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ TRIES = 40
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """A labelled episode of T frames; `positive` (T,) bool: frames that the nominal simulator would not have given.
+    """A labelled episode of T frames; `positive` (T,) bool: frames that differ from the nominal simulator's.
 
-    `begin`: frame at which the anomaly was switched on (T in normal episodes). The oracle is the true simulator behind
+    `begin`: frame at which the anomaly was switched on (T in normal episodes). The oracle is the true simulator with
     the same pixel noise: `blind` (T,) is its surprise at each frame, `oracle` (T,) that surprise minus the surprise of
     an oracle that knows the anomaly (NaN in normal episodes).
     """
@@ -40,13 +40,13 @@ class Twin:
 
     @property
     def event(self) -> int:
-        """The first positive frame; T without one."""
+        """Return the index of the first positive frame; T if there is none."""
         return int(self.positive.argmax()) if self.positive.any() else len(self.positive)
 
 
 @dataclass(frozen=True, eq=False)
 class TwinStep:
-    """One step of a twin run: the frame (H, W, 3) u8, its nominal twin, the recorded action, the oracles' scores."""
+    """One step of a twin run: frame (H, W, 3) u8, frame of the nominal twin, recorded action, scores of the oracles."""
 
     frame: np.ndarray
     twin: np.ndarray
@@ -56,21 +56,21 @@ class TwinStep:
 
 
 class TwinRun(Protocol):
-    """An episode in progress in a real environment."""
+    """Interface of a running episode in a real environment."""
 
     def first(self) -> np.ndarray:
         """Return the first frame (H, W, 3) u8."""
 
     def step(self, spoiled: bool) -> TwinStep:
-        """Play one action, with the anomaly if `spoiled`."""
+        """Execute one action, with the anomaly if `spoiled`."""
 
     @property
     def over(self) -> bool:
-        """Whether the episode has ended."""
+        """Return whether the episode has ended."""
 
     @property
     def facts(self) -> tuple[str, str, spaces.Space]:
-        """Text of the task, name of the policy, action space."""
+        """Return the text of the task, the name of the policy, and the action space."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Scenario:
 
     @property
     def about(self) -> str:
-        """What is played and which anomalies occur, for the report."""
+        """Return a description of environment and anomalies for the report."""
         raise NotImplementedError
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The kinds of anomalies, by the names of the groups whose figures are averaged."""
+        """Return the kinds of anomalies by group; the report averages figures over each group."""
         raise NotImplementedError
 
     def start(self, kind: str, seed: int, index: int) -> TwinRun:
@@ -101,7 +101,7 @@ class Scenario:
         raise NotImplementedError
 
     def goals(self, figures: dict[str, Any]) -> list[Goal]:
-        """Return the goals that only this part has."""
+        """Return the goals that are specific to this part."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""The verb bench: how fast a world is, against its hardware and against decoding as STARFlow-V was published."""
+"""The verb bench: speed of a world, relative to its hardware and to decoding as published for STARFlow-V."""
 
 from starflow_world.commands.bench.settings import BenchSettings
 

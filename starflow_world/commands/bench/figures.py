@@ -1,4 +1,4 @@
-"""Figures from measurements. Every ratio compares runs that took turns."""
+"""Figures computed from measurements. Every ratio compares runs that were measured alternately."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from starflow_world.io.reports import Goal
 
 
 def bench_figures(measured: Measured) -> dict[str, Any]:
-    """Return everything that is reported, as plain data; after a profile only what a profile measures."""
+    """Return all reported figures as plain data; after a profile only those of the profile."""
     figures: dict[str, Any] = {
         "world": measured.config.name, "torch": torch.__version__, "processor": processor(),
         "threads": torch.get_num_threads(), "cores": os.cpu_count(), "repeats": measured.settings.repeats,
@@ -39,7 +39,7 @@ def count_envs(envs: int) -> str:
 
 
 def _executed(operations: Operations, run: TimedRun) -> dict[str, float]:
-    """Count the operations of each part: a pass is executed for all rows until the last of them has converged."""
+    """Return the executed operations of each part: a pass runs on all rows until the last row has converged."""
     total = dict.fromkeys(PARTS, 0.0)
     shallow = run.calls.get("shallow sweeps", 0) / len(run.seconds)
     for sweeps, length, slides in zip(run.sweeps, run.lengths, run.slides, strict=True):
@@ -65,8 +65,8 @@ def _goals(measured: Measured) -> list[Goal]:
 
 
 def _speedup(measured: Measured, baseline: str, envs: int, least: float) -> Goal:
-    """Compare the own decoder with a baseline: the median over the repeats; its note also compares their errors and,
-    for Jacobi decoding, the speeds at the published tolerance."""
+    """Return the speedup of the world's decoder over a baseline, as a goal: median over the repeats; its note compares
+    their errors and, for Jacobi decoding, the speeds at the published tolerance."""
     runs = measured.runs[envs]
 
     def times(own: str) -> float:
@@ -82,7 +82,7 @@ def _speedup(measured: Measured, baseline: str, envs: int, least: float) -> Goal
 
 
 def _own_goals(measured: Measured) -> list[Goal]:
-    """Return the goals of the own decoder with many envs of all ages."""
+    """Return the goals of the world's decoder with many envs of different ages."""
     envs = measured.settings.many
     run, width = measured.own(envs), count_envs(envs)
     done = sum(_executed(Operations(measured.config), run).values())
@@ -113,7 +113,7 @@ def _scoring_goals(measured: Measured) -> list[Goal]:
 
 
 def _line(measured: Measured, envs: int) -> dict[str, Any]:
-    """Return the figures of one number of envs."""
+    """Return the figures for one number of envs."""
     run, runs = measured.own(envs), measured.runs[envs]
     done = sum(_executed(Operations(measured.config), run).values())
     line: dict[str, Any] = {
@@ -133,7 +133,7 @@ def _line(measured: Measured, envs: int) -> dict[str, Any]:
 
 
 def _profile(measured: Measured) -> dict[int, dict[str, dict[str, float]]]:
-    """Return ms, share of the step and share of the GEMM roofline of each part, with the fewest envs and with many."""
+    """Return ms, share of the step and share of the GEMM roofline of each part, for the fewest envs and for many."""
     profile = {}
     for envs in sorted({measured.settings.fewest, measured.settings.many}):
         run = measured.own(envs)

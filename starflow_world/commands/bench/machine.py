@@ -1,4 +1,4 @@
-"""The machine: its processor, the rate of a matrix product, memory, and whether other work disturbed a measurement."""
+"""The machine: processor, speed of a matrix product, memory, and detection of other work during a measurement."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def processor() -> str:
 
 
 def gemm_rate(repeats: int = 15) -> float:
-    """Measure a 1024 x 1024 x 1024 float32 matrix product; return the median of `repeats` in operations per second."""
+    """Time a 1024 x 1024 x 1024 float32 matrix product; return the median of `repeats` in operations per second."""
     a, b = torch.randn(2, GEMM, GEMM, generator=torch.Generator().manual_seed(0)).unbind()
     seconds = []
     for _ in range(repeats + 2):
@@ -37,7 +37,7 @@ def gemm_rate(repeats: int = 15) -> float:
 
 
 def resident() -> float:
-    """Return the memory of this process in MB (2**20 bytes), NaN if the system does not report it."""
+    """Return the resident memory of this process in MB (2**20 bytes), NaN if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     except (OSError, ValueError, IndexError):
@@ -57,7 +57,7 @@ def _busy() -> float:
 
 @dataclass
 class Watch:
-    """Records the load average, the work of other processes and the matrix product rate from its creation on."""
+    """Monitor of load average, work of other processes and matrix product speed, from its creation on."""
 
     begun: float = field(default_factory=time.perf_counter)
     busy: float = field(default_factory=_busy)

@@ -1,6 +1,6 @@
-"""Measurements: stepping with the world's own decoder and the published ones, scoring clips, growth of memory.
+"""Measurements: steps of the world's decoder and the published ones, scoring of clips, growth of memory.
 
-A run keeps the seconds of each step, so medians, percentiles and sums come from the same numbers.
+A run keeps the seconds of each step, so that medians, percentiles and sums come from the same numbers.
 """
 
 import time
@@ -32,7 +32,7 @@ def random_actions(world: World, rows: int, count: int, seed: int = 0) -> Tensor
 
 
 def first_state(world: World, rows: int) -> WorldState:
-    """Return rows with one frame each, from the start set, or from an empty text without one."""
+    """Return the state of rows with one frame each, from the start set, or sampled from an empty text without one."""
     seeds = list(range(rows))
     if not world.starts:
         return world.start(text=[""] * rows, seed=seeds)[0]
@@ -42,7 +42,7 @@ def first_state(world: World, rows: int) -> WorldState:
 
 
 def of_one_age(world: World, rows: int) -> WorldState:
-    """Return rows with one frame more than a slide keeps: each has one period between slides ahead of it."""
+    """Return rows with one frame more than a slide keeps, so that each is one period away from its next slide."""
     state = first_state(world, rows)
     for flat in random_actions(world, rows, world.config.context):
         state, _ = world.step(state, flat, reuse=True)
@@ -50,7 +50,7 @@ def of_one_age(world: World, rows: int) -> WorldState:
 
 
 def staggered(world: World, rows: int) -> WorldState:
-    """Return rows of all ages, whose slides are spread evenly over time."""
+    """Return a state whose rows have evenly spaced window lengths, so that their slides fall on different steps."""
     period = world.config.window - world.config.context
     age = world.config.context + 1 + torch.arange(rows) * period // rows  # frames in the window
     order, parts = torch.arange(rows), []
@@ -67,7 +67,7 @@ def staggered(world: World, rows: int) -> WorldState:
 
 
 class Timers:
-    """Seconds and calls of each part; a part that runs inside another one counts as the outer part."""
+    """Timers of the parts of a world: seconds and calls; a nested part counts towards the outer one."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS[:-1], 0.0)
@@ -75,7 +75,7 @@ class Timers:
         self._inside = False
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, timed as `part`."""
+        """Return `function` with a timer for `part`."""
 
         def measured(*arguments: Any, **named: Any) -> Any:
             if self._inside:
@@ -93,7 +93,7 @@ class Timers:
 
 @contextmanager
 def timed(world: World) -> Iterator[Timers]:
-    """Time the parts of `world` while the block runs."""
+    """Time the parts of `world` inside the with block."""
     timers, flow = Timers(), world.networks.flow
     places: list[tuple[object, str, str]] = [
         (flow.deep, "predict", "deep sweeps"), (world.networks.codec, "decode", "decode"),
@@ -113,8 +113,8 @@ def timed(world: World) -> Iterator[Timers]:
 
 @dataclass
 class TimedRun:
-    """Steps of `rows` rows: seconds of each step, sweeps (steps, rows), mean frames in the window (steps,), rows that
-    slid (steps,); for the world's own decoder also seconds and calls of each part in the whole run."""
+    """Measured steps of `rows` rows: seconds per step, sweeps (steps, rows), mean frames in the window (steps,), rows
+    that slid (steps,); for the world's decoder also seconds and calls of each part in the whole run."""
 
     rows: int
     seconds: list[float] = field(default_factory=list)
@@ -134,16 +134,16 @@ class TimedRun:
 
     @property
     def total(self) -> float:
-        """Seconds of all steps."""
+        """Return the seconds of all steps."""
         return sum(self.seconds)
 
     @property
     def steps_per_second(self) -> float:
-        """Env steps per second, all rows together."""
+        """Return env steps per second, summed over rows."""
         return self.rows * len(self.seconds) / self.total
 
     def percentile(self, share: float) -> float:
-        """Return the percentile of the seconds per step; `share` is in percent."""
+        """Return a percentile of the seconds per step; `share` in percent."""
         return float(np.percentile(self.seconds, share))
 
 
@@ -166,7 +166,7 @@ def timed_run(world: World, state: WorldState, flats: Tensor) -> TimedRun:
 
 
 def timed_published_run(world: World, state: WorldState, flats: Tensor, *, block: int) -> TimedRun:
-    """Like `timed_run`, decoded in the published way; `sweeps` are rounds of the batch."""
+    """Step as `timed_run` does, with the published decoder; `sweeps` are rounds of the batch."""
     baseline, run = Published(world, state, block=block), TimedRun(len(state))
     for flat in flats:
         begin, rounds = time.perf_counter(), baseline.rounds
@@ -180,7 +180,7 @@ def timed_published_run(world: World, state: WorldState, flats: Tensor, *, block
 def decoding_errors(
     world: World, loose: DecodeConfig, state: WorldState, flats: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """Compare u of each decoder with token-by-token decoding after equal frames: root mean square and largest error."""
+    """Return RMS and largest error of u of each decoder against sequential decoding, after equal frames."""
     exact, other = world.decoded(DecodeConfig(chunk=1)), world.decoded(loose)
     errors: dict[str, list[Tensor]] = {"own": [], "own, loose": [], "jacobi": [], "sequential": []}
     for flat in flats:
@@ -201,7 +201,7 @@ def _newest(state: WorldState) -> Tensor:
 
 
 def scoring_seconds(world: World, rows: int, repeats: int) -> list[float]:
-    """Time the parallel scoring of a window of frames of `rows` rows, `repeats` times."""
+    """Return the seconds of scoring a window of `rows` rows in parallel, for each of `repeats` runs."""
     count, size = world.config.window, (world.config.height, world.config.width, 3)
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (rows, count, *size), dtype=torch.uint8, generator=generator)
@@ -216,10 +216,10 @@ def scoring_seconds(world: World, rows: int, repeats: int) -> list[float]:
 
 @torch.inference_mode()
 def long_run(world: World, steps: int) -> tuple[float, list[float]]:
-    """Step one env `steps` times. Return the growth of memory in MB per 1,000 steps after the first 1,000 (or after
+    """Step one env `steps` times; return the growth of memory in MB per 1,000 steps after the first 1,000 (or after
     half of fewer steps), and the seconds of each step."""
     state, flats = of_one_age(world, 1), random_actions(world, 1, steps)
-    seconds, warm, before = np.ones(steps), min(1000, steps // 2), 0.0  # written before memory is measured
+    seconds, warm, before = np.ones(steps), min(1000, steps // 2), 0.0  # allocated before memory is measured
     for index, flat in enumerate(tqdm(flats, desc="long run", unit="step")):
         if index == warm:
             before = resident()

@@ -1,7 +1,7 @@
-"""Operations of a world's parts, counted from its config: two per multiply-add of products and convolutions.
+"""Arithmetic operations of a world's parts, from its config: two per multiply-add of products and convolutions.
 
-Only the keys that a query may see count, so a share of the roofline contains no masked work. `dense` counts all keys,
-as a counter of executed products does; the tests compare with one. All counts are for one row.
+Only keys that a query may attend to are counted, so a share of the roofline includes no masked work. `dense` counts all
+keys, as a counter of executed products does; the tests compare with one. All counts are for one row.
 """
 
 from dataclasses import dataclass
@@ -14,54 +14,55 @@ from starflow_world.model.actions import space_from_json
 
 @dataclass(frozen=True)
 class Operations:
-    """Counts for the world that `config` describes."""
+    """Counter of arithmetic operations for the world of `config`."""
 
     config: WorldConfig
     dense: bool = False
 
     @property
     def tokens(self) -> int:
-        """Tokens per frame, n."""
+        """Return the number of tokens per frame, n."""
         return self.config.grid[0] * self.config.grid[1]
 
     @property
     def sites(self) -> int:
-        """Sites per frame, the positions of site networks."""
+        """Return the number of sites per frame, the positions of site networks."""
         return self.tokens * self.config.flow.sites**2
 
     def keys(self, past: float, new: float) -> float:
-        """Return the mean number of keys that each of `new` queries sees after `past` older keys."""
+        """Return the mean number of keys that each of `new` queries attends to, after `past` older keys."""
         return past + (new if self.dense else (new + 1) / 2)
 
     def layers(self, count: int, width: int, tokens: float, keys: float) -> float:
-        """Count transformer layers over tokens with `keys` keys each: projections 24 d^2, attention 4 d keys."""
+        """Return the operations of transformer layers, `keys` keys per token: projections 24 d^2, attention 4 d keys.
+        """
         return count * tokens * (24 * width**2 + 4 * width * keys)
 
     def deep(self, tokens: float, past: float) -> float:
-        """Count one pass of the deep block over `tokens` new tokens after `past` keys."""
+        """Return the operations of a pass of the deep block over `tokens` new tokens after `past` keys."""
         flow = self.config.flow
         ends = 2 * flow.channels * flow.deep_width * 3  # the input projection, and a head twice as wide
         return tokens * ends + self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
 
     def kept(self, tokens: float, past: float) -> float:
-        """Count a pass that only fills the cache: no head, and the last layer ends with its keys and values."""
+        """Return the operations of a pass that only fills the cache; its last layer stops at keys and values."""
         flow, width = self.config.flow, self.config.flow.deep_width
         before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
         return tokens * (2 * flow.channels * width + 6 * width**2) + before
 
     def shallow(self) -> float:
-        """Count one pass of one shallow block over a frame."""
+        """Return the operations of a pass of one shallow block over a frame."""
         flow, n = self.config.flow, self.tokens
         ends = 2 * flow.channels * flow.shallow_width * 3
         return n * ends + self.layers(flow.shallow_layers, flow.shallow_width, n, self.keys(0, n))
 
     def action(self) -> float:
-        """Count the action encoder for one frame."""
+        """Return the operations of the action encoder per frame."""
         flat = 1 + spaces.flatdim(space_from_json(self.config.action_space))
         return 2.0 * flat * self.config.flow.deep_width
 
     def motion(self) -> float:
-        """Count the motion from one frame to the next; 0 in a flow without motion."""
+        """Return the operations of the motion network per frame; 0 without motion."""
         flow, width = self.config.flow, self.config.flow.motion_width
         if not width:
             return 0.0
@@ -72,7 +73,7 @@ class Operations:
         return self._net(width, flow.motion_layers, flow.deep_width) + head + conditioned
 
     def carry(self) -> float:
-        """Count the carry from one frame to the next; 0 in a flow without carry."""
+        """Return the operations of the carry network per frame; 0 without carry."""
         flow, width, slots = self.config.flow, self.config.flow.carry_width, self.config.flow.carry_slots
         if not (slots and flow.motion_width):
             return 0.0
@@ -82,7 +83,7 @@ class Operations:
         return net + 2.0 * slots * (written + width + slots * per_site)
 
     def outcome(self) -> float:
-        """Count the head of rewards and ends; 0 in a world without it."""
+        """Return the operations of the reward and end head per frame; 0 without it."""
         head, flow, width = self.config.outcome, self.config.flow, self.config.outcome.width
         if not width:
             return 0.0
@@ -91,7 +92,7 @@ class Operations:
         return conditioned + self._net(width, head.layers, flow.text_width) + read
 
     def denoiser(self) -> float:
-        """Count the denoising of one frame together with the frames that the denoiser looks back on."""
+        """Return the operations of denoising a frame, including the earlier frames that the denoiser reads."""
         flow, width, layers = self.config.flow, self.config.flow.denoiser_width, self.config.flow.denoiser_layers
         if not layers:
             return 0.0
@@ -106,7 +107,7 @@ class Operations:
         return ends + self.layers(layers, width, video + text, video + text)
 
     def codec(self) -> float:
-        """Count the decoding of a frame; its encoding takes as many."""
+        """Return the operations of decoding a frame; encoding takes as many."""
         codec = self.config.codec
         patches = self.config.height * self.config.width // codec.patch**2
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
@@ -125,8 +126,8 @@ class Operations:
         return 2.0 * self.sites * (width * out + codes * (width + mean))
 
     def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
-        """Count an env step of a row with `length` frames: `deep` passes over a chunk each, `shallow` passes over a
-        frame each, everything else once."""
+        """Return the operations, by part, of an env step of a row with `length` frames: `deep` passes over a chunk
+        each, `shallow` passes over a frame each, everything else once."""
         chunk = self.config.decode.chunk or self.tokens
         past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
         return {
@@ -137,14 +138,14 @@ class Operations:
         }
 
     def slide(self) -> float:
-        """Count the re-encoding of the kept frames of a row."""
+        """Return the operations of re-encoding the frames that a slide keeps, per row."""
         kept, flow = self.config.context, self.config.flow
         start = flow.shallow_blocks * self.shallow() if flow.motion_width else 0.0
         total = kept * self.action() + (kept - 1) * self.motion()
         return total + start + self.kept(kept * self.tokens, flow.text_length)
 
     def score(self, frames: int) -> float:
-        """Count the log-probability of at most a window of noisy latents after text that is already encoded."""
+        """Return the operations of the log-probability of at most a window of noisy latents, with encoded text."""
         flow, first = self.config.flow, 1 if self.config.flow.motion_width else frames
         video, text = frames * self.tokens, flow.text_length
         total = frames * self.action() + (frames - first) * (self.motion() + self.carry())

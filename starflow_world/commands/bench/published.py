@@ -1,10 +1,10 @@
-"""The baseline: a world's own weights, decoded as the public STARFlow-V program decodes, on the same torch kernels.
+"""The baseline: a world's own weights, decoded as in the public STARFlow-V program, on the same torch kernels.
 
 Written from a description of that program. As published: keys are cached unrotated, and the whole cache is rotated in
 every layer of every pass with newly computed cosines and sines; every layer of every pass builds a dense mask; blocks
 of 32 tokens are iterated until the mean square change over the *batch* is below a thousandth of the mean square value,
-for at most 32 rounds, the first change measured against the noise; the returned tokens are one round newer than the
-keys in the cache; a slide re-encodes everything, text included. `block` 1 decodes token by token.
+for at most 32 rounds, and the first change is measured against the noise; the returned tokens are one round newer than
+the keys in the cache; a slide re-encodes everything, text included. `block` 1 decodes token by token.
 
 Different: blocks end with their frame, since the next frame's action is not known yet; motion, outcome head, denoiser
 and codec are the world's own. The first guess is the previous frame, as published, in a world without motion; in a
@@ -31,7 +31,7 @@ THRESHOLD, ROUNDS, BLOCK = 1e-3, 32, 32
 
 
 class PublishedCache:
-    """Unrotated keys and values (layers, B, capacity, H, e), and the angles of their positions."""
+    """Cache of unrotated keys and values (layers, B, capacity, H, e), and the rotation angles of their positions."""
 
     def __init__(self, block: Block, rows: int, angles: Tensor) -> None:
         shape = (len(block.layers), rows, len(angles), block.heads, block.head_width)
@@ -39,7 +39,7 @@ class PublishedCache:
         self.block, self.angles, self.length = block, angles, 0
 
     def attend(self, layer: Layer, index: int, hidden: Tensor) -> Tensor:
-        """Apply one layer to hidden states (B, S, d) at the positions after the valid ones."""
+        """Apply one layer to hidden states (B, S, d) at the positions after the cached ones."""
         attention, begin, end = layer.attention, self.length, self.length + hidden.shape[1]
         query, key, value = attention.qkv(attention.norm(hidden)).unflatten(-1, (3, attention.heads, -1)).unbind(2)
         self.keys[index, :, begin:end], self.values[index, :, begin:end] = key, value
@@ -52,7 +52,7 @@ class PublishedCache:
         return hidden + layer.feed_forward(hidden)
 
     def run(self, hidden: Tensor) -> Tensor:
-        """Apply all layers to hidden states (B, S, d) without making their positions valid."""
+        """Apply all layers to hidden states (B, S, d) without extending the cached positions."""
         for index, layer in enumerate(self.block.layers):
             hidden = self.attend(cast(Layer, layer), index, hidden)
         return hidden
@@ -64,15 +64,15 @@ class PublishedCache:
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x (B, S, H, e) by angles (S, e / 2). A copy, so that the baseline stays the same when
-    the world's rotation gets faster."""
+    """Rotate adjacent pairs of x (B, S, H, e) by angles (S, e / 2). Duplicated here, so that a faster rotation in the
+    world does not speed up the baseline."""
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class Published:
-    """Decodes rows of one age from a world's state on; `u` (B, n, c) is the last decoded frame."""
+    """Published decoder for rows of one age, started at a world's state; `u` (B, n, c): the last decoded frame."""
 
     def __init__(self, world: World, state: WorldState, *, block: int = BLOCK) -> None:
         if int(state.length.min()) != int(state.length.max()) or not int(state.length[0]):
@@ -107,7 +107,7 @@ class Published:
     def _decode(
         self, cache: PublishedCache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, block: int
     ) -> tuple[Tensor, Tensor]:
-        """Decode block after block; return tokens (B, n, c) and the hidden states of each last pass."""
+        """Decode all blocks in sequence; return tokens (B, n, c) and the hidden states of each block's last pass."""
         parts, hidden = [], []
         for begin in range(0, noise.shape[1], block):
             part = slice(begin, begin + block)
@@ -122,7 +122,7 @@ class Published:
     def _iterate(
         self, predict: Callable[[Tensor], Affine], before: Tensor, noise: Tensor, guess: Tensor
     ) -> tuple[Tensor, Affine]:
-        """Iterate one block until the batch as a whole hardly changes."""
+        """Iterate one block until the mean change over the batch is below the threshold."""
         old, inputs = noise, guess
         for _ in range(ROUNDS):
             affine = predict(torch.cat((before, inputs[:, :-1]), dim=1))
@@ -134,7 +134,7 @@ class Published:
         return new, affine
 
     def _shallow(self, u: Tensor) -> Tensor:
-        """Return the noisy latents (B, n, c) of a frame u; each shallow block is decoded by the same iteration."""
+        """Invert the shallow blocks of a frame u, each by the same iteration; return noisy latents (B, n, c)."""
         for block in reversed([cast(Block, block) for block in self.networks.flow.shallow]):
             z = block.in_order(u)
             cache = PublishedCache(block, len(u), self.tables.frame[0].angle())
@@ -166,7 +166,7 @@ class Published:
 
     @torch.inference_mode()
     def _encode(self) -> PublishedCache:
-        """Return a new cache of the text and the frames in the window."""
+        """Encode the text and the frames of the window into a new cache."""
         flow, count, tables = self.networks.flow, self.frames.shape[1], self.tables
         video = tables.video[0].angle()
         angles = video if self.text is None else torch.cat((tables.text[0].angle(), video))

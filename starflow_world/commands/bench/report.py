@@ -1,4 +1,4 @@
-"""The report of bench: Markdown that reads well on a terminal, the same figures as JSON, and a picture."""
+"""The report of bench: Markdown for the terminal, the same figures as JSON, and a picture."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def write_bench_report(figures: dict[str, Any], out: Path) -> None:
 
 
 def bench_markdown(figures: dict[str, Any]) -> str:
-    """Return the whole report."""
+    """Return the report in Markdown."""
     sweeps = [[f"{count}", f"{frames}"] for count, frames in figures["sweeps"].items()]
     return "\n\n".join([
         f"# Benchmark of {figures['world']}", *_conditions(figures), goal_table(figures["figures"]),
@@ -43,7 +43,7 @@ def bench_markdown(figures: dict[str, Any]) -> str:
 
 
 def profile_markdown(figures: dict[str, Any]) -> str:
-    """Return what `--profile` prints."""
+    """Return the text that `--profile` prints."""
     return "\n\n".join([*_conditions(figures), _profile_table(figures)])
 
 
@@ -88,7 +88,7 @@ def _profile_table(figures: dict[str, Any]) -> str:
 
 
 def _draw(figures: dict[str, Any], out: Path) -> None:
-    """Plot speed and time of a step against the number of envs, the sweeps, and the share of each part."""
+    """Plot speed and time of a step against the number of envs, the sweeps, and the share of each part in a step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 8), layout="constrained")
@@ -123,7 +123,7 @@ def _draw_against_envs(axis: Any, lines: list[dict[str, Any]], labels: dict[str,
 
 
 def _draw_profile(axis: Any, profile: dict[int, dict[str, dict[str, float]]]) -> None:
-    """Draw one bar for each number of envs, divided into the parts of a step."""
+    """Draw one bar per number of envs, divided into the parts of a step."""
     names, left = [count_envs(envs) for envs in profile], [0.0] * len(profile)
     for index, part in enumerate(next(iter(profile.values()))):
         shares = [100 * parts[part]["share"] for parts in profile.values()]

@@ -1,6 +1,6 @@
-"""What bench measures: everything in one process, so that every ratio compares runs of the same conditions.
+"""Measurements of bench, all in one process, so that every ratio compares runs under the same conditions.
 
-At each number of envs the decoders take turns, so that a disturbance of the machine affects all of them.
+For each number of envs the decoders run alternately, so that a disturbance of the machine affects all of them.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from starflow_world.world import World
 from starflow_world.world.state import TENSORS, WorldState
 
 LOOSE = DecodeConfig(tolerance=THRESHOLD**0.5)
-"""The own decoder at the tolerance at which the published one stops."""
+"""The world's decoder with the tolerance of the published one."""
 
 
 @dataclass
 class Measured:
-    """All measurements. Runs by number of envs and decoder: `own` has rows of all ages; `own, one age`, `own, loose`
-    and the published `jacobi` and `sequential` have rows of one age, one run for each repeat; `errors` as from
+    """All measurements. Runs by number of envs and decoder: `own` has rows of different ages; `own, one age`, `own,
+    loose` and the published `jacobi` and `sequential` have rows of one age, one run per repeat; `errors`: result of
     `decoding_errors`, by decoder; memory in MB."""
 
     config: WorldConfig
@@ -40,13 +40,13 @@ class Measured:
     machine: dict[str, float] = field(default_factory=dict)
 
     def own(self, envs: int) -> measure.TimedRun:
-        """Return all repeats of the world's own decoder with rows of all ages as one run."""
+        """Return all repeats of the world's decoder with rows of different ages, joined to one run."""
         first, *others = self.runs[envs]["own"]
         return sum(others, first)
 
 
 def measure_profile(world: World, settings: BenchSettings) -> Measured:
-    """Measure only the world's own decoder, with the fewest envs and with many."""
+    """Measure only the world's decoder, for the fewest envs and for many."""
     measured, watch = Measured(world.config, settings), Watch()
     for envs in sorted({settings.fewest, settings.many}):
         state, flats = measure.staggered(world, envs), _period(world, envs)
@@ -77,7 +77,7 @@ def measure_all(world: World, settings: BenchSettings) -> Measured:
 
 
 def _decoders(world: World, envs: int, *, baselines: bool) -> dict[str, Callable[[], measure.TimedRun]]:
-    """Return the runs that take turns. Each covers one period between slides, so it pays for one slide per row."""
+    """Return the runs to alternate, by decoder. Each lasts one period between slides: one slide per row."""
     mixed, flats = measure.staggered(world, envs), _period(world, envs)
     decoders: dict[str, Callable[[], measure.TimedRun]] = {"own": partial(measure.timed_run, world, mixed, flats)}
     if baselines:
@@ -91,7 +91,7 @@ def _decoders(world: World, envs: int, *, baselines: bool) -> dict[str, Callable
 
 
 def _period(world: World, envs: int) -> torch.Tensor:
-    """Return actions (T, envs, 1 + flat) for the steps between two slides of a row."""
+    """Return actions (T, envs, 1 + flat) for one period between two slides of a row."""
     return measure.random_actions(world, envs, world.config.window - world.config.context)
 
 

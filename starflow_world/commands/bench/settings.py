@@ -39,15 +39,15 @@ class BenchSettings:
 
     @property
     def long_steps(self) -> int:
-        """Steps of the long run."""
+        """Return the number of steps of the long run."""
         return 10_000 if self.full else self.steps
 
     @property
     def fewest(self) -> int:
-        """The smallest number of envs."""
+        """Return the smallest number of envs."""
         return min(self.envs)
 
     @property
     def many(self) -> int:
-        """64 envs, or the largest number below 64."""
+        """Return 64, or the largest number of envs below 64."""
         return max((rows for rows in self.envs if rows <= MANY), default=self.fewest)

@@ -1,4 +1,4 @@
-"""The shipped world beside the real environment, under the same actions, from the same first frame."""
+"""The shipped world beside the real environment, with the same actions and the same first frame."""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ ACTIONS = ("turn left", "turn right", "forward", "pick up", "drop", "toggle", "d
 
 @dataclass
 class Tally:
-    """Counts for the summary: steps, exact frames, steps whose reward agrees, seconds of imagining."""
+    """Counts for the summary: steps, exact frames, steps with equal rewards, seconds spent in the world."""
 
     steps: int = 0
     exact: int = 0
@@ -104,7 +104,7 @@ def _summary(tally: Tally, learned: gymnasium.Env, out: Path) -> None:
 
 
 def speeds(env: WorldEnv, steps: int = 16) -> tuple[float, float]:
-    """Steps per second of one row with Jacobi and with token-by-token decoding, alternating, from the env's state."""
+    """Return steps per second of one row with Jacobi and with sequential decoding, measured alternately."""
     worlds = (env.world, env.world.decoded(replace(DecodeConfig(), chunk=1)))
     state, spent = env.get_state(), [0.0, 0.0]
     for index in tqdm(range(2 * steps + 2), desc="Jacobi against sequential", leave=False):

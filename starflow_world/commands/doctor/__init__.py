@@ -15,7 +15,7 @@ class Doctor:
     """Print JSON instead of text."""
 
     def run(self) -> None:
-        """Examine, print, and exit with 1 if the self-test failed."""
+        """Collect the facts, print them, and exit with 1 if the self-test failed."""
         from starflow_world.cli import environment
         from starflow_world.commands.doctor.facts import doctor_text, examine_machine
 

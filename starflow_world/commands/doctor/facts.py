@@ -1,4 +1,4 @@
-"""What runs here and how: versions, processor, kernels, precision, threads, extras, folders, and a test of numbers."""
+"""Facts about the installation: versions, processor, kernels, precision, threads, extras, folders, and a self-test."""
 
 import os
 import platform
@@ -28,12 +28,12 @@ INSTRUCTIONS = (
     "neon", "asimd", "bf16", "sve", "sme",
 )
 SIZES = {(384, 1536): 1, (1536, 384): 1, (384, 1152): 1, (384, 384): 1}
-"""Linear layers of a transformer of width 384, on which both precisions are timed."""
+"""Sizes and counts of the linear layers of a transformer of width 384, on which both precisions are timed."""
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CXX", "CUDA_VISIBLE_DEVICES")
 
 
 def examine_machine(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return all facts by section; takes some 10 seconds."""
+    """Return all facts by section; takes about 10 seconds."""
     return {
         "versions": {
             "starflow-world": __version__, "python": platform.python_version(), "platform": platform.platform(),
@@ -61,7 +61,7 @@ def examine_machine(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]
 
 
 def installed(package: str) -> str:
-    """Return the version of a package; empty if it is not installed."""
+    """Return the version of a package; "" if it is not installed."""
     for name in (package, package.replace("_", "-"), f"{package}-ce"):  # pygame comes as pygame-ce
         try:
             return version(name)
@@ -80,7 +80,7 @@ def processor_name() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """Return the vector and matrix instructions that the system reports, by the names of Linux."""
+    """Return the vector and matrix instruction sets that the system reports, under their Linux names."""
     if lines := _cpuinfo("flags") or _cpuinfo("Features"):
         words = set(lines[0].split())
     elif sys.platform == "darwin":
@@ -94,7 +94,7 @@ def instruction_sets() -> list[str]:
 
 
 def gpus() -> dict[str, Any]:
-    """Return the accelerators that torch sees."""
+    """Return the accelerators that torch finds."""
     found: dict[str, Any] = {"cuda": torch.version.cuda or "", "mps": torch.backends.mps.is_available()}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -104,7 +104,7 @@ def gpus() -> dict[str, Any]:
 
 
 def kernels(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return which attention kernel runs, the compiler, and whether `torch.compile` can work."""
+    """Return the attention kernel, the compiler, and whether `torch.compile` is available."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     query = torch.zeros(1, 2, 16, 32, device=device)
     attention = SDPBackend(torch._fused_sdp_choice(query, query, query)).name.lower()
@@ -133,7 +133,7 @@ def precision() -> dict[str, Any]:
 
 
 def folders(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the folders that are written to, and whether that works here."""
+    """Return the cache and output folders, and whether they are writable."""
     home = environment.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
     places = {
         "current (out/, data/, runs/)": Path.cwd(), "temporary files": Path(tempfile.gettempdir()),
@@ -143,11 +143,11 @@ def folders(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def self_test() -> dict[str, Any]:
-    """Compare the nats of a tiny world with its golden ones."""
+    """Compare the nats of a tiny world with their stored reference values."""
     begin = time.perf_counter()
     try:
         error, said = golden_error(), ""
-    except Exception as failure:  # whatever is broken here, the report says it
+    except Exception as failure:  # the report shows any error
         error, said = float("inf"), f"{type(failure).__name__}: {failure!s:.200}"
     return {"passed": error <= LARGEST_ERROR, "relative error": error if said == "" else None,
             "at most": LARGEST_ERROR, "seconds": round(time.perf_counter() - begin, 2), "failure": said}
@@ -166,7 +166,7 @@ def doctor_text(facts: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cpuinfo(key: str) -> list[str]:
-    """Return the values of a key of /proc/cpuinfo; none where the system has no such file."""
+    """Return the values of a key of /proc/cpuinfo; [] if the system has no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -175,7 +175,7 @@ def _cpuinfo(key: str) -> list[str]:
 
 
 def _output(*command: str) -> str:
-    """Return the output of a program; empty if it fails."""
+    """Return the output of a program; "" if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
@@ -184,7 +184,7 @@ def _output(*command: str) -> str:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder, or in the nearest parent that exists."""
+    """Return whether a file can be created in a folder, or in its nearest existing parent."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:

@@ -29,9 +29,9 @@ BEGINS = (0, 8, 16)
 def measure_world(
     world: World, episodes: list[Episode], ending: list[Episode] | None, out: Path
 ) -> dict[str, Any]:
-    """Return the figures of a world on episodes that do not end early, and on `ending` ones those of rewards and ends.
+    """Return the figures of a world on episodes that do not end early; rewards and ends are measured on `ending` ones.
 
-    `out` gets pictures of the starts from text.
+    Writes pictures of the start frames sampled from text to `out`.
     """
     figures: dict[str, Any] = {"episodes": len(episodes)}
     babyai = world.card.get("env") == BABYAI
@@ -70,7 +70,7 @@ def _babyai(world: World, episodes: list[Episode], out: Path) -> dict[str, Any]:
 
 
 def cost(world: World, episode: Episode) -> dict[str, float]:
-    """Measure operations and seconds of an env step, decoding included, over whole windows with their slides."""
+    """Return operations and seconds of an env step, decoding included, averaged over whole windows and slides."""
     count = min(len(episode), 2 * world.config.window)
     flat = actions_of([episode], count)
     figures: dict[str, float] = {"threads": torch.get_num_threads()}
@@ -94,18 +94,18 @@ def cost(world: World, episode: Episode) -> dict[str, float]:
 
 
 def _roll(world: World, episode: Episode, flat: torch.Tensor, rows: int) -> float:
-    """Time `rows` batch elements through the actions (1, T, 1 + flat) after a real first frame; returns seconds."""
+    """Time `rows` batch elements over the actions (1, T, 1 + flat) after a real first frame; return seconds."""
     frames = np.repeat(episode.frames[None, :1], rows, axis=0)
     state, _ = world.start(frames, flat[:, :1].expand(rows, -1, -1), text=episode.text, seed=0)
     begin = time.perf_counter()
     for t in range(1, flat.shape[1]):
         state, made = world.step(state, flat[:, t].expand(rows, -1), reuse=True)
-    made.frames.cpu()  # a device may still be at work
+    made.frames.cpu()  # wait for the device
     return time.perf_counter() - begin
 
 
 def _largest_error(world: World, sequential: World, episode: Episode, flat: torch.Tensor) -> float:
-    """Return the largest difference of u between the two decodings of a frame, from equal states and noise."""
+    """Return the largest difference of u between two decoders of a frame, given equal states and noise."""
     state, _ = world.start(episode.frames[None, :1], flat[:, :1], text=episode.text, seed=0)
     worst = 0.0
     for t in range(1, min(flat.shape[1], 17)):
@@ -129,5 +129,5 @@ def json_figures(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure_text(value: Any) -> str:
-    """Return a figure as it is printed."""
+    """Return a figure as text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""`starflow-world planner`: how well planning in a world does in the real environment."""
+"""`starflow-world planner`: evaluate planning in a world by acting in the real environment."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

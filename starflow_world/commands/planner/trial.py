@@ -1,7 +1,7 @@
-"""A planner in the real environment, beside a random policy in the same episodes.
+"""Evaluation of a planner in the real environment, with a random policy on the same episodes.
 
-Every episode is one small file, written at its end; an interrupted run goes on where it stopped. Every plan is recorded
-with the reward that it promised and the real reward while it was followed.
+Every episode is written to a small file at its end, so an interrupted run can be resumed. Every plan is recorded with
+the reward that it predicted and the real reward while it was followed.
 """
 
 import json
@@ -30,9 +30,9 @@ RECIPE, RESULT = "recipe.json", "planner.json"
 
 
 def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: int, seed: int) -> dict[str, Any]:
-    """Play, judge, print a table, and write planner.json and a video of the first episode to `out`.
+    """Play, evaluate, print a table, and write planner.json and a video of the first episode to `out`.
 
-    Success is a positive reward before the time limit. Returns the content of planner.json. Raises DataError when `out`
+    Success is a positive reward before the time limit. Returns the content of planner.json. Raises DataError if `out`
     holds a run of another recipe.
     """
     if episodes < 1 or seed < 0:
@@ -68,7 +68,7 @@ def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: i
 
 
 def _random(env: gymnasium.Env, actions: Sequence[Any]) -> RandomPolicy:
-    """A random policy with the same choices as the planner."""
+    """Return a random policy with the same choice of actions as the planner."""
     space = env.action_space
     if not actions or not isinstance(space, spaces.Discrete):
         return RandomPolicy()
@@ -76,7 +76,7 @@ def _random(env: gymnasium.Env, actions: Sequence[Any]) -> RandomPolicy:
 
 
 def _judged(episode: Episode, policy: Policy) -> dict[str, Any]:
-    """Return the figures of an episode; for each plan the promised reward and the real one while it was followed."""
+    """Return the figures of an episode; for each plan the predicted reward and the real one while it was followed."""
     plans: list[dict[str, Any]] = []
     thoughts = policy.thoughts if isinstance(policy, Planner) else []
     for thought, reward in zip(thoughts, episode.rewards[1:], strict=False):
@@ -106,7 +106,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def trial_table(name: str, players: dict[str, list[dict[str, Any]]]) -> str:
-    """Return the figures of both players as text; a plan promises its expected reward and brings the real one."""
+    """Return the figures of planner and random policy as text, with predicted and real reward of the plans."""
     lines = [f"{'':<20} {'success':<24} {'steps':>6} {'plans':>6} {'promised':>9} {'brought':>8} {'imagined':>9}"]
     for player, records in players.items():
         facts = _summary(records)
@@ -122,7 +122,7 @@ def trial_table(name: str, players: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def write_planner_video(path: Path, env: gymnasium.Env, episode: Episode, thoughts: Sequence[Thought]) -> None:
-    """Write a video of the real frames beside those that the current plan predicts, and its last one."""
+    """Write a video of the real frames beside the frames that the current plan predicts, and the plan's last frame."""
     number = 0
     with VideoWriter(path, fps=FPS) as video:
         for t, thought in enumerate(thoughts):
@@ -142,7 +142,7 @@ def _picture(real: np.ndarray, planned: np.ndarray, aim: np.ndarray, mission: st
 
 
 def _action_name(env: gymnasium.Env, action: Any) -> str:
-    """As a MiniGrid calls it, else as it is."""
+    """Return MiniGrid's name of an action, or the action as text in other environments."""
     names = getattr(env.unwrapped, "actions", None)
     return str(names(action).name) if isinstance(names, type) else str(action)
 

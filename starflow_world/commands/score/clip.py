@@ -1,7 +1,7 @@
 """The likelihood of a real video under a converted video model: a table, JSON, CSV and a chart.
 
-Noisy latents have a density: a sample of the posterior plus noise of the model's level, as in training; the figures are
-averages over keyed draws of both. Windows are scored one after the other, each in one teacher-forced parallel pass: the
+Noisy latents have a density: as in training, they are a posterior sample plus noise of the model's level; the figures
+are averages over keyed draws of both. Windows are scored in sequence, each in one teacher-forced parallel pass: the
 nats of a frame are conditioned on the prompt and on the past in its window, and memory and time per frame do not grow
 with the clip.
 
@@ -41,7 +41,7 @@ COLUMNS = ("latent_frame", "first_frame", "last_frame", "nats", "spread", "nats_
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Log-probability, nats (K, T), of each latent frame in each draw of noise; `dims`: numbers in a latent frame."""
+    """Scores of a clip: nats (K, T), the log-probability of each latent frame per draw; `dims`: numbers per frame."""
 
     nats: np.ndarray
     dims: int
@@ -123,7 +123,7 @@ def window_nats(model: VideoModel, x: Tensor, text: Tensor, tables: Tables) -> T
 
 
 def nearest_aspect(frame: np.ndarray) -> str:
-    """Return the model's aspect that is nearest to that of a frame (H, W, 3)."""
+    """Return the aspect ratio of the model nearest to that of a frame (H, W, 3)."""
     ratio = frame.shape[1] / frame.shape[0]
     return min(ASPECTS, key=lambda name: abs(math.log(ASPECTS[name] / ratio)))
 

@@ -27,7 +27,7 @@ from starflow_world.score.store import NUMBERS
 from starflow_world.world import World, find_world
 
 JOB_LIMIT = 3600.0
-"""Seconds that an actor may take for one job."""
+"""Time limit of an actor for one job, in seconds."""
 SUMMARY, RECORD, SKIPPED = "summary.csv", "scores.json", "skipped.json"
 COLUMNS = ("episode", "frames", "score", "p", "nats_per_dim", "alarms", "first_alarm", "change")
 
@@ -35,7 +35,7 @@ COLUMNS = ("episode", "frames", "score", "p", "nats_per_dim", "alarms", "first_a
 def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
     """Score all episodes in `settings.data`, `batch` windows at a time, and return the path of the summary.
 
-    A bad episode raises a DataError that names it; with `skip_bad` it is left out, listed in skipped.json and counted.
+    A bad episode raises a DataError that names it; with `skip_bad` it is skipped, and listed in skipped.json.
     """
     assert settings.data is not None
     assert settings.scorer is not None
@@ -43,7 +43,7 @@ def score_folder(settings: ScoreSettings, *, batch: int = 8) -> Path:
     device = "auto" if not actors else "cuda" if settings.gpus_per_actor > 0 else "cpu"
     located = replace(settings, world=str(find_world(settings.world).resolve()), out=out)
     task = ScoringTask(located, settings.scorer.resolve(), device, batch)
-    score = (replace(task, device="cpu") if actors else task).open()  # refuses a scorer of another world first of all
+    score = (replace(task, device="cpu") if actors else task).open()  # first raises for a scorer of another world
     episodes = EpisodeDataset(settings.data, skip_bad=settings.skip_bad)
     claim(out / RECORD, {"scorer": file_digest(task.scorer / NUMBERS), "data": str(settings.data.resolve())})
     lines, skipped = _read_summary(out / SUMMARY), dict(episodes.bad)
@@ -77,7 +77,7 @@ def _by_actors(task: "ScoringTask", jobs: list[str], settings: ScoreSettings) ->
 
 @dataclass(frozen=True)
 class ScoringTask:
-    """Scores episodes and writes their tables and pictures, in this process or in an actor."""
+    """Task that scores episodes and writes their tables and pictures, in this process or in an actor."""
 
     settings: ScoreSettings
     scorer: Path
@@ -85,8 +85,8 @@ class ScoringTask:
     batch: int
 
     def open(self) -> Callable[[str], str]:
-        """Load world and scorer. The returned function takes a JSON list of episode files and returns JSON: summary
-        lines by episode, and the reasons why other files were left out."""
+        """Load world and scorer, and return a function from a JSON list of episode files to JSON: summary lines by
+        episode, and the reasons why files were skipped."""
         world = World.load(self.settings.world, device=self.device)
         scorer = Scorer.load(self.scorer, world)
 
@@ -107,7 +107,7 @@ class ScoringTask:
         return score
 
     def _checked(self, world: World, path: Path, skipped: dict[str, str]) -> Episode | None:
-        """Read an episode; None, with the reason in `skipped`, if it is bad and may be left out."""
+        """Read an episode; return None, with the reason in `skipped`, if it is bad and may be skipped."""
         try:
             episode = read_episode(path)
             check_episode(world, episode)

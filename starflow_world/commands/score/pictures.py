@@ -13,7 +13,7 @@ from starflow_world.score import Scores
 SIDE, SHOWN = 256, 8
 HOT, ALARM = np.array([255.0, 60.0, 40.0]), (230, 40, 40)
 STRANGE = 20.0
-"""Nats per token at the hottest colour."""
+"""Nats per token that get the hottest colour."""
 
 
 def overlay(frame: np.ndarray, heat: np.ndarray, *, alarm: bool) -> np.ndarray:
@@ -28,7 +28,7 @@ def overlay(frame: np.ndarray, heat: np.ndarray, *, alarm: bool) -> np.ndarray:
 
 
 def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> None:
-    """Write a PNG with the strangest frames of an episode, their heat maps, and its scores over time."""
+    """Write a PNG with the most surprising frames of an episode, their heat maps, and its scores over time."""
     from matplotlib.figure import Figure
 
     strangest = np.sort(np.argsort(-scores.score, kind="stable")[:SHOWN])
@@ -53,7 +53,7 @@ def strip_chart(path: Path, title: str, frames: np.ndarray, scores: Scores) -> N
 
 
 def clip_chart(path: Path, title: str, frames: Sequence[np.ndarray], nats_per_dim: np.ndarray) -> None:
-    """Write a PNG with some frames (h, w, 3) of a clip, given per latent frame, and the nats per dim (K, T) with their
+    """Write a PNG with frames (h, w, 3) of a clip, one per latent frame, and the nats per dimension (K, T) with their
     spread over K draws of noise."""
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What train-agent found, for people: learning curves as PNG and a report in Markdown, all of it from its figures."""
+"""Report of train-agent: learning curves as PNG and a text in Markdown, both from its figures."""
 
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ def write_agent_report(figures: dict[str, Any], out: Path) -> None:
 
 
 def at(curve: list[dict[str, float]], steps: float) -> float:
-    """A curve's success rate at the last point that took at most so many steps."""
+    """Return the success rate of the last point of a curve with at most `steps` steps."""
     return [point["success"] for point in curve if point["steps"] <= steps][-1]
 
 
 def steps_to(curve: list[dict[str, float]]) -> float | None:
-    """Steps after which the success rate first was that of `REACHED`; None if it never was."""
+    """Return the steps after which the success rate first reached `REACHED`; None if it never did."""
     return next((point["steps"] for point in curve if point["success"] >= REACHED), None)
 
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
-    """Mean success of the agents that learned in the dream over that of those that learned in reality, after the same
-    steps and at the end; and how far the imagined reward of the final agents is from the real one, as a share."""
+    """Return mean success of agents trained in the world relative to those trained in the real environment, after equal
+    steps and at the end; and the relative difference of imagined and real reward of the final agents."""
     curves, final = figures["curves"], figures["final"]
     common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
     real = _mean(at(curve, common) for curve in curves["real"])
@@ -45,7 +45,7 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def agents_markdown(figures: dict[str, Any]) -> str:
-    """The report."""
+    """Return the report in Markdown."""
     plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
     common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
     dreamed, lived = (curves[where][0][-1]["steps"] for where in ("dream", "real"))
@@ -98,7 +98,7 @@ def _mean(values: Any) -> float:
 
 
 def write_learning_curves(figures: dict[str, Any], path: Path) -> None:
-    """Success in reality over the steps taken: every seed thin, the mean thick."""
+    """Plot success in the real environment against training steps: thin lines for seeds, a thick one for their mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -63,27 +63,27 @@ class AgentSettings:
 
     @property
     def fixed(self) -> dict[str, object]:
-        """The settings that a run keeps when it is resumed."""
+        """Return the settings that cannot change when a run is resumed."""
         return {name: value for name, value in asdict(self).items() if name in FIXED}
 
     @property
     def plan(self) -> dict[str, object]:
-        """The settings that the report names."""
+        """Return the settings that the report lists."""
         return {name: value for name, value in asdict(self).items()
                 if name in (*FIXED, "steps", "dream_steps", "seeds")}
 
     @property
     def trust(self) -> "Trust | None":
-        """The limits that truncate a dream; None without limits."""
+        """Return the limits that truncate a dream; None without limits."""
         from starflow_world.envs.trust import Trust
 
         limits = Trust(round_trip=self.round_trip or None, disagreement=self.disagreement or None)
         return limits if limits.limits else None
 
     def offered(self, *, babyai: bool) -> int:
-        """Return the number of actions that are offered; 0: all."""
+        """Return the number of actions that the agent may use; 0: all."""
         return (3 if babyai else 0) if self.actions is None else self.actions
 
     def steps_in(self, where: str) -> int:
-        """Return the env steps of the agents that learn in "dream" or "real"."""
+        """Return the env steps of the agents trained in "dream" or "real"."""
         return self.dream_steps or self.steps if where == "dream" else self.steps

@@ -1,4 +1,4 @@
-"""One task in a world and in its real environment: episodes to learn from, and others to judge in."""
+"""One task in a world and in its real environment: training episodes and evaluation episodes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -24,16 +24,16 @@ from starflow_world.errors import ConfigError, DataError
 from starflow_world.world import Starts, World
 
 JUDGED_FROM = 10_000_000
-"""The first seed of the episodes that agents are judged in; those they learn from begin at 0."""
+"""First seed of the evaluation episodes; those of training episodes start at 0."""
 MISSION = "go to the red ball"
-"""The mission in BabyAI where none is given."""
+"""Default mission in BabyAI."""
 PATIENCE = 2000
 
 
 class PictureEnv(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
-    """A real environment observed as its frames (H, W, 3) u8, with rewards as they are recorded.
+    """A real environment with frames (H, W, 3) u8 as observations, and rewards as they are recorded.
 
-    seeds: an episode begins with one of them, drawn by the seed of `reset`; none: with that seed itself.
+    seeds: an episode starts with one of these, drawn by the seed of `reset`; empty: with that seed itself.
     """
 
     def __init__(self, source: Environment, seeds: Sequence[int] = ()) -> None:
@@ -42,7 +42,7 @@ class PictureEnv(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
         self.observation_space = spaces.Box(0, 255, (*source.size, 3), np.uint8)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Begin an episode; `text` in the info is the mission, if there is one."""
+        """Start an episode; `text` in the info is the mission, if there is one."""
         if self.seeds:
             self._generator = self._generator if seed is None else np.random.default_rng(seed)
             seed = int(self._generator.choice(self.seeds))
@@ -51,7 +51,7 @@ class PictureEnv(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
         return self._frame(), {"text": mission(self.env, observation, info)}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take a step; returns the frame."""
+        """Take a step; return the frame, reward, terminated, truncated and info."""
         _, gain, terminated, truncated, _ = self.env.step(action)
         reward = float(float(gain) > 0) if self.source.reward == "event" else float(gain)
         return self._frame(), reward, bool(terminated), bool(truncated), {}
@@ -62,7 +62,7 @@ class PictureEnv(gymnasium.Wrapper[np.ndarray, Any, Any, Any]):
 
 @dataclass(frozen=True)
 class RealEpisodes:
-    """Episodes of a real environment, named by their seeds; with `text` only those of that mission."""
+    """Episodes of a real environment, identified by their seeds; with `text` only those of that mission."""
 
     source: Environment
     text: str
@@ -72,12 +72,12 @@ class RealEpisodes:
         return PictureEnv(self.source)
 
     def many(self, count: int, seeds: Sequence[int]) -> VectorEnv:
-        """Make `count` environments whose episodes begin with `seeds`."""
+        """Make a vector env of `count` environments whose episodes start with `seeds`."""
         make: Callable[[], gymnasium.Env] = lambda: PictureEnv(self.source, seeds)  # noqa: E731
         return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
     def seeds(self, count: int, begin: int) -> tuple[int, ...]:
-        """Return the first `count` seeds from `begin` on whose episode has the mission; DataError if it is not met."""
+        """Return the first `count` seeds from `begin` on with the mission. Raises DataError if it does not occur."""
         if not self.text:
             return tuple(range(begin, begin + count))
         seeds: list[int] = []
@@ -95,14 +95,14 @@ class RealEpisodes:
 
 
 class BabyAIRooms(RealEpisodes):
-    """The rooms of BabyAI-GoToLocalS8N4, which are drawn some 50 times as fast as they are rendered."""
+    """Episodes of BabyAI-GoToLocalS8N4, drawn about 50 times as fast as by the simulator's renderer."""
 
     def single(self) -> gymnasium.Env:
         """Make one room."""
         return rooms.Room(max_steps=self.source.max_steps or rooms.LIMIT)
 
     def many(self, count: int, seeds: Sequence[int]) -> VectorEnv:
-        """Make `count` rooms whose episodes begin with `seeds`."""
+        """Make a vector env of `count` rooms whose episodes start with `seeds`."""
         return rooms.Rooms(count, seeds, max_steps=self.source.max_steps or rooms.LIMIT)
 
     def seeds(self, count: int, begin: int) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ class BabyAIRooms(RealEpisodes):
 
 @dataclass(frozen=True)
 class AgentTask:
-    """A world, its real episodes, and the seeds of those to learn from and of those to judge in."""
+    """A world, its real episodes, and the seeds for training and for evaluation."""
 
     world: World
     real: RealEpisodes
@@ -120,7 +120,7 @@ class AgentTask:
     judged: tuple[int, ...]
 
     def train_env(self, where: str, envs: int, trust: Trust | None = None) -> VectorEnv:
-        """Make many environments, "real" or "dream", whose episodes begin as those to learn from."""
+        """Make a vector env, "real" or "dream", whose episodes start as the training episodes do."""
         if where == "real":
             return self.real.many(envs, self.learned)
         frames, texts = first_frames(self.real, self.learned)
@@ -131,7 +131,7 @@ class AgentTask:
         )
 
     def judge(self, where: str, policy: Policy, *, progress: bool = False) -> PolicyScore:
-        """Return the policy's score in the episodes to judge in, or in dreams of them."""
+        """Return the policy's score in the evaluation episodes, or in dreams that start as they do."""
         bar = f"{policy.name}, {where}" if progress else None
         return score_policy(policy, self.env(where), self.starts(where), progress=bar)
 
@@ -142,7 +142,7 @@ class AgentTask:
         return WorldEnv(self.world, text=self.real.text or None, max_episode_steps=self.real.source.max_steps)
 
     def starts(self, where: str) -> list[Start]:
-        """Return the starts of the episodes to judge in."""
+        """Return the starts of the evaluation episodes."""
         if where == "real":
             return [Start(seed) for seed in self.judged]
         frames, texts = first_frames(self.real, self.judged)
@@ -151,19 +151,19 @@ class AgentTask:
 
 
 def first_frames(real: RealEpisodes, seeds: Sequence[int]) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Return the first frames (N, H, W, 3) u8 and the texts of the episodes of these seeds."""
+    """Return the first frames (N, H, W, 3) u8 and the texts of the episodes with these seeds."""
     env = real.single()
     starts = [env.reset(seed=seed) for seed in seeds]
     return torch.from_numpy(np.stack([frame.copy() for frame, _ in starts])), tuple(i["text"] for _, i in starts)
 
 
 def in_babyai(source: Environment) -> bool:
-    """Whether the fast rooms stand for an environment."""
+    """Return whether the fast rooms can replace an environment."""
     return source.env == rooms.ENV and not source.env_kwargs and not source.wrappers
 
 
 def make_task(world: World, source: Environment, text: str, *, starts: int, episodes: int) -> AgentTask:
-    """Make the task of a world in its real environment; ConfigError before anything is played where they do not fit."""
+    """Make the task of a world in its real environment. Raises ConfigError, before playing, if they do not fit."""
     config = world.config
     source = replace(source, max_steps=source.max_steps or config.max_episode_steps)
     real = BabyAIRooms(source, text or MISSION) if in_babyai(source) else RealEpisodes(source, text)

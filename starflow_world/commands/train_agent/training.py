@@ -1,7 +1,7 @@
-"""An agent that learns in a dream, judged in reality beside one that learned there.
+"""Training of agents in a world and in the real environment, and their evaluation in the latter.
 
-Both learn by the same PPO from the same first frames for as many steps; neither sees the episodes they are judged in.
-A random policy stands beside them. `out` gets the agents, their curves, a video, agents.json and report.md.
+Both use the same PPO, first frames and number of steps; the evaluation episodes are never used in training. A random
+policy is the baseline. `out` gets the agents, their curves, a video, agents.json and report.md.
 """
 
 import json
@@ -20,8 +20,8 @@ from starflow_world.world import World
 
 
 def train_agent(settings: AgentSettings) -> Path:
-    """Train, judge and report; returns the folder. ConfigError where it holds a run that is not to be resumed,
-    DataError where that is another one."""
+    """Train, evaluate and report; return the folder. Raises ConfigError if it holds a run and `resume` is not set,
+    DataError if that run is another one."""
     out, trust = settings.out, settings.trust
     if not settings.resume and any(out.glob("*/agent.safetensors")):
         raise ConfigError(f"{out}: expected a new folder, found agents; pass --resume to go on with them")
@@ -35,7 +35,7 @@ def train_agent(settings: AgentSettings) -> Path:
     recipe = {"world_id": task.world.world_id, "trust": {} if trust is None else trust.limits, **settings.fixed}
     if not in_babyai(source):
         recipe["environment"] = task.real.source.to_dict()
-    claim(out / "run.json", recipe)  # more steps and seeds may be asked for
+    claim(out / "run.json", recipe)  # a resumed run may add steps and seeds
     curves = {where: [_learn(task, where, settings, seed) for seed in range(settings.seeds)]
               for where in ("real", "dream")}
     figures = {
@@ -51,7 +51,7 @@ def train_agent(settings: AgentSettings) -> Path:
 
 
 def _learn(task: AgentTask, where: str, settings: AgentSettings, seed: int) -> list[dict[str, float]]:
-    """Train an agent, or go on with it, and return its curve."""
+    """Train an agent, or resume its training, and return its learning curve."""
     from starflow_world.agents.ppo import PPOSettings, learn
     from starflow_world.agents.sb3 import SB3VecEnv
 
@@ -65,7 +65,7 @@ def _learn(task: AgentTask, where: str, settings: AgentSettings, seed: int) -> l
 
 
 def _final(task: AgentTask, out: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Judge an agent that learned in the dream, in dreams of the episodes to judge in and in those episodes."""
+    """Evaluate an agent trained in the world, in the evaluation episodes and in dreams that start as they do."""
     from starflow_world.agents.ppo import load_policy
 
     policy = load_policy(out / f"dream-{seed}")
@@ -73,7 +73,7 @@ def _final(task: AgentTask, out: Path, seed: int) -> dict[str, dict[str, float]]
 
 
 def write_agent_video(task: AgentTask, agent: Path, path: Path, episodes: int = 6) -> None:
-    """Write a video of the agent in dreams (left) and in reality (right), from the same first frames."""
+    """Write a video of the agent in dreams (left) and in the real environment (right), from the same first frames."""
     from starflow_world.agents.ppo import load_policy
 
     with VideoWriter(path, fps=6) as video:

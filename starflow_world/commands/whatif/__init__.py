@@ -1,4 +1,4 @@
-"""`starflow-world whatif`: the same episode with the same luck under other actions."""
+"""`starflow-world whatif`: replay an episode with the same noise under other actions."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from starflow_world.commands.flags import RealEnvironment
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Show what would have happened under other actions with the same luck, beside what did."""
+    """Replay an episode with the same noise under other actions, and show both side by side."""
 
     world: Positional[str] = "babyai-gotolocal"
     """Folder or name of a shipped world."""
@@ -34,7 +34,7 @@ class WhatIf:
     """Folder for whatif.mp4, whatif.png and whatif.json."""
 
     def run(self) -> None:
-        """Imagine the episode again under its own actions and under others, and write both."""
+        """Replay the episode under its own actions and under the given ones, and write both."""
         from starflow_world.commands.whatif.imagine import what_if
         from starflow_world.commands.whatif.report import write_alternative
         from starflow_world.commands.whatif.sources import named_policy, play_long_enough, read_action

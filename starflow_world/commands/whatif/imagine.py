@@ -1,4 +1,4 @@
-"""A trajectory and its counterfactual: the same noise under other actions, imagined side by side."""
+"""An episode and its counterfactual: the same noise under other actions, stepped as one batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from starflow_world.world.state import WorldState
 
 @dataclass(frozen=True)
 class Alternative:
-    """An episode, its steps imagined again under its own actions (`again`) and under others (`other`), one batch
-    element each, and how well the first reproduces the episode: in latents and decoded frames (`fidelity`), and the
-    share of pixels within one grey level of the real frames (`real_pixels`)."""
+    """An episode, replayed under its own actions (`again`) and under others (`other`), one batch element each, and how
+    closely the first replay reproduces it: in latents and decoded frames (`fidelity`), and as the share of pixels
+    within one grey level of the real frames (`real_pixels`)."""
 
     episode: Episode
     again: Steps
@@ -30,7 +30,7 @@ class Alternative:
 
     @property
     def over(self) -> int:
-        """The step (from 1) at which the imagined episode would have ended; one past the last if it would not."""
+        """Return the step (from 1) at which the imagined episode would have ended; one past the last if none."""
         ends = (self.other.end_probability[0] >= 0.5).nonzero()[:, 0]
         return int(ends[0]) + 1 if len(ends) else self.other.end_probability.shape[1] + 1
 
@@ -39,10 +39,10 @@ def what_if(
     world: World, episode: Episode, *, at: int = 1, actions: Sequence[Any] = (), policy: Policy | None = None,
     seed: int = 0,
 ) -> Alternative:
-    """Replay an episode with its own noise, but from step `at` (1: the first) with other actions.
+    """Replay an episode with its own noise, but from step `at` (1: the first) on with other actions.
 
-    actions: replace as many of the episode's; after them its own actions follow. policy: chooses from step `at` to the
-    end, in a WorldEnv. Raises ActionError, ConfigError or DataError for what does not fit.
+    actions: replace as many of the episode's; then the episode's own actions follow. policy: chooses from step `at` to
+    the end, in a WorldEnv. Raises ActionError, ConfigError or DataError.
     """
     last = len(episode) - 1
     if (len(actions) == 0) == (policy is None):
@@ -73,7 +73,7 @@ def _pairs(flat: Tensor, changed: Tensor) -> Callable[[int, WorldState], Tensor]
 def _with_policy(
     world: World, traced: Traced, flat: Tensor, at: int, policy: Policy, seed: int
 ) -> Callable[[int, WorldState], Tensor]:
-    """Let the policy choose for the second batch element, in an env that is set to its state before every step."""
+    """Let the policy choose the actions of the second batch element, in an env set to its state before every step."""
     env = WorldEnv(world, render_mode="rgb_array")
     env.reset(options={"state": traced.start})
 

@@ -1,4 +1,4 @@
-"""An episode beside its alternative: video, contact sheet, figures as JSON, and a summary."""
+"""Report of an episode beside its alternative: video, contact sheet, figures as JSON, and a summary."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FPS, SHOWN = 4, 16
 
 
 def write_alternative(result: Alternative, out: Path) -> None:
-    """Write whatif.mp4, whatif.png and whatif.json to `out`, and print what differs."""
+    """Write whatif.mp4, whatif.png and whatif.json to `out`, and print the differences."""
     episode, pictures = result.episode, []
     with VideoWriter(out / "whatif.mp4", fps=FPS) as video:
         for t in tqdm(range(len(episode)), desc="video", unit="frame", leave=False):
@@ -33,7 +33,7 @@ def write_alternative(result: Alternative, out: Path) -> None:
 
 
 def _picture(result: Alternative, t: int) -> np.ndarray:
-    """Draw frame t of both courses; 0 is their common first frame."""
+    """Draw frame t of both trajectories; frame 0 is their common first frame."""
     episode, shown = result.episode, min(t, result.over)
     real, lines = episode.frames[t], [episode.text, f"{t:>3}  start", ""]
     other = real if t == 0 else result.other.frames[0, shown - 1].cpu().numpy()
@@ -46,7 +46,7 @@ def _picture(result: Alternative, t: int) -> np.ndarray:
 
 
 def _action(steps: Steps, episode: Episode, t: int) -> str:
-    """Return the action of step t as video and file show it."""
+    """Return the action of step t as text for video and JSON."""
     flat = steps.actions[0, t - 1, 1:].cpu().numpy()
     kind = json.loads(episode.space)
     if kind.get("type") == "Discrete":

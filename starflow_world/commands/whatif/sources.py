@@ -1,4 +1,4 @@
-"""Where an alternative comes from: a played episode, and actions or a policy from the command line."""
+"""Inputs of whatif: a played episode, and actions or a policy from the command line."""
 
 import json
 from typing import Any
@@ -17,11 +17,11 @@ from starflow_world.errors import ActionError, ConfigError
 from starflow_world.world import World
 
 TRIES = 50
-"""Episodes that are played at most to find one that is long enough."""
+"""Limit on the number of episodes that are played to find one that is long enough."""
 
 
 def read_action(text: str) -> Any:
-    """Read an action of the command line: an integer, or a JSON list for a Box. ActionError for what is neither."""
+    """Parse an action of the command line: an integer, or a JSON list for a Box. Raises ActionError."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -34,7 +34,7 @@ def read_action(text: str) -> Any:
 
 
 def play_long_enough(source: Environment, policy: str, seed: int, *, steps: int) -> Episode:
-    """Play episodes of the real environment from `seed` until one has `steps` steps; ConfigError if none has.
+    """Play episodes of the real environment from `seed` on until one has `steps` steps. Raises ConfigError if none has.
 
     policy: a name, or auto for the expert of the environment.
     """

@@ -1,8 +1,8 @@
 """Conversion of reference STARFlow-V checkpoints to our folder: shards, their index, and video.json.
 
-torch.load is allowed in this folder only, with weights_only. Loading is strict: entries that nothing reads are dropped
-by name, every other tensor must fit. Layouts stay; names (names.py) and, on request, the dtype change. One tensor is in
-memory at a time.
+torch.load is allowed in this folder only, with weights_only. Loading is strict: entries that the model does not use are
+dropped by name, every other tensor must fit. Layouts are kept; names (names.py) and, on request, the dtype change. One
+tensor is in memory at a time.
 """
 
 from pathlib import Path
@@ -29,8 +29,8 @@ def convert(
 ) -> VideoConfig:
     """Write the flow of a reference checkpoint (sources.py) to `folder`, new or empty; return its config.
 
-    With `config` the tensors must be those of the config. Without, sizes come from the shapes, and the sizes that no
-    shape determines from the arguments. `dtype`: of the weights in the folder; None: that of the source. Raises
+    With `config` the tensors must be those of the config. Without, sizes are inferred from the shapes, and those that
+    no shape determines are taken from the arguments. `dtype`: of the written weights; None: that of the source. Raises
     CheckpointError.
     """
     path, folder = Path(checkpoint), Path(folder)
@@ -53,7 +53,7 @@ def convert(
 
 
 def _renamed(path: Path, flow: Flow, source: TensorSource, dtype: torch.dtype | None) -> TensorSource:
-    """Return the tensors of a reference under our names, in our shapes and in `dtype`; each must be finite."""
+    """Return the tensors of a reference under our names, in our shapes and in `dtype`. Raises for non-finite values."""
     shapes = {name: tuple(t.shape) for name, t in flow.state_dict().items()}
     names = {name: reference_name(name, flow.config.shallow_blocks) for name in shapes}
     dtypes = {name: dtype or source.dtypes[names[name]] for name in shapes}

@@ -51,7 +51,7 @@ def reference_name(name: str, shallow_blocks: int) -> str:
 
 
 def reference_shapes(flow: Flow) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a reference state dict for this flow, without the entries that nothing reads."""
+    """Return the shapes of a reference state dict for this flow, without the entries that the model does not use."""
     count = flow.config.shallow_blocks
     return {
         reference_name(name, count): (1, 1, *t.shape) if name.endswith(".start") else tuple(t.shape)
@@ -62,7 +62,7 @@ def reference_shapes(flow: Flow) -> dict[str, tuple[int, ...]]:
 def infer_config(
     shapes: Shapes, head_width: int, text_length: int, position_scale: float, window: int, look_ahead: int
 ) -> FlowConfig:
-    """Infer sizes from shapes. A missing tensor counts as one head wide; a later comparison then names it."""
+    """Infer sizes from shapes. A missing tensor counts as one head wide; the later strict comparison reports it."""
 
     def size(name: str, axis: int, otherwise: int) -> int:
         shape = shapes.get(name, ())

@@ -2,7 +2,7 @@
 
 torch's distributed checkpoints keep their table of contents in a pickle. This module interprets its opcodes; an object
 becomes a `Record` of the name of its class, its arguments and its state. Only the few classes of such tables are
-accepted, so that a foreign pickle is refused with the name that it would have called.
+accepted; any other class raises an error that names it.
 """
 
 import pickletools
@@ -34,7 +34,7 @@ NUMBERS_AND_TEXT = {
 
 @dataclass
 class Record:
-    """An object that was not constructed: `kind` (the name of its class), `arguments`, `state`."""
+    """Description of an object that was not constructed: `kind` (class name), `arguments`, `state`."""
 
     kind: str
     arguments: tuple[Any, ...] = ()
@@ -49,7 +49,7 @@ class Record:
 
 
 def read_records(data: bytes) -> Any:
-    """Return the content of a pickle. Raises ValueError that names the first thing that is not accepted."""
+    """Return the content of a pickle. Raises ValueError that names the first unsupported item."""
     if len(data) > LARGEST:
         raise ValueError(f"a table of contents of {len(data)} bytes, more than {LARGEST}")
     return _Machine().run(data)

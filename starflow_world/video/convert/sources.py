@@ -86,7 +86,7 @@ def _unpickle(file: Path | io.BytesIO, path: Path) -> object:
         )
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
-    except Exception as error:  # the unpickler raises whatever a damaged stream makes it do
+    except Exception as error:  # a damaged stream can raise any error
         reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
         raise CheckpointError(f"{path}: expected a state dict in torch's zip format, found {reason:.200}") from None
 
