@@ -85,4 +85,7 @@ class Sampler:
         )
         actions = np.concatenate((present, actions * present), axis=-1, dtype=np.float32)
         texts = ["" if drop else self.windows.texts[e] for e, drop in zip(episodes, dropped, strict=True)]
-        return Batch(*map(torch.from_numpy, (frames, actions, rewards, ends)), texts)
+        return Batch(
+            torch.from_numpy(frames), torch.from_numpy(actions), torch.from_numpy(rewards), torch.from_numpy(ends),
+            texts,
+        )

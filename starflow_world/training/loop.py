@@ -34,6 +34,7 @@ class Trainer(ABC, Generic[R]):
 
     may_change: tuple[str, ...]
     """Prefixes of the recipe keys that may change when a run is resumed."""
+    recipe: R
 
     def __init__(
         self, networks: nn.Module, optimizers: list[torch.optim.Optimizer], clipped: Sequence[nn.Module], recipe: R,

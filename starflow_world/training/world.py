@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from starflow_world.config.train import RecipeConfig, TrainConfig
 from starflow_world.config.world import WorldConfig
@@ -55,7 +55,8 @@ class WorldTrainer(Trainer[RecipeConfig]):
         config = replace(config, precision=resolve_precision(config.precision, processes, networks))
         self.world, self.config, self.card = world, config, {**(card or {}), "precision": config.precision}
         flow, start = networks.flow, networks.start
-        called = {flow: ("map_clip",) if self.objective == "motion" else ("nats", "denoiser_output"), start: ("loss",)}
+        calls = ("map_clip",) if self.objective == "motion" else ("nats", "denoiser_output")
+        called: dict[nn.Module | None, tuple[str, ...]] = {flow: calls, start: ("loss",)}
         for part in networks.children():
             shard_module(part, processes, config.precision, called.get(part, ()))
         self.tables = flow.tables(world.grid, max(config.lengths))
