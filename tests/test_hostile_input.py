@@ -154,7 +154,7 @@ def picture(*shape: int) -> Tensor:
 ACTIONS = [
     None, 3, "go", b"go", {}, [], [0], [0, 1, 2], [0, 4], [0, -1], [0, 1.0], [0, "1"], [0, [1]], [0, float("nan")],
     object(), torch.zeros(2, 4), torch.zeros(3, 5), torch.zeros(5), torch.tensor(1.0), torch.full((2, 5), torch.nan),
-    np.array(1), torch.tensor([0, 1]), np.array([0.0, 1.0]), [0, np.nan],
+    np.array(1), np.array([0.0, 1.0]), [0, np.nan],
 ]
 FRAMES = [
     0, "x", object(), [], [None], picture(2).float(), picture(2).to(torch.int8), picture(3), picture(2, 2),
@@ -206,7 +206,7 @@ def test_wrong_starts_are_refused(world):
         with pytest.raises(DataError, match="frames"):
             world.log_prob(wrong)
     for wrong in ([[None]], [[None, 1]], [[None], [1], [2]], [None, None], 3, "go", [], [[None], 1], torch.zeros(2, 1),
-                  torch.zeros(2, 2, 5), torch.zeros(2, 1, 4), [[None], [7]], torch.zeros(2, 1).long(), [["go"], [1]]):
+                  torch.zeros(2, 2, 5), torch.zeros(2, 1, 4), [[None], [7]], [["go"], [1]]):
         for call in (world.start, world.log_prob):
             with pytest.raises(ActionError, match="action"):
                 call(picture(2, 1), wrong)

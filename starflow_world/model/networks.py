@@ -53,13 +53,17 @@ class Networks(nn.Module):
         if config.outcome.width:
             self.outcome = OutcomeHead(config.outcome, config.flow)
 
-    def prepare(self, device: torch.device, dtype: torch.dtype | None, prompts: Path) -> None:
-        """Move to a device: the flow to run in `dtype` (flow/precision.py; None: measured by `inference_precision`),
-        the rest in at least float32. Load the separate parts of a published model. Raises ConfigError, CheckpointError.
-        """
-        dtype = dtype or inference_precision(self.to(device).flow, device)
-        if dtype not in (torch.float64, torch.float32, torch.bfloat16):
-            raise ConfigError(f"dtype: expected float64, float32 or bfloat16, found {dtype}")
+    def prepare(self, device: torch.device, dtype: torch.dtype | str | None, prompts: Path) -> None:
+        """Move to a device: the flow to run in `dtype` (flow/precision.py), the rest in at least float32. Load the
+        separate parts of a published model. None: float32, or bfloat16 for a published model on a GPU; "auto": measured
+        by `inference_precision`. Raises ConfigError, CheckpointError."""
+        if dtype is None:
+            large = self.config.published is not None and device.type != "cpu"
+            dtype = torch.bfloat16 if large else torch.float32
+        elif dtype == "auto":
+            dtype = inference_precision(self.to(device).flow, device)
+        if dtype not in (torch.float64, torch.float32, torch.bfloat16) or isinstance(dtype, str):
+            raise ConfigError(f"dtype: expected auto, float64, float32 or bfloat16, found {dtype}")
         self.to(device)
         for part in self.children():
             if part is not self.flow:  # float32 copies of its weights would double the memory

@@ -52,14 +52,15 @@ class World:
 
     @staticmethod
     def load(
-        path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | None = None, compiled: bool = False
+        path_or_name: str | Path, *, device: str = "auto", dtype: torch.dtype | str | None = None,
+        compiled: bool = False,
     ) -> "World":
         """Load a world from a checkpoint folder (also one that `convert` wrote), or a shipped world by name.
 
         dtype: float64, float32, or bfloat16 for matrix products inside transformers and float32 elsewhere
-        (flow/precision.py). None: bfloat16 if it is measured to be clearly faster on this world's layers
-        (model/rates.py), else float32. compiled: run the networks through torch.compile, for GPUs; where that fails,
-        warn and run them uncompiled (flow/compiled.py)."""
+        (flow/precision.py). None: float32 (bfloat16 for a published model on a GPU). "auto": bfloat16 if it is measured
+        to be clearly faster on this world's layers (model/rates.py), else float32. compiled: run the networks through
+        torch.compile, for GPUs; where that fails, warn and run them uncompiled (flow/compiled.py)."""
         folder = find_world(path_or_name)
         networks, digest = load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)

@@ -6,7 +6,7 @@ keys give their exact log-probability. The result of a row depends on no other r
 Shapes: B rows, T frames, n tokens per frame, c channels, W window, d deep width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -24,7 +24,6 @@ from starflow_world.world.state import Transition, WorldState
 
 PROMPT_BYTES = 64 << 20
 """Limit on the memory for cached keys of texts, in bytes."""
-SLIDES_AT_ONCE = 4
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -173,14 +172,13 @@ class Dynamics:
     def slide(self, state: WorldState, rows: Tensor) -> WorldState:
         """Keep the last `context` frames of the given rows and encode them again at the start of a window.
 
-        Rows are encoded in groups of fixed size, padded by repetition, so that the bits of a row do not depend on which
-        other rows slide.
+        Rows are encoded one by one: in a batch the bits of a row depend on its place, so on which other rows slide.
         """
         keep, window, cache, flow = self.config.context, self.config.window, state.cache, self.networks.flow
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
         carried = state.carried.clone()
-        for some in _groups(rows, min(SLIDES_AT_ONCE, len(state))):
+        for some in rows.split(1):
             for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
             x = flow.motion.history(tokens[some, :keep], state.latents[some])
@@ -341,9 +339,3 @@ class Dynamics:
         else:
             end = probability >= 0.5
         return head.reward(outcome), probability, end
-
-
-def _groups(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield the rows (k,) in groups of `size`; the last row is repeated to fill the last group."""
-    for some in rows.split(size):
-        yield torch.cat((some, some[-1:].expand(size - len(some))))

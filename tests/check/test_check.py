@@ -99,7 +99,7 @@ def test_an_examination_changes_neither_the_world_nor_what_lies_outside():
 
 
 class Crashing(Dynamics):
-    def advance(self, *given):
+    def imagine(self, *given):
         raise RuntimeError("the device\nis gone")
 
 

@@ -25,7 +25,7 @@ def train_agent(settings: AgentSettings) -> Path:
     out, trust = settings.out, settings.trust
     if not settings.resume and any(out.glob("*/agent.safetensors")):
         raise ConfigError(f"{out}: expected a new folder, found agents; pass --resume to go on with them")
-    from starflow_world.agents import ppo  # noqa: F401  (a missing package is found before anything is played)
+    import starflow_world.agents.ppo  # noqa: F401  (a missing package is found before anything is played)
 
     world = World.load(settings.world)
     source = settings.environment.source(world)
