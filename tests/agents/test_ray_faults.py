@@ -63,6 +63,7 @@ def drive(work: Faulty, count: int, actors: int = 2, limit: float = LIMIT) -> li
         return [receipt.index for _, receipt in pool.run(specs(count), recover=work.find)]
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced_and_its_rows_go_on_with_the_same_frames(saved: Path, one_thread: None) -> None:
     env = RayVectorEnv(saved, 3, 2, threads=1, max_episode_steps=20)
     parts = [WorldVectorEnv(saved, rows.stop - rows.start, max_episode_steps=20) for rows in (slice(0, 2), slice(2, 3))]
