@@ -6,6 +6,7 @@ normal dynamics from the new state, so they are negative; an anomaly that change
 is determined by (seed, index).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,7 +75,7 @@ class TwinRun(Protocol):
 
 
 @dataclass(frozen=True)
-class Scenario:
+class Scenario(ABC):
     """One part of the benchmark: a real environment, its anomalies and its goals.
 
     `frames`: longest episode. `world`: the shipped world of the environment. `lasting`: whether anomalies last, so that
@@ -87,22 +88,22 @@ class Scenario:
     lasting: bool
 
     @property
+    @abstractmethod
     def about(self) -> str:
         """Return a description of environment and anomalies for the report."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the kinds of anomalies by group; the report averages figures over each group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self, kind: str, seed: int, index: int) -> TwinRun:
         """Start episode `index` of a kind; NOMINAL and SHIFT are kinds too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def goals(self, figures: dict[str, Any]) -> list[Goal]:
         """Return the goals that are specific to this part."""
-        raise NotImplementedError
 
 
 def play_twin(scenario: Scenario, kind: str, seed: int, index: int) -> Twin:
