@@ -150,7 +150,7 @@ class RealScene:
 
 @dataclass(frozen=True)
 class Dream:
-    """Work context that plays episodes in a world."""
+    """Scene of `Rollouts`: episodes that run in a world."""
 
     world: str
     device: str

@@ -68,7 +68,7 @@ class ShardAnswer:
 
 
 class ReplayLog:
-    """The driver's log of N rows: the base of each, its actions since, and whether it has ended."""
+    """The driver's log to restore N rows: the `ReplayBase` of each, its actions since, and whether it has ended."""
 
     def __init__(self, rows: int) -> None:
         self._bases: list[ReplayBase | None] = [None] * rows
@@ -167,8 +167,8 @@ class Shard(WorldVectorEnv):
     def restore(self, bases: Sequence[ReplayBase], actions: Sequence[Sequence[Any]], ended: np.ndarray) -> None:
         """Restore every row from its base by repeating the actions since; ended (B,) bool.
 
-        All rows finish at the last step, so a row with few actions is inserted late; the results computed in its place
-        before that are discarded.
+        Rows with fewer actions join the batch later, so that all finish together; what their slots compute until then
+        is discarded.
         """
         rows = [self._from_base(row, base) for row, base in enumerate(bases)]
         now, longest = EnvState.stack(rows), max(len(since) for since in actions)

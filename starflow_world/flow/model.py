@@ -165,7 +165,7 @@ class Flow(nn.Module):
         return x - self.config.denoiser_step * self.denoiser_output(x, text, tables, valid)
 
     def denoiser_output(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
-        """Estimate the gradient of the negative log-probability, (B, T, n, c), in units of sigma**2 / denoiser_step.
+        """Estimate sigma**2 / denoiser_step times the gradient of the negative log-probability, (B, T, n, c).
 
         `valid` (B, T) masks frames that do not exist.
         """

@@ -25,7 +25,7 @@ def sample_frames(
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
     window: int | None = None, context: int | None = None, action: Tensor | None = None,
 ) -> Iterator[Inverse]:
-    """Yield the solved u (B, n, c) of each of T new frames after P given frames, from noise (B, T, n, c) and text.
+    """Solve T new frames after P given, from noise (B, T, n, c) and text; yield each `Inverse`, tokens u (B, n, c).
 
     text (B, L, text width); prefix (B, P, n, c): u of the given frames; action (B, P + T, d). `guidance` w > 0 steers
     away from `null_text`. The deep block holds `window` frames (None: all that the tables cover) and keeps the last

@@ -23,7 +23,7 @@ from starflow_world.model.text import TextEncoder
 
 @dataclass(frozen=True)
 class PublishedText:
-    """Text encoder of a published model: puts texts into its prompt, and returns states (B, L, width)."""
+    """Text encoder of a published model: fills its prompt template; returns states (B, L, width)."""
 
     encoder: T5Text
     template: str

@@ -20,7 +20,7 @@ from starflow_world.training.distributed import ALONE, Processes
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of a batch, with log-likelihood in nats per dim and excess nats over the noise floor per frame, (B, T)."""
+    """Losses of a batch, its log-likelihood in nats per dim; excess (B, T): log p of the noise minus a frame's."""
 
     nats_per_dim: Tensor
     excess: Tensor

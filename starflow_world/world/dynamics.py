@@ -41,9 +41,9 @@ def running(method: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concat
 
 @dataclass(frozen=True)
 class NextFrame:
-    """Inputs for sampling the next frame of B rows: history, encoded action (B, 1, d), and map from u to the frame.
+    """Inputs to sample the next frame of B rows: history, encoded action (B, 1, d), map from tokens u to the frame.
 
-    before (B, 1, c): the token that precedes the frame in the deep block.
+    before (B, 1, c): the deep block's token u just before those of the frame.
     """
 
     past: Past

@@ -104,5 +104,5 @@ def test_a_world_in_half_precision_reads_and_scores_frames_as_in_single_precisio
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
 def test_a_precision_that_no_world_runs_in_is_refused(dtype):
-    with pytest.raises(ConfigError, match="dtype: expected float64, float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="dtype: expected auto, float64, float32 or bfloat16"):
         World.load("babyai-gotolocal", device="cpu", dtype=dtype)

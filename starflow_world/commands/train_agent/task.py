@@ -106,7 +106,7 @@ class BabyAIRooms(RealEpisodes):
         return rooms.Rooms(count, seeds, max_steps=self.source.max_steps or rooms.LIMIT)
 
     def seeds(self, count: int, begin: int) -> tuple[int, ...]:
-        """Return the first `count` seeds from `begin` on whose room has the mission."""
+        """Return the first `count` seeds >= `begin` whose room has the mission."""
         return rooms.rooms_with(self.text, count, begin=begin, progress=True)
 
 
