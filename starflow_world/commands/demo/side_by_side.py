@@ -74,7 +74,7 @@ def _print_step(
         tally.seconds + seconds,
     )
     print(
-        f"{tally.steps:>4}  {ACTIONS[action]:<10}  {float(reward > 0):>6.0f}  {guess:>8z.2f}"
+        f"{tally.steps:>4}  {ACTIONS[action]:<10}  {float(reward > 0):>6.0f}  {guess:>z8.2f}"
         f"  {info['nats_per_dim']:>8.3f}  {info['sweeps']:>6}"
         f"  {tally.steps / tally.seconds:>7.1f}  {'exact' if exact else 'differs'}",
         flush=True,
