@@ -63,7 +63,8 @@ LINES = {line: words_of(line) for line in command_lines()}
 
 
 def needs_published_weights(words: list[str]) -> bool:
-    return words[0] in ("convert", "generate") or bool({"DIR", "--video"} & set(words)) or "starflow_v_" in words[1]
+    recipe = "".join(words[1:2])
+    return words[0] in ("convert", "generate") or bool({"DIR", "--video"} & set(words)) or "starflow_v_" in recipe
 
 
 def small(words: list[str]) -> list[str]:
