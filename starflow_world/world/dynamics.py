@@ -100,7 +100,8 @@ class Dynamics:
 
     def _prompt(self, text: str) -> tuple[Tensor, KVCache]:
         """Return the states (1, L, d) of a text and its keys in the deep block; the latest texts are cached."""
-        if text not in self._prompts:
+        prompt = self._prompts.pop(text, None)
+        if prompt is None:
             assert self.networks.text is not None
             with self.networks.flow.products():
                 states = self.networks.text([text])
@@ -108,11 +109,10 @@ class Dynamics:
             first = cache.select(torch.tensor([0]), self.text_length)
             most = max(1, PROMPT_BYTES // (2 * first.keys.nbytes))
             while len(self._prompts) >= most:
-                del self._prompts[next(iter(self._prompts))]
-            self._prompts[text] = states, first
-        else:
-            self._prompts[text] = self._prompts.pop(text)
-        return self._prompts[text]
+                self._prompts.pop(next(iter(self._prompts)), None)
+            prompt = states, first
+        self._prompts[text] = prompt  # the latest comes last
+        return prompt
 
     # ---- states --------------------------------------------------------------------------------------------------
 
