@@ -4,11 +4,12 @@ import gymnasium
 
 from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
 from starflow_world.agents.cartpole import BalancePolicy
-from starflow_world.agents.policy import Policy, RandomPolicy
+from starflow_world.agents.policy import CarefulPolicy, Policy, RandomPolicy
 from starflow_world.errors import ConfigError
 
 POLICIES: dict[str, type[Policy]] = {
-    "random": RandomPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy, "balance": BalancePolicy,
+    "random": RandomPolicy, "careful": CarefulPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy,
+    "balance": BalancePolicy,
 }
 PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PURPOSES = {"prior": 0, "observation": 1, "end": 2, "start": 3, "posterior": 4}
+PURPOSES = {"prior": 0, "observation": 1, "end": 2, "posterior": 4, "luck": 5}
 KEY_BITS = 63
 _SECOND_KEY = 0x5742_4C46_5354_4152
 

@@ -81,9 +81,9 @@ class TinkerPolicy(Policy):
     fallback: RandomPolicy = field(default_factory=RandomPolicy, repr=False)
 
     def check(self, env: gymnasium.Env) -> None:
-        if not is_minigrid(env):
+        if not is_minigrid(env) or getattr(env.action_space, "n", 0) <= TOGGLE:
             raise ConfigError(f"policy: expected one that can play {env}, found {self.name}, which is made for "
-                              "MiniGrid; choose random, or another environment")
+                              "MiniGrid with all its actions; choose random or careful, or another environment")
 
     def reset(self, seed: int, env: gymnasium.Env) -> None:
         self.check(env)

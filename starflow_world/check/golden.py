@@ -1,4 +1,4 @@
-"""Golden nats of a tiny world that covers codec, noise, text, actions, motion, memory slots and sliding windows.
+"""Golden nats of a tiny world that covers codec, noise, text, actions, features, mixture and sliding windows.
 
 Weights and clips come from keyed noise, which has its own golden values (tests/test_noise.py), so the results depend
 neither on torch's generators nor on a file. A change of these values means that every likelihood changes.
@@ -7,6 +7,7 @@ neither on torch's generators nor on a file. A change of these values means that
 import torch
 
 from starflow_world.config.world import CodecConfig, FlowConfig, OutcomeConfig, TextConfig, WorldConfig
+from starflow_world.flow.density import MixtureHead
 from starflow_world.model.networks import Networks
 from starflow_world.noise import normals
 from starflow_world.world import World
@@ -14,12 +15,12 @@ from starflow_world.world import World
 CONFIG = WorldConfig(
     "tiny",
     FlowConfig(
-        channels=12, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
-        text_length=8, text_width=16, position_scale=4.0, motion_width=8, motion_layers=1,
-        carry_slots=2, carry_width=8, codes=4, denoiser_layers=1, denoiser_width=40,
-        denoiser_window=1, denoiser_text=False, denoiser_step=0.3,
+        channels=48, shallow_blocks=3, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=60, head_width=20,
+        text_length=8, text_width=16, position_scale=4.0, sites=2, components=4, head_inner=16, features_width=8,
+        features_layers=1, denoiser_layers=1, denoiser_width=40, denoiser_window=1, denoiser_text=False,
+        denoiser_step=0.3,
     ),
-    height=8, width=8, codec=CodecConfig("patch", patch=2), text=TextConfig("t5", 8, 16, 1, 2),
+    height=8, width=8, codec=CodecConfig("patch", patch=2, merge=2), text=TextConfig("t5", 8, 16, 1, 2),
     outcome=OutcomeConfig(16, bins=5), noise_level=0.3, window=6, context=2,
     action_space='{"n": 4, "start": 0, "type": "Discrete"}',
 )
@@ -44,6 +45,9 @@ def golden_world() -> World:
     with torch.no_grad():
         for key, (_, weight) in enumerate(sorted(networks.named_parameters())):
             weight.copy_(0.5 * _drawn(key, tuple(weight.shape)) / weight.shape[-1] ** 0.5)
+        head = networks.flow.deep.head
+        assert isinstance(head, MixtureHead)
+        head.codebook.code.copy_(0.5 * _drawn(999, tuple(head.codebook.code.shape)))
     return World(networks)
 
 

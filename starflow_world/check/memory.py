@@ -1,7 +1,7 @@
 """Checks of batching, caches and windows: fast paths equal slow paths; imagining equals observing the same frame."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -170,8 +170,8 @@ def _row(state: WorldState, row: int) -> _Row:
 
 @promise("N20", "after a slide only the kept frames count")
 def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
-    """Compare a state after a slide with a new state that observes only the kept frames, given the memory slots
-    after the first of them; batch elements slide at different times."""
+    """Compare a state after a slide with a new state that observes only the kept frames; batch elements slide at
+    different times."""
     for dtype, limit in RELATIVE.items():
         world, differences = subject.worlds[dtype], []
         texts, keys = subject.texts[:2], [1, 2]
@@ -187,22 +187,19 @@ def slides_leave_nothing(subject: Subject) -> Iterator[Measurement]:
                 tape.append((seen.latents[row : row + 1], actions[row : row + 1]))
             for row in slid.nonzero()[:, 0].tolist():
                 kept, one = tapes[row][-int(state.length[row]) :], slice(row, row + 1)
-                fresh, nats = _replayed(world, world.empty(texts[one], [0]), kept, state.carried[one, :1])
+                fresh, nats = _replayed(world, world.empty(texts[one], [0]), kept)
                 differences.append(nats_difference(seen.nats[row : row + 1], nats, subject.dims))
-                held = [(state.tokens[row], fresh.tokens[0]), (state.carried[row], fresh.carried[0])]
-                differences += [relative_difference(mine, its) for mine, its in held]
+                differences.append(relative_difference(state.tokens[row], fresh.tokens[0]))
                 differences.append(relative_difference(cached(state, row), cached(fresh, 0)))
         yield Measurement(f"against the kept frames alone, {NAMES[dtype]}", worst(differences), limit)
 
 
 def _replayed(
-    world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]], carried: Tensor
+    world: World, state: WorldState, tape: list[tuple[Tensor, list[Any]]]
 ) -> tuple[WorldState, Tensor]:
-    """Observe noisy latents with actions, setting the first frame's memory slots; return the state and last nats."""
-    for t, (latents, action) in enumerate(tape):
+    """Observe noisy latents with actions; return the state and the last nats."""
+    for latents, action in tape:
         state, seen = world.observe(state, action, latents=latents, reuse=True)
-        if t == 0:
-            state = replace(state, carried=torch.cat((carried, state.carried[:, 1:]), dim=1))
     return state, seen.nats
 
 
@@ -217,7 +214,7 @@ def imagined_is_observed(subject: Subject) -> Iterator[Measurement]:
             imagined, said = world.step(state, actions)
             observed, heard = world.observe(state, actions, latents=said.latents)
             nats.append(largest_difference(said.nats, heard.nats))
-            names = ("tokens", "latents", "carried", "actions", "length", "step")
+            names = ("tokens", "latents", "actions", "length", "step")
             pairs = [(getattr(imagined, name).double(), getattr(observed, name).double()) for name in names]
             held += [largest_difference(*pair) for pair in pairs]
             held.append(cache_difference(imagined, observed))

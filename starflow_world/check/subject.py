@@ -89,9 +89,9 @@ class Subject:
                 parts.append(world.empty([text], [make_key(seed)]))
         return WorldState.stack(parts)
 
-    def decoded(self, dtype: torch.dtype, *, tolerance: float, max_sweeps: int = 0) -> World:
-        """Return a copy of the world with the given decoding tolerance and maximum number of Jacobi sweeps."""
-        return same_world(self.worlds[dtype], dtype, tolerance=tolerance, max_sweeps=max_sweeps)
+    def decoded(self, dtype: torch.dtype, *, tolerance: float, max_sweeps: int = 0, chunk: int = 0) -> World:
+        """Return a copy of the world with the given decoding tolerance, limit of Jacobi sweeps and tokens at once."""
+        return same_world(self.worlds[dtype], dtype, tolerance=tolerance, max_sweeps=max_sweeps, chunk=chunk)
 
     @cached_property
     def jacobians(self) -> tuple[tuple[Tensor, Transition], ...]:
@@ -118,9 +118,9 @@ def same_world(world: World, dtype: torch.dtype, **decode: Any) -> World:
 
 
 def some_noise(subject: Subject, world: World, rows: int, step: int) -> Tensor:
-    """Return noise z (B, n, c) with keys that no episode of the subject uses."""
+    """Return noise (B, n, c + g) with keys that no episode of the subject uses."""
     keys, steps = torch.arange(rows) + 1000 + subject.seed, torch.full((rows,), step)
-    noise = normals(keys, steps, "prior", (world.dynamics.tokens, world.config.channels))
+    noise = normals(keys, steps, "prior", world.dynamics.noise_shape)
     return noise.to(world.dynamics.device, world.dynamics.dtype)
 
 
@@ -143,7 +143,7 @@ def _jacobian(world: World, state: WorldState, action: Any, latents: Tensor) -> 
     with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         dual = forward_ad.make_dual(latents.expand(count, -1, -1).contiguous(), directions)
         _, seen = verb(world, state[[0] * count], [action] * count, latents=dual)
-        noise = forward_ad.unpack_dual(seen.noise)
+        noise = forward_ad.unpack_dual(seen.noise[..., : latents.shape[-1]])
         slopes = torch.zeros_like(directions) if noise.tangent is None else noise.tangent
         fields = {name: forward_ad.unpack_dual(value).primal for name, value in vars(seen).items()}
     return slopes.flatten(1).T, Transition(**fields)

@@ -25,9 +25,6 @@ class TrainConfig:
     """Dotted names of the modules or parameters that are trained, such as flow.shallow; empty: all."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     starts: int = 32
-    denoiser_target: str = "score"
-    """Denoiser target. score: the gradient of the flow (flow-score matching); noise: the noise itself (Vincent 2011),
-    which needs no backward pass through the flow."""
     start_weight: float = 0.1
     """Weight of real first frames in the flow's loss; later frames have weight 1."""
     start_rate: float = 0.3
@@ -38,9 +35,7 @@ class TrainConfig:
     text_dropout: float = 0.1
     learning_rate: float = 2e-3
     site_learning_rate: float = 2e-2
-    """Learning rate of the site networks and of the action encoder."""
-    motion_beta: float = 1.0
-    """For training of the motion alone: initial extra weight of dimensions with large predicted scale; decays to 0."""
+    """Learning rate of the networks over sites (features, reward head) and of the action encoder."""
     warmup: int = 100
     outcome_weight: float = 0.05
     denoiser_weight: float = 0.1
@@ -57,10 +52,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         one_of(self, "precision", ("auto", "bf16", "f32"))
-        one_of(self, "denoiser_target", ("score", "noise"))
         between(self, 1, math.inf, "steps", "frames", "valid_every")
         between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
-        between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight", "motion_beta")
+        between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
         between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
         positive(self, "learning_rate")
         positive(self, "site_learning_rate")

@@ -70,8 +70,9 @@ class VideoConfig:
         between(self, 0, 1 << 14, "guidance")
         positive(self, "noise_level")
         positive(self, "later")
-        if self.flow.motion_width:
-            raise ConfigError(f"flow.motion_width: expected 0, as video models have, found {self.flow.motion_width}")
+        if self.flow.components > 1 or self.flow.features_width:
+            found = (self.flow.components, self.flow.features_width)
+            raise ConfigError(f"flow.components, features_width: expected (1, 0), as video models have, found {found}")
         if not 1 <= self.context < max(self.window, 2):
             raise ConfigError(f"context: expected 1 <= context < window {self.window}, found {self.context}")
         self.size(self.aspect)

@@ -16,7 +16,7 @@ NO_ACTIONS = '{"n": 1, "start": 0, "type": "Discrete"}'
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Sizes of the flow (STARFlow-V, sections 3.1 and 3.2); defaults that are switches (`motion_width`) are off."""
+    """Sizes of the flow (STARFlow-V, sections 3.1 and 3.2); defaults are as published."""
 
     channels: int
     shallow_blocks: int = 5
@@ -29,17 +29,14 @@ class FlowConfig:
     text_width: int = 0
     position_scale: float = 32.0
     sites: int = 1
-    """Side of the square of sites that forms a token, for site networks; equals the codec's `merge`."""
-    motion_width: int = 0
-    """Width of the motion network, which predicts a frame from the last one; 0: shallow blocks map every frame."""
-    motion_layers: int = 2
-    carry_slots: int = 0
-    """Number of carry slots, the motion's memory of what no frame shows; 0: it sees last frame and action only."""
-    carry_width: int = 48
-    codes: int = 0
-    """Entries of the learned tables from which site networks may take their means."""
-    denoiser_kind: str = "transformer"
-    """Denoiser architecture: transformer (STARFlow-V), or sites (per frame, on the neighbourhood of each site)."""
+    """Side of the square of sites that forms a token; equals the codec's `merge`."""
+    components: int = 1
+    """Normals in the mixture of each site, around a codebook; 1: one normal per channel, as published."""
+    head_inner: int = 128
+    """Width of the mixture's features of a site; not read with one component."""
+    features_width: int = 0
+    """Width of the network that tells the deep block about the last frame and the action; 0: none, as published."""
+    features_layers: int = 2
     denoiser_layers: int = 0
     denoiser_width: int = 3072
     denoiser_window: int = 10
@@ -52,15 +49,13 @@ class FlowConfig:
     """Step size: clean latents are the noisy latents minus this times the denoiser's output."""
 
     def __post_init__(self) -> None:
-        between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width")
-        between(self, 0, LARGEST_SIZE, "text_length", "text_width", "motion_width", "carry_slots", "carry_width",
-                "denoiser_window", "codes")
-        between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "motion_layers")
+        between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width",
+                "components", "head_inner")
+        between(self, 0, LARGEST_SIZE, "text_length", "text_width", "features_width", "denoiser_window")
+        between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "features_layers")
         between(self, 1, MOST_LAYERS, "deep_layers", "sites")
-        one_of(self, "denoiser_kind", ("transformer", "sites"))
         positive(self, "position_scale")
-        transformer = self.denoiser_layers and self.denoiser_kind == "transformer"
-        for width in (self.shallow_width, self.deep_width, transformer and self.denoiser_width):
+        for width in (self.shallow_width, self.deep_width, self.denoiser_layers and self.denoiser_width):
             if width % self.head_width:
                 raise ConfigError(f"widths: expected multiples of head_width {self.head_width}, found {width}")
         if self.head_width < 20 or self.head_width % 4:
@@ -120,31 +115,12 @@ class OutcomeConfig:
     largest_reward: float = 1.0
     end: str = "sample"
     """How `terminated` is derived from p(end): sample (keyed) or threshold (p >= 0.5)."""
-    history: bool = True
-    """Whether the head reads the deep block's hidden states. Set it to false where frame and text determine the
-    outcome: the head then learns many times faster, without the flow."""
 
     def __post_init__(self) -> None:
         between(self, 0, LARGEST_SIZE, "width", "layers")
         between(self, 2, LARGEST_SIZE, "bins")
         positive(self, "largest_reward")
         one_of(self, "end", ("sample", "threshold"))
-
-
-@dataclass(frozen=True)
-class StartConfig:
-    """Config of the start diffusion: first frames from text in `steps` steps. `width` 0: the flow samples them."""
-
-    width: int = 0
-    layers: int = 4
-    steps: int = 32
-    guidance: float = 0.0
-    """Default guidance weight of first frames."""
-
-    def __post_init__(self) -> None:
-        between(self, 0, LARGEST_SIZE, "width")
-        between(self, 1, MOST_LAYERS, "layers", "steps")
-        between(self, 0, math.inf, "guidance")
 
 
 @dataclass(frozen=True)
@@ -204,9 +180,10 @@ class WorldConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
     text: TextConfig = field(default_factory=TextConfig)
     outcome: OutcomeConfig = field(default_factory=OutcomeConfig)
-    start: StartConfig = field(default_factory=StartConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     noise_level: float = 0.3
+    guidance: float = 0.0
+    """Weight of classifier-free guidance by the text in first frames sampled from it."""
     window: int = 32
     context: int = 8
     action_space: str = NO_ACTIONS
@@ -231,6 +208,7 @@ class WorldConfig:
         if self.context >= self.window:
             raise ConfigError(f"context: expected less than window {self.window}, found {self.context}")
         positive(self, "noise_level")
+        between(self, 0, math.inf, "guidance")
         scale = self.codec.patch * self.codec.merge
         if self.height % scale or self.width % scale or self.grid[0] * self.grid[1] * self.window > MOST_TOKENS:
             expected = f"multiples of patch * merge = {scale}, and at most {MOST_TOKENS} tokens in a window"
@@ -240,8 +218,6 @@ class WorldConfig:
         if sizes != (self.channels, *text):
             expected = f"{(self.channels, *text)}, as codec and text have"
             raise ConfigError(f"flow.channels, text_length, text_width: expected {expected}, found {sizes}")
-        if self.start.width % self.flow.head_width:
-            raise ConfigError(f"start.width: expected a multiple of flow.head_width, found {self.start.width}")
         if self.flow.sites not in (1, self.codec.merge):
             expected = f"1 or the codec's merge {self.codec.merge}"
             raise ConfigError(f"flow.sites: expected {expected}, found {self.flow.sites}")

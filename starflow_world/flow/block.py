@@ -1,27 +1,24 @@
 """The affine autoregressive block (STARFlow-V, section 3.1; TARFlow, section 3.1), shallow and deep.
 
-A causal transformer over a start token and tokens < i predicts the shift and scale of token i:
+A causal transformer over a start token and tokens < i predicts the density of token i (density.py). With one normal per
+channel, as published,
 
     o_i = 4 tanh(head(...) / 4);   (a, mu) = split(o_i);   sigma = softplus(a + ln(e - 1))
     z_i = (x_i - mu) / sigma;      log|dz/dx| = -log sigma
 
-Affine maps and logarithms are computed in float32 or wider, whatever the dtype of the network.
+Densities are computed in float32 or wider, whatever the dtype of the network.
 Shapes: B batch elements, S tokens, c channels, d width, e head width, n tokens per frame, W frames, L text length.
 """
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starflow_world.flow.cache import KVCache, Visible
+from starflow_world.flow.density import AffineHead, Density, MixtureHead
 from starflow_world.flow.layers import FinalNorm, Layer
-
-SOFT_CLIP = 4.0
-UNIT_SCALE = math.log(math.e - 1)
 
 
 @dataclass(frozen=True)
@@ -44,82 +41,53 @@ class Tables:
         return self.video[0][index]
 
 
-@dataclass(frozen=True)
-class Affine:
-    """Normal distribution of each token: mean and scale (B, S, c), and the hidden states (B, S, d) they come from."""
-
-    mean: Tensor
-    scale: Tensor
-    hidden: Tensor
-
-    def rows(self, rows: slice) -> "Affine":
-        """Return the distributions of the batch elements `rows`."""
-        return Affine(self.mean[rows], self.scale[rows], self.hidden[rows])
-
-    def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z = (x - mean) / scale and log|dz/dx| per dimension, both (B, S, c)."""
-        return (x - self.mean) / self.scale, -self.scale.log()
-
-    def nats(self, x: Tensor, spread: Tensor | float = 0.0) -> Tensor:
-        """Return log N(x; mean, scale) per dimension, (B, S, c), in expectation over noise of size `spread` on x."""
-        z, logdet = self.to_noise(x)
-        return logdet - 0.5 * (z * z + (spread / self.scale) ** 2 + math.log(2 * math.pi))
-
-
 class Block(nn.Module):
-    """Transformer with a start token, an input projection and an affine head that is the identity at initialization.
+    """Transformer with a start token, an input projection and a head that gives the density of the next token.
 
     With `text_width` > 0 every token attends to a text prefix. `reverse` processes the tokens of a frame in reverse.
+    Behind a `MixtureHead` the inputs are read with the posteriors of their sites, which are free of noise.
     """
 
     def __init__(
-        self, channels: int, width: int, layers: int, head_width: int, *, reverse: bool = False, text_width: int = 0
+        self, channels: int, width: int, layers: int, head_width: int, *, reverse: bool = False, text_width: int = 0,
+        head: AffineHead | MixtureHead | None = None,
     ) -> None:
         super().__init__()
         self.reverse = reverse
         self.heads, self.head_width = width // head_width, head_width
         self.start = nn.Parameter(torch.randn(channels) * 0.02)
-        self.project_in = nn.Linear(channels, width)
+        self.head = AffineHead(width, channels) if head is None else head
+        described = self.head.sites * self.head.codebook.components if isinstance(self.head, MixtureHead) else 0
+        self.project_in = nn.Linear(channels + described, width)
         self.project_text = nn.Linear(text_width, width) if text_width else None
         self.layers = nn.ModuleList(Layer(width, head_width) for _ in range(layers))
         self.norm = FinalNorm(width)
-        self.head = nn.Linear(width, 2 * channels)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def shift(self, x: Tensor) -> Tensor:
         """Return the network's inputs for tokens x (B, S, c): the start token, then all tokens but the last."""
         return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)
 
-    def affine(self, hidden: Tensor) -> Affine:
-        """Return means and scales from the last layer's hidden states (B, S, d), in the dtype of the head."""
-        hidden = self.norm(hidden)
-        with torch.autocast(hidden.device.type, enabled=False):
-            out = F.linear(hidden, self.head.weight, self.head.bias)
-        scale, mean = (SOFT_CLIP * torch.tanh(out / SOFT_CLIP)).chunk(2, dim=-1)
-        return Affine(mean, F.softplus(scale + UNIT_SCALE), hidden)
-
     def predict(
         self, inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, visible: Visible | None = None,
         added: Tensor | None = None,
-    ) -> Affine:
+    ) -> Density:
         """Predict the token after each of `inputs` (B, S, c); write the inputs' keys after the valid ones of `cache`.
 
         `added` (B, S, d) is a condition added to the projected inputs. `visible` is the mask `cache.visible(S, ...)`.
         """
-        return self._run(self._projected(inputs, added), rotary, cache, visible)
+        return self._run(self.projected(inputs, added), rotary, cache, visible)
 
-    def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Affine:
+    def predict_with_text(self, inputs: Tensor, text: Tensor, rotary: Tensor, added: Tensor | None = None) -> Density:
         """Predict a whole sequence after `text` (B, L, text width), without a cache; rotary covers L + S positions."""
         assert self.project_text is not None
-        hidden = torch.cat((self.project_text(text), self._projected(inputs, added)), dim=1)
+        hidden = torch.cat((self.project_text(text), self.projected(inputs, added)), dim=1)
         return self._run(hidden, rotary, None, None, text.shape[1])
 
     def write(
         self, inputs: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None, added: Tensor | None = None
     ) -> None:
         """Write the keys and values of `inputs` to the cache as `predict` does, without computing a prediction."""
-        self._write(self._projected(inputs, added), rotary, cache, visible)
+        self._write(self.projected(inputs, added), rotary, cache, visible)
 
     def write_text(self, text: Tensor, rotary: Tensor, cache: KVCache) -> KVCache:
         """Return `cache`, which must be empty, with the keys of text (B, L, text width) committed."""
@@ -128,17 +96,19 @@ class Block(nn.Module):
         self._write(self.project_text(text), rotary, cache, visible)
         return cache.commit(text.shape[1])
 
-    def _projected(self, inputs: Tensor, added: Tensor | None) -> Tensor:
-        hidden = self.project_in(inputs).to(self.head.weight.dtype)  # residuals at full precision
+    def projected(self, inputs: Tensor, added: Tensor | None) -> Tensor:
+        """Return the first layer's input (B, S, d) from tokens (B, S, c) and conditions (B, S, d)."""
+        described = self.head.codebook.describe(inputs) if isinstance(self.head, MixtureHead) else inputs
+        hidden = self.project_in(described).to(self.norm.weight.dtype)  # residuals at full precision
         return hidden if added is None else hidden + added
 
     def _run(
         self, hidden: Tensor, rotary: Tensor, cache: KVCache | None, visible: Visible | None, first: int = 0
-    ) -> Affine:
+    ) -> Density:
         """Run all layers and predict from the positions `first`, first + 1, ..."""
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, visible, cache, index)
-        return self.affine(hidden[:, first:])
+        return self.head(self.norm(hidden[:, first:]))
 
     def _write(self, hidden: Tensor, rotary: Tensor, cache: KVCache, visible: Visible | None) -> None:
         last = len(self.layers) - 1

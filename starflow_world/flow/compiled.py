@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starflow_world.flow.block import Affine
 from starflow_world.flow.cache import KVCache, Visible
+from starflow_world.flow.density import Density
 from starflow_world.flow.model import Flow
 
 
 def compile_networks(flow: Flow, *others: nn.Module | None) -> None:
     """Compile the deep block's `predict`, the site networks and the modules `others`, each at its first call."""
     flow.deep.predict = Compiled("deep block", _masked(flow.deep.predict))  # type: ignore[method-assign]
-    for module in (flow.motion, flow.carry, flow.denoiser, *others):
+    for module in (flow.features, flow.denoiser, *others):
         if module is not None:
             module.forward = Compiled(type(module).__name__, module.forward)
 
@@ -41,11 +41,11 @@ class Compiled:
             return self.plain(*arguments, **named)
 
 
-def _masked(predict: Callable[..., Affine]) -> Callable[..., Affine]:
+def _masked(predict: Callable[..., Density]) -> Callable[..., Density]:
     def run(
         inputs: Tensor, rotary: Tensor, cache: KVCache | None = None, visible: Visible | None = None,
         added: Tensor | None = None,
-    ) -> Affine:
+    ) -> Density:
         return predict(inputs, rotary, cache, None if visible is None else visible.whole, added)
 
     return run

@@ -3,8 +3,6 @@
 `Denoiser` is a transformer d(x) trained by regression on the gradient of the flow's negative log-probability. A Tweedie
 step turns noisy latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. In
 each layer, frame f attends to frames f + look_ahead - window .. f + look_ahead; without look-ahead it is causal.
-
-`SiteDenoiser` is a small convolutional network that denoises each frame alone.
 """
 
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 from starflow_world.config.world import FlowConfig
 from starflow_world.flow.block import Tables
 from starflow_world.flow.layers import FinalNorm, Layer
-from starflow_world.flow.sites import SiteHead, SiteNet, to_tokens
 
 
 class Denoiser(nn.Module):
@@ -79,30 +76,3 @@ class Denoiser(nn.Module):
         hidden = self.norm(hidden[:, length:])
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden).unflatten(1, (frames, tokens))
-
-
-class SiteDenoiser(nn.Module):
-    """Convolutional network from noisy latents (B, T, n, c) to d (B, T, n, c), each frame alone."""
-
-    memory = 0
-    look_ahead = (0,)
-
-    def __init__(self, config: FlowConfig) -> None:
-        super().__init__()
-        per_site = config.channels // config.sites**2
-        self.step = config.denoiser_step
-        self.net = SiteNet(config.channels, config.denoiser_width, config.denoiser_layers, config.sites)
-        self.head = SiteHead(config.denoiser_width, per_site, per_site, config.codes)
-
-    def forward(self, x: Tensor, text: Tensor | None, tables: Tables, valid: Tensor | None = None) -> Tensor:
-        """Return d (B, T, n, c) such that x - step * d is the predicted clean latent; `text` and `valid` are unused."""
-        with torch.autocast(x.device.type, enabled=False):
-            clean = to_tokens(self.head(self.net(x.flatten(0, 1), tables.grid)), self.net.side)
-            return (x - clean.unflatten(0, x.shape[:2])) / self.step
-
-
-def make_denoiser(config: FlowConfig) -> Denoiser | SiteDenoiser | None:
-    """Build the denoiser from the flow's config, or return None if it has no denoiser layers."""
-    if not config.denoiser_layers:
-        return None
-    return SiteDenoiser(config) if config.denoiser_kind == "sites" else Denoiser(config)

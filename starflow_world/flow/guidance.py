@@ -1,21 +1,14 @@
-"""Classifier-free guidance of an affine autoregressive flow (STARFlow, proposition 2)."""
+"""Classifier-free guidance of an autoregressive flow (STARFlow, proposition 2, for one normal per channel).
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Of a mixture the component probabilities are guided, pi**(1 + w) / pi_null**w; its normals stay those of the text.
+"""
 
-from torch import Tensor
+from dataclasses import replace
 
-from starflow_world.flow.block import Affine
-
-
-@dataclass(frozen=True)
-class Guided(Affine):
-    """Guided means and scales, and those of the conditional model without guidance."""
-
-    conditional: Affine
+from starflow_world.flow.density import Affine, Density, Mixture
 
 
-def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Guided:
+def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Affine:
     """Return the Gaussian proportional to conditional**(1 + w) / unconditional**w, per dimension; w = guidance.
 
         r = min(scale_c / scale_u, 1)**2;   d = 1 + w - w r
@@ -24,14 +17,14 @@ def guide(conditional: Affine, unconditional: Affine, guidance: float) -> Guided
     ratio = (conditional.scale / unconditional.scale).clamp(max=1).square()
     denominator = 1 + guidance - guidance * ratio
     mean = ((1 + guidance) * conditional.mean - guidance * ratio * unconditional.mean) / denominator
-    return Guided(mean, conditional.scale / denominator.sqrt(), conditional.hidden, conditional)
+    return Affine(mean, conditional.scale / denominator.sqrt(), conditional.hidden)
 
 
-def guided(predict: Callable[[Tensor], Affine], guidance: float) -> Callable[[Tensor], Guided]:
-    """Return `predict` with guidance applied; it maps inputs (B, ...) to 2B predictions, [text; null text]."""
-
-    def run(inputs: Tensor) -> Guided:
-        both, rows = predict(inputs), len(inputs)
-        return guide(both.rows(slice(rows)), both.rows(slice(rows, None)), guidance)
-
-    return run
+def guided(both: Density, rows: int, guidance: float) -> Density:
+    """Return the guided density of 2B batch elements [text; null text], B = rows, for `draw` alone."""
+    given, null = both.rows(slice(rows)), both.rows(slice(rows, None))
+    if isinstance(given, Mixture) and isinstance(null, Mixture):
+        return replace(given, null=null.base, guidance=guidance)
+    assert isinstance(given, Affine)
+    assert isinstance(null, Affine)
+    return guide(given, null, guidance)

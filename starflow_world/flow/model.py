@@ -1,29 +1,30 @@
 """The normalizing flow (STARFlow-V, section 3): an invertible map of each frame, then a deep block over all frames.
 
-    u, _ = map(x)      each frame, given at most its predecessor (frame_map.py)
-    z, _ = deep(u)     causal over [text, all tokens of all frames]
+    u, _ = shallow(x)     each frame alone (shallow.py); u = x without shallow blocks
+    z, _ = deep(u)        causal over [text, all tokens of all frames], told the action and features of the last frame
 
-    log p(x_t | x_<t, text, conditions) = log N(u_t; mean, scale) + log|du_t/dx_t|
+    log p(x_t | x_<t, text, actions) = log p(u_t | u_<t, ...) (density.py) + log|du_t/dx_t|
 
 Shapes: B batch elements, T frames, n tokens per frame, c channels, d deep width, L text length, W window.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starflow_world.config.world import DecodeConfig, FlowConfig
-from starflow_world.flow.block import Affine, Block, Tables
+from starflow_world.flow.block import Block, Tables
 from starflow_world.flow.cache import KVCache, Visible
-from starflow_world.flow.denoiser import make_denoiser
-from starflow_world.flow.frame_map import HALF, FrameMap, Past, ShallowBlocks
-from starflow_world.flow.guidance import Guided, guided
+from starflow_world.flow.denoiser import Denoiser
+from starflow_world.flow.density import AffineHead, Density, MixtureHead
+from starflow_world.flow.features import Features
+from starflow_world.flow.guidance import guided
 from starflow_world.flow.jacobi import Inverse, solve
 from starflow_world.flow.layers import grid_positions, rotary_table, text_positions
-from starflow_world.flow.motion import make_carry, make_motion
+from starflow_world.flow.shallow import HALF, ShallowBlocks
 
 
 class Flow(nn.Module):
@@ -36,10 +37,17 @@ class Flow(nn.Module):
         self.shallow = ShallowBlocks(
             Block(c, config.shallow_width, config.shallow_layers, e, reverse=(count - k) % 2 == 1) for k in range(count)
         )
-        self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width)
-        self.motion = make_motion(config)
-        self.carry = make_carry(config)
-        self.denoiser = make_denoiser(config)
+        head: AffineHead | MixtureHead = AffineHead(config.deep_width, c)
+        if config.components > 1:
+            head = MixtureHead(config.deep_width, c, config.sites**2, config.components, config.head_inner)
+        self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width, head=head)
+        self.features = Features(config, head) if config.features_width else None
+        self.denoiser = Denoiser(config) if config.denoiser_layers else None
+
+    @property
+    def noise_channels(self) -> int:
+        """Return c + g, the noise numbers of a token (density.py)."""
+        return self.config.channels + self.deep.head.sites
 
     @property
     def device(self) -> torch.device:
@@ -71,24 +79,54 @@ class Flow(nn.Module):
             table(text_positions(self.config.text_length, scale)),
         )
 
-    # ---- frames: noisy latents <-> u ------------------------------------------------------------------------------
+    # ---- conditions ----------------------------------------------------------------------------------------------
 
-    def map_clip(
-        self, x: Tensor, action: Tensor | None, tables: Tables, carried: Tensor | None = None
-    ) -> FrameMap:
-        """Return the map of clips x (B, T, n, c) whose first frames have no predecessor; action (B, T, d).
+    def describe(self, u: Tensor) -> Tensor:
+        """Return tokens u (..., c) with what the codebook knows of their sites, if there is one (density.py)."""
+        head = self.deep.head
+        return head.codebook.describe(u) if isinstance(head, MixtureHead) else u
 
-        carried (B, T, K): the memory slots after each frame; None: computed as if nothing preceded the clip.
+    def conditions(self, u: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
+        """Return what is added to the deep block's inputs for clips u (B, T, n, c) and action (B, T, d): (B, T, n, d).
+
+        The first frames are taken to have no predecessor. None without actions and features.
         """
-        return self.motion.clip(self.shallow, self.carry, x, action, tables, carried)
+        if self.features is None and action is None:
+            return None
+        if action is None:
+            action = u.new_zeros(*u.shape[:2], self.config.deep_width)
+        added = action[:, :, None].expand(-1, -1, u.shape[2], -1)
+        if self.features is None or u.shape[1] == 1:
+            return added
+        told = self.told(u[:, :-1].flatten(0, 1), action[:, 1:].flatten(0, 1), grid)
+        return added + F.pad(told.unflatten(0, (len(u), -1)), (0, 0, 0, 0, 1, 0))
 
-    def map_next(self, past: Past, action: Tensor, tables: Tables) -> FrameMap:
-        """Return the map of each batch element's next frame, given its past and its action (B, 1, d)."""
-        return self.motion.next(self.shallow, past, action, tables)
+    def next_conditions(self, last: Tensor, present: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the conditions (B, n, d) of a next frame after last (B, n, c); present (B, 1, 1): whether that exists.
+
+        action (B, d).
+        """
+        added = action[:, None].expand(-1, last.shape[1], -1)
+        return added if self.features is None else added + self.told(last, action, grid) * present
+
+    def told(self, last: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return the features (N, n, d) of frames last (N, n, c) and actions (N, d), in float32 or wider."""
+        assert self.features is not None
+        with torch.autocast(last.device.type, enabled=False):
+            return self.features(self.describe(last), action.to(last.dtype), grid)
+
+    def guess(self, last: Tensor, present: Tensor, noise: Tensor) -> Tensor:
+        """Return the initial Jacobi iterate (B, n, c) of a frame: the last one, and for first frames the noise, or the
+        codebook's most frequent entry."""
+        head, first = self.deep.head, noise[..., : last.shape[-1]]
+        if isinstance(head, MixtureHead):
+            code = head.codebook.code[head.codebook.chance.argmax()]
+            first = code.repeat(head.sites).expand_as(last)
+        return torch.where(present, last, first)
 
     # ---- deep: causal over text and all frames -------------------------------------------------------------------
 
-    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Affine:
+    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Density:
         """Predict all tokens of u (B, T, n, c) in one teacher-forced pass without a cache, (B, T * n, ...)."""
         frames = u.shape[1]
         inputs = self.deep.shift(u.flatten(1, 2))
@@ -107,12 +145,12 @@ class Flow(nn.Module):
 
     def extend(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
-    ) -> tuple[KVCache, Affine]:
+    ) -> tuple[KVCache, Density]:
         """Run the deep block on `inputs` (B, S, c), tokens shifted by one, commit their keys, and predict the tokens.
 
         `text` is L, the number of text positions in the cache."""
-        affine = self.predictor(cache, added, inputs.shape[1], tables, text=text)(inputs)
-        return cache.commit(inputs.shape[1]), affine
+        density = self.predictor(cache, added, inputs.shape[1], tables, text=text)(inputs)
+        return cache.commit(inputs.shape[1]), density
 
     def fill(
         self, cache: KVCache, inputs: Tensor, added: Tensor | None, tables: Tables, *, text: int
@@ -137,22 +175,22 @@ class Flow(nn.Module):
         self, cache: KVCache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, tables: Tables, *,
         text: int, guidance: float, settings: DecodeConfig,
     ) -> tuple[KVCache, Inverse]:
-        """Solve the next frame u from noise (B, n, c), chunk after chunk, and commit it.
+        """Solve the next frame u from noise (B, n, c + g), chunk after chunk, and commit it.
 
         before (B, 1, c): the token before the frame; guess (B, n, c); added (B, n, d) or None. With guidance w > 0 the
-        cache has 2B rows, [text; null text]. The result's `affine` is always the unguided model's.
+        cache has 2B rows, [text; null text]. The result's density is always the unguided model's.
         """
         parts: list[Inverse] = []
+        rows = len(noise)
         for start in range(0, noise.shape[1], size := settings.chunk or noise.shape[1]):
             part = slice(start, start + size)
             z, here = noise[:, part], None if added is None else added[:, part]
-            predict: Callable[[Tensor], Affine] = self.predictor(cache, here, z.shape[1], tables, text=text)
+            predict = self.predictor(cache, here, z.shape[1], tables, text=text)
             solved = solve(
-                guided(predict, guidance) if guidance else predict, before, z, guess[:, part],
-                tolerance=settings.tolerance, max_sweeps=settings.max_sweeps,
+                predict, before, z, guess[:, part], tolerance=settings.tolerance, max_sweeps=settings.max_sweeps,
+                guided=(lambda both: guided(both, rows, guidance)) if guidance else None,
             )
-            if isinstance(solved.affine, Guided):
-                solved = replace(solved, affine=solved.affine.conditional)
+            solved = replace(solved, density=solved.density.rows(slice(rows)))
             cache, before, parts = cache.commit(z.shape[1]), solved.tokens[:, -1:], [*parts, solved]
         return cache, Inverse.join(parts)
 
@@ -175,30 +213,27 @@ class Flow(nn.Module):
     # ---- likelihood ----------------------------------------------------------------------------------------------
 
     def nats(
-        self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables, carried: Tensor | None = None, *,
-        clean: Tensor | None = None, level: float = 0.0,
+        self, x: Tensor, text: Tensor | None, action: Tensor | None, tables: Tables, *, clean: Tensor | None = None,
+        level: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Return log p per token of noisy latents x (B, T, n, c) given the past, (B, T, n), and the deep hidden states.
 
-        action (B, T, d) or None; carried (B, T, K) as for `map_clip`; hidden states (B, T, n, d).
-
-        With `clean` latents (B, T, n, c) and their noise `level`, frames with a closed-form distribution get the
-        expectation of log p over their own noise, which removes that noise from the gradient.
+        action (B, T, d) or None; hidden states (B, T, n, d). With `clean` latents (B, T, n, c) and their noise `level`
+        it is the expectation over that noise (see `Density.nats`), which removes it from the gradient; only without
+        shallow blocks.
         """
-        frame_map = self.map_clip(x, action, tables, carried)
-        u, logdet = frame_map.forward(x)
-        affine, mean, spread = self.deep_forward(u, text, frame_map.added, tables), u, torch.zeros_like(u)
-        if clean is not None:
-            first = self.first_frames(x.shape[1])
-            per_noise = logdet[:, first:].exp()
-            mean = torch.cat((u[:, :first], u[:, first:] + (clean - x)[:, first:] * per_noise), dim=1)
-            spread = torch.cat((spread[:, :first], level * per_noise), dim=1)
-        nats = affine.nats(mean.flatten(1, 2), spread.flatten(1, 2)).unflatten(1, u.shape[1:3]) + logdet
-        return nats.sum(-1), affine.hidden.unflatten(1, u.shape[1:3])
+        u, logdet = self.shallow(x, tables)
+        density = self.deep_forward(u, text, self.conditions(u, action, tables.grid), tables)
+        if clean is not None and self.closed_form:
+            nats = density.nats(u.flatten(1, 2), around=clean.flatten(1, 2), spread=level)
+        else:
+            nats = density.nats(u.flatten(1, 2))
+        return nats.unflatten(1, u.shape[1:3]) + logdet.sum(-1), density.hidden.unflatten(1, u.shape[1:3])
 
-    def first_frames(self, frames: int) -> int:
-        """Return how many frames at the start of a clip of `frames` pass the shallow blocks (no closed form)."""
-        return 1 if self.motion.looks_back else frames
+    @property
+    def closed_form(self) -> bool:
+        """Return whether the density of a frame's noisy latents is that of the deep block: no shallow blocks."""
+        return len(self.shallow) == 0
 
 
 @dataclass(frozen=True)
@@ -211,6 +246,6 @@ class CachedBlock:
     visible: Visible | None
     added: Tensor | None
 
-    def __call__(self, inputs: Tensor) -> Affine:
+    def __call__(self, inputs: Tensor) -> Density:
         """Predict the token after each of inputs (B, S, c)."""
         return self.block.predict(inputs, self.rotary, self.cache, self.visible, self.added)

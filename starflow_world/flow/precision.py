@@ -17,7 +17,7 @@ def running_dtypes(flow: Flow, dtype: torch.dtype) -> dict[str, torch.dtype]:
     dtypes = dict.fromkeys(flow.state_dict(), torch.promote_types(dtype, torch.float32))
     for path, module in flow.named_modules():
         for name, part in module.named_modules() if isinstance(module, Block | Denoiser) else ():
-            if isinstance(part, nn.Linear) and name != "head":
+            if isinstance(part, nn.Linear) and name.partition(".")[0] != "head":
                 dtypes |= {f"{path}.{name}.{parameter}": dtype for parameter, _ in part.named_parameters()}
     return dtypes
 

@@ -25,7 +25,7 @@ def sample_frames(
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
     window: int | None = None, context: int | None = None, action: Tensor | None = None,
 ) -> Iterator[Inverse]:
-    """Solve T new frames after P given, from noise (B, T, n, c) and text; yield each `Inverse`, tokens u (B, n, c).
+    """Solve T new frames after P given, from noise (B, T, n, c + g) and text; yield each `Inverse`, tokens u (B, n, c).
 
     text (B, L, text width); prefix (B, P, n, c): u of the given frames; action (B, P + T, d). `guidance` w > 0 steers
     away from `null_text`. The deep block holds `window` frames (None: all that the tables cover) and keeps the last
@@ -34,31 +34,30 @@ def sample_frames(
     count, given = noise.shape[2], 0 if prefix is None else prefix.shape[1]
     total, held = given + noise.shape[1], tables.video.shape[1] // count
     window = held if window is None else window
-    if flow.motion.looks_back and total > 1:
-        raise ConfigError(f"sample: a flow with motion is stepped by a world, expected one frame, found {total}")
     keep = _checked_context(total, held, window, context)
     if guidance:
         text = _both_texts(text, null_text, guidance)
     tables = replace(tables, video=tables.video[:, : window * count])
     length = 0 if text is None else text.shape[1]
     cache = flow.start_cache(text, len(noise) * (2 if guidance else 1), tables)
-    u = noise.clone() if prefix is None else torch.cat((prefix, noise), dim=1)
-
-    def added(part: slice) -> Tensor | None:
-        return None if action is None else flow.map_clip(u[:, part], action[:, part], tables).added
+    u = noise[..., : flow.config.channels].clone()
+    u = u if prefix is None else torch.cat((prefix, u), dim=1)
+    noise = noise if prefix is None else torch.cat((noise[:, :1].expand(-1, given, -1, -1), noise), dim=1)
 
     for begin, known, end in spans(total, window, keep):
         begun = slice(begin, max(known, given))
         cache = cache.rollback(length)
         if begin < begun.stop < end:
-            inputs = flow.deep.shift(u[:, begun].flatten(1, 2))
-            cache = flow.fill(cache, inputs, added(begun), tables, text=length)
+            inputs, told = flow.deep.shift(u[:, begun].flatten(1, 2)), None if action is None else action[:, begun]
+            cache = flow.fill(cache, inputs, flow.conditions(u[:, begun], told, tables.grid), tables, text=length)
         for frame in range(begun.stop, end):
-            first, here = frame == begin, added(slice(frame, frame + 1))
+            last = u[:, max(frame - 1, 0)]
+            present = torch.full((len(u), 1, 1), frame > begin, device=u.device)
+            added = None if action is None else flow.next_conditions(last, present, action[:, frame], tables.grid)
+            before = torch.where(present, last[:, -1:], flow.deep.start)
             cache, solved = flow.decode(
-                cache, flow.deep.shift(u[:, frame, :1]) if first else u[:, frame - 1, -1:], u[:, frame],
-                u[:, frame] if first else u[:, frame - 1], None if here is None else here[:, 0], tables,
-                text=length, guidance=guidance, settings=decode,
+                cache, before, noise[:, frame], flow.guess(last, present, noise[:, frame]), added, tables, text=length,
+                guidance=guidance, settings=decode,
             )
             u[:, frame] = solved.tokens
             yield solved

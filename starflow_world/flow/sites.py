@@ -5,11 +5,8 @@ is an image of hm x wm sites. Site networks run once per frame, not once per Jac
 stored as matrices (out, in * k * k), the shape that the Muon optimizer orthogonalises.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-SHARPNESS = 4.0
 
 
 def to_sites(tokens: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -77,24 +74,3 @@ class SiteNet(nn.Module):
         for layer in self.layers:
             sites = layer(sites, condition)
         return F.gelu(sites)
-
-
-class SiteHead(nn.Module):
-    """Linear head with `out` outputs per site. With `codes` > 0 a softmax-weighted sum of learned codebook vectors is
-    added to the last `mean` outputs; a saturated softmax removes the noise that a linear map of features keeps."""
-
-    def __init__(self, width: int, out: int, mean: int, codes: int) -> None:
-        super().__init__()
-        self.numbers = SiteConv(width, out)
-        nn.init.zeros_(self.numbers.weight)
-        nn.init.zeros_(self.numbers.bias)
-        self.choice = SiteConv(width, codes) if codes else None
-        self.codes = nn.Parameter(0.5 * torch.randn(codes, mean)) if codes else None
-
-    def forward(self, sites: Tensor) -> Tensor:
-        """Map features (B, H, W, width) to outputs (B, H, W, out)."""
-        numbers = self.numbers(sites)
-        if self.choice is None or self.codes is None:
-            return numbers
-        read = (SHARPNESS * self.choice(sites)).softmax(-1) @ self.codes
-        return numbers + F.pad(read, (numbers.shape[-1] - read.shape[-1], 0))

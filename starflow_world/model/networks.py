@@ -12,7 +12,6 @@ from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.world import WorldConfig
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
-from starflow_world.flow.diffusion import Diffusion
 from starflow_world.flow.precision import run_in
 from starflow_world.model.actions import ActionEncoder, space_from_json
 from starflow_world.model.rates import inference_precision
@@ -34,7 +33,7 @@ class PublishedText:
 
 
 class Networks(nn.Module):
-    """The networks of a world: codec, flow, action encoder; text encoder, start diffusion and outcome head if
+    """The networks of a world: codec, flow, action encoder; text encoder and outcome head if
     configured.
 
     The text encoder and codec of a published video model are not in a checkpoint; `attach` loads them.
@@ -48,7 +47,6 @@ class Networks(nn.Module):
         space = space_from_json(config.action_space)
         self.action = ActionEncoder(space, config.flow.deep_width, config.action_scale)
         self.text: TextEncoder | PublishedText | None = TextEncoder(config.text) if config.text.kind == "t5" else None
-        self.start = Diffusion(config.start, config.flow) if config.start.width else None
         self.outcome = None
         if config.outcome.width:
             self.outcome = OutcomeHead(config.outcome, config.flow)

@@ -1,7 +1,7 @@
 """Predict reward and end of a frame from the deep block's hidden states and the frame itself.
 
-A stateless head: a site network reads the noisy latent frame and the text; with `history` in the config each site also
-gets the hidden state of its token, which depends on text, history and action. The features are summed over the frame
+A stateless head: a site network reads the noisy latent frame, described by the codebook (flow/density.py), the text,
+and the hidden state of each token, which depends on text, history and action. The features are summed over the frame
 and give a distribution over reward bins (two-hot over symlog; Hafner et al. 2023) and p(end).
 """
 
@@ -35,31 +35,29 @@ def symexp(x: Tensor) -> Tensor:
 
 
 class OutcomeHead(nn.Module):
-    """Head that maps hidden (B, n, d) or None, noisy latents x (B, n, c) and text (B, L, text width) to an Outcome."""
+    """Head that maps hidden states, described tokens and text to an Outcome."""
 
     bins: Tensor
 
     def __init__(self, config: OutcomeConfig, flow: FlowConfig) -> None:
         super().__init__()
         width = config.width
-        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False) if config.history else None
-        if self.project is not None:  # zero at first: before training the hidden states only add noise
-            nn.init.zeros_(self.project.weight)
-        self.net = SiteNet(flow.channels, width, config.layers, flow.sites, flow.text_width)
+        self.project = nn.Linear(flow.deep_width, width * flow.sites**2, bias=False)
+        nn.init.zeros_(self.project.weight)  # before training the hidden states only add noise
+        codes = flow.sites**2 * flow.components if flow.components > 1 else 0
+        self.net = SiteNet(flow.channels + codes, width, config.layers, flow.sites, flow.text_width)
         self.mix = SiteConv(width, width)
         self.read = nn.Linear(width, config.bins + 1)
         largest = math.log1p(config.largest_reward)
         bins = torch.linspace(-largest, largest, config.bins, device="cpu")  # real values even on the meta device
         self.register_buffer("bins", bins, persistent=False)
 
-    def forward(self, hidden: Tensor | None, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
-        """Map hidden (B, n, d) (None without `history`), x (B, n, c) and text (B, L, text width) to Outcome (B,)."""
+    def forward(self, hidden: Tensor, x: Tensor, text: Tensor | None, grid: tuple[int, int]) -> Outcome:
+        """Map hidden (B, n, d), tokens x (B, n, ...) as `Flow.describe` gives, and text (B, L, text width) to (B,)."""
         dtype = self.read.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
             sites = self.net(x.to(dtype), grid, None if text is None else pooled_text(text).to(dtype))
-            if self.project is not None:
-                assert hidden is not None
-                sites = sites + to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
+            sites = sites + to_sites(self.project(hidden.to(dtype)), grid, self.net.side)
             pooled = F.gelu(self.mix(F.gelu(sites))).sum((1, 2))
             out = self.read(pooled)
         return Outcome(out[..., :-1], out[..., -1])

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from starflow_world.codec import frame_codec
 from starflow_world.errors import DataError, StateError
+from starflow_world.noise import make_key
 from starflow_world.score.calibration import Memory
-from starflow_world.score.evidence import Evidence, next_evidence, start_evidence
+from starflow_world.score.evidence import Evidence, next_evidence
 from starflow_world.score.normal import frame_statistics, group_of
 from starflow_world.score.scorer import Scorer
 from starflow_world.score.scores import COLUMNS
@@ -53,9 +54,10 @@ class ScoreStream:
         world, seeds = self.scorer.world, self.scorer.settings.seeds
         shown = self._frames(frames, len(chosen))
         drawn = shown.repeat_interleave(len(seeds), dim=0)
-        state, transition = world.start(drawn, text=[text for text in texts for _ in seeds], seed=seeds * len(chosen))
-        clean = self._clean(drawn)
-        evidence = start_evidence(world, transition, clean)
+        wide, keys = [text for text in texts for _ in seeds], [make_key(seed) for seed in seeds] * len(chosen)
+        state, none, clean = world.empty(wide, keys), world.flatten([None] * len(drawn)), self._clean(drawn)
+        state, evidence = next_evidence(world, state, none, drawn.to(world.dynamics.device), clean)
+        state, _ = world.observe(state, none, drawn[:, 0])
         if self._state is None or len(chosen) == self.rows:
             self._state = state
         else:

@@ -23,7 +23,7 @@ from starflow_world.training.state import load_sharded, save_sharded, sharded_fa
 
 R = TypeVar("R", RecipeConfig, VideoRecipe)
 MOST_SKIPPED = 10
-SHOWN = ("nats_per_dim", "excess", "start")
+SHOWN = ("nats_per_dim", "excess", "start_excess")
 METRICS = "metrics.jsonl"
 
 

@@ -9,9 +9,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from starflow_world.config.train import TrainConfig, VideoTrainConfig
 from starflow_world.flow import Flow
-from starflow_world.flow.denoiser import SiteDenoiser
+from starflow_world.flow.features import Features
 from starflow_world.flow.layers import Layer
-from starflow_world.flow.motion import Carry, Motion
 from starflow_world.flow.sites import SiteLayer
 from starflow_world.model.actions import ActionEncoder
 from starflow_world.model.reward_head import OutcomeHead
@@ -70,10 +69,10 @@ def world_optimizers(networks: nn.Module, config: TrainConfig) -> list[torch.opt
             matrices.append(module)
         elif isinstance(module, SiteLayer):
             matrices += module.look, module.mix
-        if isinstance(module, Motion | Carry | SiteDenoiser | ActionEncoder):
+        if isinstance(module, Features | ActionEncoder):
             sites |= _ids([module])
         elif isinstance(module, OutcomeHead):  # `project` reads hidden states of the deep block, not sites
-            sites |= _ids([module]) - (_ids([module.project]) if module.project is not None else set())
+            sites |= _ids([module]) - _ids([module.project])
     inside, groups = _ids(matrices), dict[tuple[bool, float], list[nn.Parameter]]()
     for p in networks.parameters():
         if p.requires_grad:

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from starflow_world.config.train import RecipeConfig, TrainConfig
 from starflow_world.config.world import WorldConfig
 from starflow_world.data.dataset import EpisodeDataset, Windows, origin
+from starflow_world.flow.density import MixtureHead
 from starflow_world.io.plots import write_curves
 from starflow_world.model import checkpoint
 from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Batch, Sampler
 from starflow_world.training.distributed import ALONE, Processes, checkpoint_activations, full_tensor, shard_module
 from starflow_world.training.loop import METRICS, Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
-from starflow_world.training.objective import Losses, losses, motion_losses, objective, outcome_losses, start_losses
+from starflow_world.training.objective import Losses, losses
 from starflow_world.training.optimizers import world_optimizers
 from starflow_world.training.precision import resolve_precision
 from starflow_world.training.recipe import check_data, check_init, complete_recipe, data_facts, print_facts
@@ -47,18 +48,16 @@ class WorldTrainer(Trainer[RecipeConfig]):
         if init is not None:
             _initialise(networks, init)
         freeze_outside(networks, config.parts)
-        self.objective = objective(networks)
         self.sampler = Sampler(windows, config, processes)
         if config.checkpointing:
             checkpoint_activations(networks)
         networks.to(processes.device)
         config = replace(config, precision=resolve_precision(config.precision, processes, networks))
         self.world, self.config, self.card = world, config, {**(card or {}), "precision": config.precision}
-        flow, start = networks.flow, networks.start
-        calls = ("map_clip",) if self.objective == "motion" else ("nats", "denoiser_output")
-        called: dict[nn.Module | None, tuple[str, ...]] = {flow: calls, start: ("loss",)}
+        flow = networks.flow
         for part in networks.children():
-            shard_module(part, processes, config.precision, called.get(part, ()))
+            called = ("nats", "describe", "denoiser_output") if part is flow else ()
+            shard_module(part, processes, config.precision, called)
         self.tables = flow.tables(world.grid, max(config.lengths))
         clipped = [*flow.children(), *(part for part in networks.children() if part is not flow)]
         super().__init__(
@@ -67,32 +66,29 @@ class WorldTrainer(Trainer[RecipeConfig]):
         )
 
     def fit_codec(self, most: int = 4096) -> None:
-        """Fit the codec to at most `most` frames, evenly spaced over the dataset."""
-        frames = self.sampler.windows.frames
+        """Fit codec and codebook to at most `most` frames, evenly spaced over the dataset."""
+        frames, codec, head = self.sampler.windows.frames, self.networks.codec, self.networks.flow.deep.head
         index = torch.linspace(0, len(frames) - 1, min(most, len(frames))).long().numpy()
-        self.networks.codec.fit(torch.from_numpy(frames[index]).to(self.processes.device))
+        some = torch.from_numpy(frames[index]).to(self.processes.device)
+        codec.fit(some)
+        if isinstance(head, MixtureHead):
+            latents = codec.encode(some[None])[0]
+            head.codebook.fit(latents.reshape(-1, head.codebook.size), self.world.noise_level)
 
     def advance(self) -> dict[str, float]:
         """Take one training step; return its figures."""
         self.begin()
-        if self.objective == "start":
-            first = self._backward(self.sampler.starts(self.step), 1, 1.0, denoiser=False)
-            return self.finish({"start": first.start.item()})
-        often = DENOISER_EVERY if self.config.denoiser_target == "score" else 1
-        denoiser = self.step % often == 0 and self.networks.flow.denoiser is not None
-        beta = self.config.motion_beta * (1 - self.step / self.config.steps)
-        lost = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser, beta=beta)
+        denoiser = self.step % DENOISER_EVERY == 0 and self.networks.flow.denoiser is not None
+        lost = self._backward(self.sampler.batch(self.step), 0, 1.0, denoiser=denoiser)
         figures = {
             "nats_per_dim": float(lost.nats_per_dim), "outcome": lost.outcome.item(), "denoiser": lost.denoiser.item(),
         }
         if lost.excess.shape[1] > 1:
             figures["excess"] = float(lost.excess[:, 1:].mean())
-        if self.config.starts and self.objective == "all":
+        if self.config.starts:
             share = self.config.start_weight * self.config.starts / self.config.frames
             first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
             figures["start_excess"] = float(first.excess.mean())
-            if self.networks.start is not None:
-                figures["start"] = first.start.item()
         return self.finish(figures)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -101,20 +97,12 @@ class WorldTrainer(Trainer[RecipeConfig]):
         drawn = torch.randn(rows, batch.frames.shape[1], n, c, generator=generator)
         return drawn[self.processes.part(rows)].to(self.processes.device)
 
-    def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool, beta: float = 0.0) -> Losses:
+    def _backward(self, batch: Batch, stream: int, weight: float, *, denoiser: bool) -> Losses:
         generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + stream)
         noise, batch, networks = self.noise(batch, generator), batch.to(self.processes.device), self.networks
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            match self.objective:
-                case "start":
-                    lost = start_losses(networks, batch, noise, self.processes)
-                case "outcome":
-                    lost = outcome_losses(networks, batch, noise, self.config)
-                case "motion":
-                    lost = motion_losses(networks, batch, noise, self.tables, beta)
-                case _:
-                    lost = losses(networks, batch, noise, self.tables, self.config, denoiser=denoiser,
-                                  processes=self.processes)
+            lost = losses(networks, batch, noise, self.tables, self.config, denoiser=denoiser,
+                          processes=self.processes)
         if lost.total.requires_grad:
             (weight * lost.total).backward()
         return lost
@@ -130,11 +118,8 @@ class WorldTrainer(Trainer[RecipeConfig]):
         for index in range(batches):
             generator = torch.Generator().manual_seed(index)
             draws = ((held_out.batch(index), later), (held_out.starts(index), first))
-            for batch, excess in draws[: 1 if self.objective == "motion" else 2]:
+            for batch, excess in draws:
                 noise, batch = self.noise(batch, generator), batch.to(self.processes.device)
-                if self.objective == "motion":
-                    excess.append(motion_losses(self.networks, batch, noise, self.tables, 0.0).excess[:, 1:].flatten())
-                    continue
                 with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=mixed):
                     lost = losses(self.networks, batch, noise, self.tables, self.config, denoiser=False,
                                   processes=self.processes)
@@ -199,7 +184,7 @@ def train_world(
 
     def judge() -> dict[str, float]:
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
-        return trainer.validate(held_out) if held_out and due and trainer.objective in ("all", "motion") else {}
+        return trainer.validate(held_out) if held_out and due else {}
 
     trainer.run(out, judge)
     if processes.main:
@@ -225,7 +210,4 @@ def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
 
 
 def _initialise(networks: Networks, init: Path | str) -> None:
-    tensors = (known := checkpoint.load_networks(init)[0]).state_dict()
-    if networks.start is not None and known.start is None:  # a start diffusion may be added to a checkpoint without it
-        tensors |= {f"start.{name}": tensor for name, tensor in networks.start.state_dict().items()}
-    checkpoint.load_strictly(networks, tensors, init)
+    checkpoint.load_strictly(networks, checkpoint.load_networks(init)[0].state_dict(), init)

@@ -110,10 +110,10 @@ class World:
         flat = None if frames is None else self._flat_clip(actions, rows, coder.count(frames.shape[1]))
         state = moves.empty(_texts(text, rows), _keys(seed, rows))
         if frames is None or flat is None:
-            guidance = self.config.start.guidance if guidance is None else guidance
+            guidance = self.config.guidance if guidance is None else guidance
             if not guidance >= 0:
                 raise ConfigError(f"guidance: expected a number >= 0, found {guidance}")
-            if guidance > 0 or self.networks.start is not None:
+            if guidance > 0:
                 return moves.imagine_start(state, guidance)
             return moves.imagine(state, self.flatten([None] * rows), None)
         state, x = coder.read(state, frames)
@@ -131,13 +131,13 @@ class World:
     ) -> tuple[WorldState, Transition]:
         """Sample the next frame of every row.
 
-        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c): used
-        instead of the keyed noise. reuse: the new state may overwrite the cache of the given state, which stays valid
-        and rebuilds its cache when it is used again.
+        action: one per row, each an element of `action_space` or None, or a Tensor (B, 1 + flat). noise (B, n, c + g):
+        used instead of the keyed noise. reuse: the new state may overwrite the cache of the given state, which stays
+        valid and rebuilds its cache when it is used again.
         """
         flat = self.flatten(action, len(state))
         if noise is not None:
-            self._check_latents("noise", noise, len(state))
+            self._check_latents("noise", noise, self.dynamics.noise_shape, len(state))
         return self.dynamics.imagine(self.dynamics.own(state, reuse=reuse), flat, noise)
 
     @torch.inference_mode()
@@ -156,7 +156,7 @@ class World:
             shown = self._check_frames(frames[:, None] if frames.ndim == 4 else frames)
             state, latents = self._read_next(state, shown)
         assert latents is not None
-        self._check_latents("latents", latents, len(state))
+        self._check_latents("latents", latents, (self.dynamics.tokens, self.config.channels), len(state))
         x = latents.to(self.dynamics.device, self.dynamics.dtype)[:, None]
         return self.dynamics.observe(self.dynamics.own(state, reuse=reuse), flat[:, None], x, shown)
 
@@ -181,12 +181,11 @@ class World:
         flat, states = self._flat_clip(actions, rows, count), self.encode_text(_texts(text, rows))
         x = self.dynamics.frames.noisy(frames, keys, torch.zeros_like(keys))
         config, flow = self.config, self.networks.flow
-        carried = flow.carry.along(x, self.networks.action(flat), config.grid)
         parts = []
         for begin, known, end in spans(count, config.window, config.context):
             part, action = slice(begin, end), self.networks.action(flat[:, begin:end])
             with flow.products():
-                nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables, carried[:, part])
+                nats, _ = flow.nats(x[:, part], states, action, self.dynamics.tables)
             parts.append(nats.sum(-1)[:, known - begin :])
         return torch.cat(parts, dim=1)
 
@@ -239,8 +238,8 @@ class World:
             )
         return frames.to(self.dynamics.device)
 
-    def _check_latents(self, name: str, latents: Tensor, rows: int) -> None:
-        expected = (rows, self.dynamics.tokens, self.config.channels)
+    def _check_latents(self, name: str, latents: Tensor, shape: tuple[int, int], rows: int) -> None:
+        expected = (rows, *shape)
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             raise DataError(f"{name}: expected a Tensor of floats, found {type(latents).__name__}")
         if tuple(latents.shape) != expected or not bool(latents.isfinite().all()):

@@ -14,9 +14,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from starflow_world.config.world import DecodeConfig
 from starflow_world.errors import ConfigError, DataError, StateError
-from starflow_world.flow import Affine, FrameMap, Inverse, KVCache, Past
+from starflow_world.flow import Density, Inverse, KVCache
 from starflow_world.model.networks import Networks
 from starflow_world.noise import normals, uniforms
 from starflow_world.world.frames import FrameCoder
@@ -41,15 +40,16 @@ def running(method: "Callable[Concatenate[Dynamics, P], R]") -> "Callable[Concat
 
 @dataclass(frozen=True)
 class NextFrame:
-    """Inputs to sample the next frame of B rows: history, encoded action (B, 1, d), map from tokens u to the frame.
+    """What the next frame of B rows is sampled or scored from.
 
-    before (B, 1, c): the deep block's token u just before those of the frame.
+    last (B, n, c): tokens u of the previous frame; present (B, 1, 1): whether there is one; before (B, 1, c): the token
+    just before the frame's; added (B, n, d): conditions of the deep block.
     """
 
-    past: Past
-    action: Tensor
+    last: Tensor
+    present: Tensor
     before: Tensor
-    frame_map: FrameMap
+    added: Tensor
 
 
 class Dynamics:
@@ -58,7 +58,7 @@ class Dynamics:
     def __init__(self, networks: Networks, world_id: str) -> None:
         self.networks, self.config, self.frames = networks, networks.config, FrameCoder(networks)
         self.tables, self.tokens = self.frames.tables, self.frames.tokens
-        self.frame_shape = (self.tokens, self.config.channels)
+        self.noise_shape = (self.tokens, networks.flow.noise_channels)
         self.world_id, self.decode = world_id, networks.config.decode
         self.text_length = 0 if networks.text is None else self.config.flow.text_length
         self._prompts: dict[str, tuple[Tensor, KVCache]] = {}
@@ -77,10 +77,9 @@ class Dynamics:
     def field_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the canonical fields of a state, without the row axis."""
         n, c, window = self.tokens, self.config.channels, self.config.window
-        carried, flat = self.networks.flow.carry.numbers, self.networks.action.project.in_features
         return {
-            "tokens": (window, n, c), "latents": (self.frames.memory, n, c), "carried": (window, carried),
-            "actions": (window, flat), "length": (), "step": (), "key": (),
+            "tokens": (window, n, c), "latents": (self.frames.memory, n, c),
+            "actions": (window, self.networks.action.project.in_features), "length": (), "step": (), "key": (),
         }
 
     @torch.inference_mode()
@@ -121,11 +120,11 @@ class Dynamics:
     def empty(self, texts: Sequence[str], keys: Sequence[int]) -> WorldState:
         """Return the state of rows before their first frame, with these texts and noise keys."""
         rows, shapes = len(texts), self.field_shapes()
-        names, like = ("tokens", "latents", "carried", "actions"), self.networks.flow.deep.start
-        tokens, latents, carried, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
+        names, like = ("tokens", "latents", "actions"), self.networks.flow.deep.start
+        tokens, latents, actions = (like.new_zeros((rows, *shapes[name])) for name in names)
         text, length, step = self.encode_text(texts), torch.zeros(rows).long(), torch.zeros(rows).long()
         return WorldState(
-            tokens, latents, carried, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
+            tokens, latents, actions, text, tuple(texts), length, step, torch.tensor(keys, dtype=torch.int64),
             self._start_cache(texts), self.world_id, self.networks.codec.begin(rows),
         )
 
@@ -163,9 +162,7 @@ class Dynamics:
             one, count = slice(row, row + 1), int(state.length[row])
             cache = self._start_cache(state.texts[one])
             if count:
-                u, carried, actions = (part[one, :count] for part in (state.tokens, state.carried, state.actions))
-                x = self.networks.flow.motion.history(u, state.latents[one])
-                cache = self._encode(cache, u, x, carried, actions)
+                cache = self._encode(cache, state.tokens[one, :count], state.actions[one, :count])
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
@@ -174,25 +171,21 @@ class Dynamics:
 
         Rows are encoded one by one: in a batch the bits of a row depend on its place, so on which other rows slide.
         """
-        keep, window, cache, flow = self.config.context, self.config.window, state.cache, self.networks.flow
+        keep, window, cache = self.config.context, self.config.window, state.cache
         assert cache is not None
         tokens, actions, length = state.tokens.clone(), state.actions.clone(), state.length.clone()
-        carried = state.carried.clone()
         for some in rows.split(1):
-            for field, old in ((tokens, state.tokens), (carried, state.carried), (actions, state.actions)):
+            for field, old in ((tokens, state.tokens), (actions, state.actions)):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
-            x = flow.motion.history(tokens[some, :keep], state.latents[some])
-            tokens[some, :keep] = flow.motion.restart(tokens[some, :keep], x, flow.shallow, self.tables)
             fresh = cache.select(some, self.text_length + keep * self.tokens).rollback(self.text_length)
-            fresh = self._encode(fresh, tokens[some, :keep], x, carried[some, :keep], actions[some, :keep])
-            cache = cache.insert(some, fresh)
+            cache = cache.insert(some, self._encode(fresh, tokens[some, :keep], actions[some, :keep]))
         length[rows] = keep
-        return replace(state, tokens=tokens, carried=carried, actions=actions, length=length, cache=cache)
+        return replace(state, tokens=tokens, actions=actions, length=length, cache=cache)
 
-    def _encode(self, cache: KVCache, u: Tensor, x: Tensor, carried: Tensor, actions: Tensor) -> KVCache:
-        """Encode frames u (B, T, n, c) at the start of a window; x: their noisy latents, if the motion reads them."""
+    def _encode(self, cache: KVCache, u: Tensor, actions: Tensor) -> KVCache:
+        """Encode frames u (B, T, n, c) with actions (B, T, 1 + flat) at the start of a window."""
         flow = self.networks.flow
-        added = flow.map_clip(x, self.networks.action(actions), self.tables, carried).added
+        added = flow.conditions(u, self.networks.action(actions), self.tables.grid)
         written = cache.unfolded() if self.guidance else cache
         flow.fill(written, flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text_length)
         return cache.commit(u.shape[1] * u.shape[2])
@@ -201,41 +194,25 @@ class Dynamics:
 
     @running
     def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
-        """Sample the next frame of a state from `own`; flat (B, 1 + flat), noise (B, n, c); None: keyed noise."""
-        flow = self.networks.flow
+        """Sample the next frame of a state from `own`; flat (B, 1 + flat), noise (B, n, c + g); None: keyed noise."""
         noise = self.prior(state) if noise is None else noise.to(self.device, self.dtype)
-        coming = self.next_frame(state, flat)
-        solved = self._solve(state, coming, noise)
-        u = solved.tokens[:, None]
-        x, logdet = coming.frame_map.inverse(u, chunk=int(self.decode.chunk == 1))
-        carried = flow.carry.after(coming.past, x, coming.action, self.tables.grid)
-        return self._commit(state, flat[:, None], u, x, carried, logdet, solved.affine, solved)
+        coming, cache = self.next_frame(state, flat), state.cache
+        assert cache is not None
+        solved = self._solve(cache.unfolded() if self.guidance else cache, coming, noise, self.guidance)
+        return self._commit(state, flat[:, None], solved.tokens[:, None], None, solved.density, (solved, noise))
 
     @running
     def imagine_start(self, state: WorldState, guidance: float) -> tuple[WorldState, Transition]:
-        """Sample the first frame of empty rows by diffusion, or by the flow with classifier-free guidance.
-
-        The nats are those of the unguided flow.
-        """
-        networks, flow = self.networks, self.networks.flow
-        null = self.encode_text([""] * len(state)) if guidance else None
+        """Sample the first frame of empty rows with classifier-free guidance; the nats are the unguided flow's."""
+        if state.text is None:
+            raise ConfigError("guidance: expected a world that reads texts, found one that does not")
+        null = self.encode_text([""] * len(state))
+        assert null is not None
+        cache = self.networks.flow.start_cache(torch.cat((state.text, null)), 2 * len(state), self.tables)
         flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
-        if networks.start is not None:
-            x = networks.start.sample(
-                lambda k: self.prior(state, k, "start"), self.config.noise_level, state.text, self.tables.grid,
-                null_text=null, guidance=guidance,
-            )
-            state, transition = self.observe(state, flat[:, None], x[:, None], None)
-            return state, replace(transition, sweeps=torch.full_like(transition.sweeps, self.config.start.steps))
-        if null is None or state.text is None:
-            raise ConfigError("guidance: expected a text and a null text of the same length, found none")
         noise = self.prior(state)
-        cache = flow.start_cache(torch.cat((state.text, null)), 2 * len(state), self.tables)
-        _, solved = flow.decode(
-            cache, flow.deep.shift(noise[:, :1]), noise, noise, None, self.tables, text=self.text_length,
-            guidance=guidance, settings=DecodeConfig(tolerance=self.config.decode.tolerance),
-        )
-        x, _, _ = flow.shallow.inverse(solved.tokens[:, None], self.tables)
+        solved = self._solve(cache, self.next_frame(state, flat), noise, guidance)
+        x, _, _ = self.networks.flow.shallow.inverse(solved.tokens[:, None], self.tables)
         state, transition = self.observe(state, flat[:, None], x, None)
         return state, replace(
             transition, sweeps=solved.sweeps, residual=solved.residual, converged=solved.converged
@@ -251,79 +228,85 @@ class Dynamics:
         """
         flow = self.networks.flow
         assert state.cache is not None
+        u, logdet = flow.shallow(x, self.tables)
+        added: Tensor | None
         if x.shape[1] == 1:
             coming = self.next_frame(state, flat[:, 0])
-            frame_map, before = coming.frame_map, coming.before
-            carried = flow.carry.after(coming.past, x, coming.action, self.tables.grid)
+            added, before = coming.added, coming.before
         else:
-            action = self.networks.action(flat)
-            carried = flow.carry.along(x, action, self.tables.grid)
-            frame_map = flow.map_clip(x, action, self.tables, carried)
+            added = flow.conditions(u, self.networks.action(flat), self.tables.grid)
             before = flow.deep.start.expand(len(x), 1, -1)
-        u, logdet = frame_map.forward(x)
         inputs = torch.cat((before, u.flatten(1, 2)[:, :-1]), dim=1)
         cache = state.cache.unfolded() if self.guidance else state.cache
-        _, affine = flow.extend(cache, inputs, frame_map.added, self.tables, text=self.text_length)
-        return self._commit(state, flat, u, x, carried, logdet, affine.rows(slice(len(x))), None, frames)
+        _, density = flow.extend(cache, inputs, added, self.tables, text=self.text_length)
+        return self._commit(state, flat, u, (x, logdet), density.rows(slice(len(x))), None, frames)
 
     def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
-        """Return the keyed noise (B, n, c) of the next frame, or of the frame `ahead` after it."""
-        noise = normals(state.key, state.step + ahead, purpose, self.frame_shape)
+        """Return the keyed noise (B, n, c + g) of the next frame, or of the frame `ahead` after it."""
+        noise = normals(state.key, state.step + ahead, purpose, self.noise_shape)
         return noise.to(self.device, self.dtype)
 
     def next_frame(self, state: WorldState, flat: Tensor) -> NextFrame:
         """Prepare the next frame of every row under actions flat (B, 1 + flat)."""
-        flow, action, device = self.networks.flow, self.networks.action(flat)[:, None], self.device
-        newest = torch.arange(len(state)), (state.length - 1).clamp_min(0)
-        alone = (state.length == 0).nonzero()[:, 0].to(device)
-        past = Past(state.tokens[newest], state.latents, state.carried[newest], alone)
-        before = torch.where(past.present, past.tokens[:, -1:], flow.deep.start)
-        return NextFrame(past, action, before, flow.map_next(past, action, self.tables))
+        flow, action = self.networks.flow, self.networks.action(flat)
+        last = state.tokens[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
+        present = (state.length > 0).to(self.device)[:, None, None]
+        before = torch.where(present, last[:, -1:], flow.deep.start)
+        return NextFrame(last, present, before, flow.next_conditions(last, present, action, self.tables.grid))
 
-    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
-        """Decode the next frame u from noise (B, n, c)."""
-        flow, added = self.networks.flow, coming.frame_map.added
-        assert state.cache is not None
-        assert added is not None
+    def _solve(self, cache: KVCache, coming: NextFrame, noise: Tensor, guidance: float) -> Inverse:
+        """Decode the next frame u from noise (B, n, c + g)."""
+        flow = self.networks.flow
         _, solved = flow.decode(
-            state.cache.unfolded() if self.guidance else state.cache, coming.before, noise,
-            flow.motion.guess(coming.past, noise), added[:, 0], self.tables, text=self.text_length,
-            guidance=self.guidance, settings=self.decode,
+            cache, coming.before, noise, flow.guess(coming.last, coming.present, noise), coming.added, self.tables,
+            text=self.text_length, guidance=guidance, settings=self.decode,
         )
         return solved
 
     def _commit(
-        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, carried: Tensor, logdet: Tensor, affine: Affine,
-        solved: Inverse | None, frames: Tensor | None = None,
+        self, state: WorldState, flat: Tensor, u: Tensor, given: tuple[Tensor, Tensor] | None, density: Density,
+        drawn: tuple[Inverse, Tensor] | None, frames: Tensor | None = None,
     ) -> tuple[WorldState, Transition]:
-        """Append T frames to a state and return the transition; used for sampled and observed frames.
+        """Append T frames u (B, T, n, c) of this density to a state and return the transition.
 
-        u, x, logdet (B, T, n, c); carried (B, T, K): after each frame; affine: the deep block's prediction of u.
+        given: noisy latents and log|du/dx| (B, T, n, c) of observed frames; drawn: how u was solved from which noise.
         """
-        count, rows = u.shape[1], len(state)
+        count, rows, flow, n = u.shape[1], len(state), self.networks.flow, self.tokens
+        x, logdet = given or flow.shallow.inverse(u, self.tables, chunk=int(self.decode.chunk == 1))[:2]
         row = torch.arange(rows)[:, None]
         place = state.length[:, None] + torch.arange(count)
-        tokens, held, actions = state.tokens.clone(), state.carried.clone(), state.actions.clone()
-        tokens[row, place], held[row, place], actions[row, place] = u, carried, flat
-        seen = torch.cat((state.latents, x), dim=1)
-        cache = state.cache
+        tokens, actions, cache = state.tokens.clone(), state.actions.clone(), state.cache
+        tokens[row, place], actions[row, place] = u, flat
         assert cache is not None
-        grown = replace(
-            state, tokens=tokens, carried=held, actions=actions, latents=seen[:, count:],
-            length=state.length + count, step=state.step + count, cache=cache.commit(count * self.tokens),
+        flat_u = u.flatten(1, 2)
+        nats = density.nats(flat_u)[:, -n:] + logdet[:, -1].sum(-1)
+        noise = self._noise_of(state, density, flat_u)[:, -n:] if drawn is None else drawn[1]
+        reward, probability, end = self._outcome(
+            replace(state, step=state.step + count), density.hidden[:, -n:], x[:, -1]
         )
-        nats = affine.nats(u.flatten(1, 2)).unflatten(1, u.shape[1:3])[:, -1] + logdet[:, -1]
-        z, _ = affine.to_noise(u.flatten(1, 2))
-        reward, probability, end = self._outcome(grown, affine.hidden[:, -self.tokens :], x[:, -1])
-        zeros = torch.zeros(rows, device=self.device)
+        seen = torch.cat((state.latents, self.frames.kept(x, density, flat_u)), dim=1)
+        grown = replace(
+            state, tokens=tokens, actions=actions, latents=seen[:, count:],
+            length=state.length + count, step=state.step + count, cache=cache.commit(count * n),
+        )
         grown, shown = self.frames.shown(grown, seen, count, frames)
+        zeros = torch.zeros(rows, device=self.device)
+        solved = None if drawn is None else drawn[0]
         return grown, Transition(
-            frames=shown,
-            latents=x[:, -1], noise=z[:, -self.tokens :], reward=reward, end_probability=probability, end=end,
-            nats=nats.sum((-1, -2)), token_nats=nats.sum(-1),
+            frames=shown, latents=x[:, -1], noise=noise, reward=reward, end_probability=probability, end=end,
+            nats=nats.sum(-1), token_nats=nats,
             sweeps=solved.sweeps if solved else zeros.long(), residual=solved.residual if solved else zeros,
             converged=solved.converged if solved else zeros == 0,
         )
+
+    def _noise_of(self, state: WorldState, density: Density, u: Tensor) -> Tensor:
+        """Return noise (B, T * n, c + g) that gives the tokens u (B, T * n, c); keyed luck chooses among several."""
+        shape = (self.tokens, 2 * self.networks.flow.deep.head.sites)
+        if not shape[1]:
+            return density.noise(u, u)
+        steps = [state.step + t for t in range(u.shape[1] // self.tokens)]
+        luck = torch.cat([torch.special.ndtr(normals(state.key, step, "luck", shape)) for step in steps], dim=1)
+        return density.noise(u, luck.to(u.device))
 
     def _outcome(self, state: WorldState, hidden: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return expected reward, p(end), and the end flag (sampled or thresholded, see config), (B,) each."""
@@ -332,7 +315,7 @@ class Dynamics:
             none = self.config.reward == "none"
             unknown = torch.full((len(state),), 0.0 if none else torch.nan, device=self.device)
             return unknown, unknown, torch.zeros(len(state), dtype=torch.bool, device=self.device)
-        outcome = head(hidden, x, state.text, self.tables.grid)
+        outcome = head(hidden, self.networks.flow.describe(x), state.text, self.tables.grid)
         probability = outcome.end_logit.sigmoid()
         if self.config.outcome.end == "sample":
             end = uniforms(state.key, state.step, "end").to(self.device) < probability

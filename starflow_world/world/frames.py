@@ -13,6 +13,7 @@ from torch import Tensor
 
 from starflow_world.codec import Streams
 from starflow_world.errors import DataError
+from starflow_world.flow import Density
 from starflow_world.model.networks import Networks
 from starflow_world.noise import normals
 from starflow_world.world.state import WorldState
@@ -33,9 +34,19 @@ class FrameCoder:
         return 0 if denoiser is None else min(denoiser.memory, self.config.window - 1)
 
     @property
+    def tweedie(self) -> bool:
+        """Return whether frames are denoised by the density that they were sampled from, without a denoiser."""
+        return self.networks.flow.denoiser is None and self.networks.flow.closed_form
+
+    @property
     def memory(self) -> int:
-        """Return the number W' of noisy latent frames kept in a state, for the denoiser and the motion network."""
-        return self.config.window if self.networks.flow.motion.looks_back else self.look_back
+        """Return the number W' of latent frames kept in a state to show its frame: noisy ones for the denoiser, or the
+        newest without its noise."""
+        return 1 if self.tweedie else self.look_back
+
+    def kept(self, x: Tensor, density: Density, u: Tensor) -> Tensor:
+        """Return what a state keeps of noisy latents x (B, T, n, c), whose tokens u (B, T * n, c) have this density."""
+        return density.clean(u, self.config.noise_level).view_as(x) if self.tweedie else x
 
     def noisy(self, frames: Tensor, keys: Tensor, first: Tensor) -> Tensor:
         """Encode videos (B, F, H, W, 3) from their first frame, and add keyed noise; return noisy latents (B, T, n, c).
@@ -89,7 +100,7 @@ class FrameCoder:
     ) -> tuple[WorldState, Tensor]:
         """Decode the last latent frame; return the state with updated codec streams, and frames (B, F, H, W, 3) u8.
 
-        `given` frames are returned instead of decoded ones. `seen` (B, T, n, c): noisy latents, the last `count` new.
+        `given` frames are returned instead of decoded ones. `seen` (B, T, n, c): kept latents, the last `count` new.
         """
         codec = self.networks.codec
         if not codec.stateful:
@@ -99,7 +110,9 @@ class FrameCoder:
         return replace(state, streams=streams), frames if given is None else given[:, -frames.shape[1] :]
 
     def newest(self, state: WorldState, seen: Tensor) -> Tensor:
-        """Denoise and decode the last of the noisy latents `seen` (B, T, n, c) to frames (B, 1, H, W, 3) u8."""
+        """Denoise and decode the last of the latents `seen` (B, T, n, c) to frames (B, 1, H, W, 3) u8."""
+        if self.tweedie:
+            return self.networks.codec.decode(seen[:, -1:])[0]
         latents = seen[:, -self.look_back - 1 :]
         age = torch.arange(latents.shape[1] - 1, -1, -1)
         valid = (age < state.step[:, None]).to(latents.device)

@@ -1,6 +1,6 @@
 """The state of a world: an immutable value whose fields have a leading row axis B; methods return new states.
 
-`tokens`, `latents`, `carried`, `actions`, `text` (encoded from `texts`), `length`, `step` and `key` are canonical.
+`tokens`, `latents`, `actions`, `text` (encoded from `texts`), `length`, `step` and `key` are canonical.
 `cache` is derived from them: a snapshot may omit it, `take_cache` removes it, and the world rebuilds it when needed.
 """
 
@@ -20,10 +20,10 @@ from starflow_world.flow import KVCache
 from starflow_world.io.files import read_tensors, write_tensors
 from starflow_world.model.networks import Networks
 
-FORMAT = "1"
+FORMAT = "2"
 CACHE = ("keys", "values", "length")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-TENSORS = ("tokens", "latents", "carried", "actions", "length", "step", "key")
+TENSORS = ("tokens", "latents", "actions", "length", "step", "key")
 
 
 class Home(Protocol):
@@ -45,16 +45,14 @@ class Home(Protocol):
 class WorldState:
     """State of B independent rows.
 
-    tokens (B, W, n, c) f32: deep-block tokens u of the frames in the window; latents (B, W', n, c): the last noisy
-    latents, read by the denoiser and the motion network; carried (B, W, K): carry vectors after each frame of the
-    window (K = 0 without a carry network); actions (B, W, 1 + flat); text (B, L, d): encoded `texts`, or None; length
-    (B,): frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and values of
-    the window, or None; streams (B): memory of a stateful codec for each row, None for other codecs.
+    tokens (B, W, n, c) f32: deep-block tokens u of the frames in the window; latents (B, W', n, c): what the newest
+    frame is decoded from (`FrameCoder.memory`); actions (B, W, 1 + flat); text (B, L, d): encoded `texts`, or None;
+    length (B,): frames in the window; step (B,): frames since the start; key (B,) int64: noise key; cache: keys and
+    values of the window, or None; streams (B): memory of a stateful codec for each row, None for other codecs.
     """
 
     tokens: Tensor
     latents: Tensor
-    carried: Tensor
     actions: Tensor
     text: Tensor | None
     texts: tuple[str, ...]
@@ -198,10 +196,10 @@ def _tensors(state: WorldState) -> dict[str, Tensor]:
 class Transition:
     """Result of one step of B rows.
 
-    frames (B, F, H, W, 3) u8; latents (B, n, c): noisy; noise (B, n, c): z; reward, end_probability (B,): NaN without
-    an outcome head; end (B,) bool; nats (B,): log-probability of the noisy latents given the history; token_nats (B,
-    n): the same per token; sweeps (B,): Jacobi sweeps of the deep block (0 if observed); residual (B,): in noise units;
-    converged (B,) bool.
+    frames (B, F, H, W, 3) u8; latents (B, n, c): noisy; noise (B, n, c + g): noise that gives them; reward,
+    end_probability (B,): NaN without an outcome head; end (B,) bool; nats (B,): log-probability of the noisy latents
+    given the history; token_nats (B, n): the same per token; sweeps (B,): Jacobi sweeps of the deep block (0 if
+    observed); residual (B,): in noise units; converged (B,) bool.
     """
 
     frames: Tensor

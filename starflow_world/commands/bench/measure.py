@@ -21,7 +21,7 @@ from starflow_world.model.actions import space_from_json
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 
-PARTS = ("deep sweeps", "shallow sweeps", "motion", "carry", "heads", "denoiser", "decode", "slides", "noise", "rest")
+PARTS = ("deep sweeps", "shallow sweeps", "features", "heads", "denoiser", "decode", "slides", "noise", "rest")
 
 
 def random_actions(world: World, rows: int, count: int, seed: int = 0) -> Tensor:
@@ -100,7 +100,7 @@ def timed(world: World) -> Iterator[Timers]:
         (world.dynamics, "slide", "slides"), (world.dynamics, "prior", "noise"),
         *((block, "predict", "shallow sweeps") for block in flow.shallow),
     ]
-    modules = {"motion": flow.motion, "carry": flow.carry, "denoiser": flow.denoiser, "heads": world.networks.outcome}
+    modules = {"features": flow.features, "denoiser": flow.denoiser, "heads": world.networks.outcome}
     places += [(module, "forward", part) for part, module in modules.items() if module]
     for place, name, part in places:
         setattr(place, name, timers.around(part, getattr(place, name)))

@@ -41,14 +41,15 @@ class Operations:
     def deep(self, tokens: float, past: float) -> float:
         """Return the operations of a pass of the deep block over `tokens` new tokens after `past` keys."""
         flow = self.config.flow
-        ends = 2 * flow.channels * flow.deep_width * 3  # the input projection, and a head twice as wide
-        return tokens * ends + self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
+        ends = 2 * (flow.channels + self._described()) * flow.deep_width
+        layers = self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
+        return tokens * (ends + self.head()) + layers
 
     def kept(self, tokens: float, past: float) -> float:
         """Return the operations of a pass that only fills the cache; its last layer stops at keys and values."""
         flow, width = self.config.flow, self.config.flow.deep_width
         before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
-        return tokens * (2 * flow.channels * width + 6 * width**2) + before
+        return tokens * (2 * (flow.channels + self._described()) * width + 6 * width**2) + before
 
     def shallow(self) -> float:
         """Return the operations of a pass of one shallow block over a frame."""
@@ -61,33 +62,27 @@ class Operations:
         flat = 1 + spaces.flatdim(space_from_json(self.config.action_space))
         return 2.0 * flat * self.config.flow.deep_width
 
-    def motion(self) -> float:
-        """Return the operations of the motion network per frame; 0 without motion."""
-        flow, width = self.config.flow, self.config.flow.motion_width
-        if not width:
-            return 0.0
-        per_site = flow.channels // flow.sites**2
-        conditioned, slots = 2 * self.sites * width * flow.deep_width, flow.carry_slots
-        shown = 2.0 * slots * (self.sites * (width + per_site) + per_site * flow.deep_width)
-        head = self._head(width, 2 * per_site, per_site) + shown
-        return self._net(width, flow.motion_layers, flow.deep_width) + head + conditioned
+    def head(self) -> float:
+        """Return the operations of the deep block's density per token."""
+        flow, g, per_site = self.config.flow, self.config.flow.sites**2, self._per_site
+        if flow.components == 1:
+            return 4.0 * flow.channels * flow.deep_width
+        inner, m = flow.head_inner, flow.components
+        within = inner * (per_site + m) * g * (g - 1) / 2
+        return 2.0 * (flow.deep_width * g * inner + within + g * inner * (inner + m * (1 + 2 * per_site)))
 
-    def carry(self) -> float:
-        """Return the operations of the carry network per frame; 0 without carry."""
-        flow, width, slots = self.config.flow, self.config.flow.carry_width, self.config.flow.carry_slots
-        if not (slots and flow.motion_width):
-            return 0.0
-        per_site = flow.channels // flow.sites**2
-        net = self._net(width, 1, flow.deep_width) + 2.0 * self.sites * per_site * width  # it sees two frames
-        written = self.sites * (width + 1 + per_site) + 2 * width * per_site  # a site and its expected content
-        return net + 2.0 * slots * (written + width + slots * per_site)
+    def features(self) -> float:
+        """Return the operations of the features of the last frame; 0 without."""
+        flow, width = self.config.flow, self.config.flow.features_width
+        told = 2.0 * self.sites * width * flow.deep_width
+        return self._net(width, flow.features_layers, flow.deep_width) + told if width else 0.0
 
     def outcome(self) -> float:
         """Return the operations of the reward and end head per frame; 0 without it."""
         head, flow, width = self.config.outcome, self.config.flow, self.config.outcome.width
         if not width:
             return 0.0
-        conditioned = 2 * self.sites * flow.deep_width * width if head.history else 0
+        conditioned = 2 * self.sites * flow.deep_width * width
         read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1)
         return conditioned + self._net(width, head.layers, flow.text_width) + read
 
@@ -96,9 +91,6 @@ class Operations:
         flow, width, layers = self.config.flow, self.config.flow.denoiser_width, self.config.flow.denoiser_layers
         if not layers:
             return 0.0
-        if flow.denoiser_kind == "sites":
-            per_site = flow.channels // flow.sites**2
-            return self._net(width, layers, 0) + self._head(width, per_site, per_site)
         ahead = flow.denoiser_look_ahead or (0,) * layers
         memory = min(sum(flow.denoiser_window - a for a in ahead), self.config.window - 1)
         video = (memory + 1) * self.tokens
@@ -112,18 +104,19 @@ class Operations:
         patches = self.config.height * self.config.width // codec.patch**2
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
 
-    def _carried(self) -> float:
+    @property
+    def _per_site(self) -> int:
+        return self.config.flow.channels // self.config.flow.sites**2
+
+    def _described(self) -> int:
+        """Return how many numbers the codebook adds to a token."""
         flow = self.config.flow
-        return flow.carry_slots * flow.channels // flow.sites**2 if flow.motion_width else 0.0
+        return flow.components * flow.sites**2 if flow.components > 1 else 0
 
     def _net(self, width: int, layers: int, condition: int) -> float:
-        per_site = self.config.flow.channels // self.config.flow.sites**2
+        per_site = self._per_site + self._described() // self.config.flow.sites**2
         looks = per_site * width + width**2 + layers * 10 * width**2  # 3 x 3, then 1 x 1
         return 2.0 * self.sites * looks + layers * 4 * condition * width
-
-    def _head(self, width: int, out: int, mean: int) -> float:
-        codes = self.config.flow.codes
-        return 2.0 * self.sites * (width * out + codes * (width + mean))
 
     def step(self, length: float, deep: float, shallow: float = 0.0) -> dict[str, float]:
         """Return the operations, by part, of an env step of a row with `length` frames: `deep` passes over a chunk
@@ -132,24 +125,20 @@ class Operations:
         past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
         return {
             "deep sweeps": deep * self.deep(chunk, past),
-            "shallow sweeps": shallow * self.shallow(), "motion": self.motion() + self.action(),
-            "carry": self.carry(),
+            "shallow sweeps": shallow * self.shallow(), "features": self.features() + self.action(),
             "heads": self.outcome(), "denoiser": self.denoiser(), "decode": self.codec(),
         }
 
     def slide(self) -> float:
         """Return the operations of re-encoding the frames that a slide keeps, per row."""
         kept, flow = self.config.context, self.config.flow
-        start = flow.shallow_blocks * self.shallow() if flow.motion_width else 0.0
-        total = kept * self.action() + (kept - 1) * self.motion()
-        return total + start + self.kept(kept * self.tokens, flow.text_length)
+        return kept * self.action() + (kept - 1) * self.features() + self.kept(kept * self.tokens, flow.text_length)
 
     def score(self, frames: int) -> float:
         """Return the operations of the log-probability of at most a window of noisy latents, with encoded text."""
-        flow, first = self.config.flow, 1 if self.config.flow.motion_width else frames
+        flow = self.config.flow
         video, text = frames * self.tokens, flow.text_length
-        total = frames * self.action() + (frames - first) * (self.motion() + self.carry())
-        total += first * (flow.shallow_blocks * self.shallow() + 2.0 * self._carried() * flow.deep_width)
+        total = frames * (self.action() + flow.shallow_blocks * self.shallow()) + (frames - 1) * self.features()
         prefix = 2.0 * text * flow.text_width * flow.deep_width
         prefix += self.layers(flow.deep_layers, flow.deep_width, text, self.keys(video if self.dense else 0, text))
         return total + prefix + self.deep(video, text)

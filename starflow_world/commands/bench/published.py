@@ -6,9 +6,8 @@ of 32 tokens are iterated until the mean square change over the *batch* is below
 for at most 32 rounds, and the first change is measured against the noise; the returned tokens are one round newer than
 the keys in the cache; a slide re-encodes everything, text included. `block` 1 decodes token by token.
 
-Different: blocks end with their frame, since the next frame's action is not known yet; motion, outcome head, denoiser
-and codec are the world's own. The first guess is the previous frame, as published, in a world without motion; in a
-world with motion it is the noise, since motion removes what two frames have in common.
+Different: blocks end with their frame, since the next frame's action is not known yet; features, the head's density,
+outcome head, denoiser and codec are the world's own. The first guess is the previous frame, as published.
 
 Shapes: B rows of one age, n tokens per frame, c channels, S new tokens, d width.
 """
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starflow_world.flow import Affine, Block, Past
+from starflow_world.flow import Block, Density
 from starflow_world.flow.layers import Layer
 from starflow_world.noise import normals
 from starflow_world.world import World
@@ -57,10 +56,9 @@ class PublishedCache:
             hidden = self.attend(cast(Layer, layer), index, hidden)
         return hidden
 
-    def predict(self, inputs: Tensor, added: Tensor | None) -> Affine:
-        """Return means and scales of the tokens after inputs (B, S, c)."""
-        hidden = self.block.project_in(inputs)
-        return self.block.affine(self.run(hidden if added is None else hidden + added))
+    def predict(self, inputs: Tensor, added: Tensor | None) -> Density:
+        """Return the density of the tokens after inputs (B, S, c)."""
+        return self.block.head(self.block.norm(self.run(self.block.projected(inputs, added))))
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -81,7 +79,6 @@ class Published:
         self.tables, self.dynamics = world.dynamics.tables, world.dynamics
         self.text, self.key, self.age = state.text, state.key, state.step.clone()
         self.frames, self.actions, self.latents = state.tokens[:, :count], state.actions[:, :count], state.latents
-        self.carried = state.carried[:, :count]
         self.rounds, self.u = 0, self.frames[:, -1]
         self.cache = self._encode()
 
@@ -91,47 +88,43 @@ class Published:
         flow = self.networks.flow
         if self.frames.shape[1] == self.world.config.window:
             self._slide()
-        noise = normals(self.key, self.age, "prior", self.u.shape[1:]).to(self.u.dtype)
-        action = self.networks.action(flat)[:, None]
-        past = Past(self.u, self.latents, self.carried[:, -1], torch.empty(0, dtype=torch.long, device=flow.device))
-        frame_map, guess = flow.map_next(past, action, self.tables), flow.motion.guess(past, noise)
-        assert frame_map.added is not None
-        self.u, hidden = self._decode(self.cache, self.u[:, -1:], noise, guess, frame_map.added[:, 0], self.block)
-        x = frame_map.inverse(self.u[:, None])[0][:, 0] if flow.motion.looks_back else self._shallow(self.u)
+        noise = normals(self.key, self.age, "prior", self.dynamics.noise_shape).to(self.u.dtype)
+        present = torch.ones(len(self.u), 1, 1, dtype=torch.bool, device=flow.device)
+        added = flow.next_conditions(self.u, present, self.networks.action(flat), self.tables.grid)
+        self.u, density = self._decode(self.cache, self.u[:, -1:], noise, self.u, added, self.block)
+        x = self._shallow(self.u)
         self.frames = torch.cat((self.frames, self.u[:, None]), dim=1)
         self.actions, self.age = torch.cat((self.actions, flat[:, None]), dim=1), self.age + 1
-        carried = flow.carry.after(past, x[:, None], action, self.tables.grid)
-        self.carried = torch.cat((self.carried, carried), dim=1)
-        return self._finish(hidden, x)
+        return self._finish(density, x)
 
     def _decode(
         self, cache: PublishedCache, before: Tensor, noise: Tensor, guess: Tensor, added: Tensor | None, block: int
-    ) -> tuple[Tensor, Tensor]:
-        """Decode all blocks in sequence; return tokens (B, n, c) and the hidden states of each block's last pass."""
-        parts, hidden = [], []
+    ) -> tuple[Tensor, Density]:
+        """Decode all blocks in sequence; return tokens (B, n, c) and their density in each block's last pass."""
+        parts, densities = [], []
         for begin in range(0, noise.shape[1], block):
             part = slice(begin, begin + block)
             predict = partial(cache.predict, added=None if added is None else added[:, part])
-            tokens, affine = self._iterate(predict, before, noise[:, part], guess[:, part])
+            tokens, density = self._iterate(predict, before, noise[:, part], guess[:, part])
             cache.length += tokens.shape[1]
             before = tokens[:, -1:]
             parts.append(tokens)
-            hidden.append(affine.hidden)
-        return torch.cat(parts, dim=1), torch.cat(hidden, dim=1)
+            densities.append(density)
+        return torch.cat(parts, dim=1), densities[0].join(densities[1:])
 
     def _iterate(
-        self, predict: Callable[[Tensor], Affine], before: Tensor, noise: Tensor, guess: Tensor
-    ) -> tuple[Tensor, Affine]:
+        self, predict: Callable[[Tensor], Density], before: Tensor, noise: Tensor, guess: Tensor
+    ) -> tuple[Tensor, Density]:
         """Iterate one block until the mean change over the batch is below the threshold."""
-        old, inputs = noise, guess
+        old, inputs = noise[..., : guess.shape[-1]], guess
         for _ in range(ROUNDS):
-            affine = predict(torch.cat((before, inputs[:, :-1]), dim=1))
-            new = affine.mean + affine.scale * noise
+            density = predict(torch.cat((before, inputs[:, :-1]), dim=1))
+            new, _ = density.draw(noise)
             self.rounds += 1
             if noise.shape[1] == 1 or float((new - old).square().mean() / new.square().mean()) < THRESHOLD:
                 break  # a single token is exact after one round
             old = inputs = new
-        return new, affine
+        return new, density
 
     def _shallow(self, u: Tensor) -> Tensor:
         """Invert the shallow blocks of a frame u, each by the same iteration; return noisy latents (B, n, c)."""
@@ -142,13 +135,15 @@ class Published:
             u = block.in_order(self._decode(cache, start, z, z, None, self.block)[0])
         return u
 
-    def _finish(self, hidden: Tensor, x: Tensor) -> Tensor:
+    def _finish(self, density: Density, x: Tensor) -> Tensor:
         """Apply the world's own outcome head, denoiser and codec to noisy latents x; return pixels."""
         networks, moves = self.networks, self.dynamics
-        seen = torch.cat((self.latents, x[:, None]), dim=1)
+        kept = moves.frames.kept(x[:, None], density, self.u)
+        seen = torch.cat((self.latents, kept), dim=1)
         self.latents = seen[:, seen.shape[1] - self.latents.shape[1] :]
         if networks.outcome is not None:
-            networks.outcome.reward(networks.outcome(hidden, x, self.text, self.tables.grid))
+            described = networks.flow.describe(x)
+            networks.outcome.reward(networks.outcome(density.hidden, described, self.text, self.tables.grid))
         latents = seen[:, -moves.frames.look_back - 1 :]
         if networks.flow.denoiser is not None:
             back = torch.arange(latents.shape[1] - 1, -1, -1)
@@ -158,10 +153,6 @@ class Published:
     def _slide(self) -> None:
         keep = self.world.config.context
         self.frames, self.actions = self.frames[:, -keep:], self.actions[:, -keep:]
-        self.carried = self.carried[:, -keep:]
-        flow = self.networks.flow
-        x = flow.motion.history(self.frames, self.latents)
-        self.frames = flow.motion.restart(self.frames, x, flow.shallow, self.tables)
         self.u, self.cache = self.frames[:, -1], self._encode()
 
     @torch.inference_mode()
@@ -175,8 +166,7 @@ class Published:
             assert flow.deep.project_text is not None
             cache.run(flow.deep.project_text(self.text))
             cache.length = self.text.shape[1]
-        x = flow.motion.history(self.frames, self.latents)
-        added = flow.map_clip(x, self.networks.action(self.actions), tables, self.carried).added
+        added = flow.conditions(self.frames, self.networks.action(self.actions), tables.grid)
         assert added is not None
         cache.predict(flow.deep.shift(self.frames.flatten(1, 2)), added.flatten(1, 2))
         cache.length += count * self.frames.shape[2]

@@ -1,0 +1,26 @@
+"""Features of the previous frame and the action, which the deep block's inputs are given beside the tokens.
+
+A small convolutional network over sites runs once per frame, not once per Jacobi sweep, and tells the deep block what
+was around each token: without it the block would have to look up every neighbour by attention.
+"""
+
+from torch import Tensor, nn
+
+from starflow_world.config.world import FlowConfig
+from starflow_world.flow.density import AffineHead, MixtureHead
+from starflow_world.flow.sites import SiteNet, to_tokens
+
+
+class Features(nn.Module):
+    """Network from the tokens of the previous frame and the action to additions to the deep block's inputs."""
+
+    def __init__(self, config: FlowConfig, head: AffineHead | MixtureHead) -> None:
+        super().__init__()
+        self.side = config.sites
+        described = config.channels + (head.sites * head.codebook.components if isinstance(head, MixtureHead) else 0)
+        self.net = SiteNet(described, config.features_width, config.features_layers, self.side, config.deep_width)
+        self.tell = nn.Linear(config.features_width * self.side**2, config.deep_width, bias=False)
+
+    def forward(self, described: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return additions (N, n, d) given N previous frames, described (N, n, ...), and actions (N, d)."""
+        return self.tell(to_tokens(self.net(described, grid, action), self.side))
