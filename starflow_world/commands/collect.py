@@ -22,8 +22,8 @@ class Collect:
     episodes: int = 1000
     """Number of episodes."""
     policy: str = "auto"
-    """Policy: random; careful (random, but avoiding ends); bot or mixed (for BabyAI), tinker (for MiniGrid), balance (for
-    CartPolePixels-v0); auto: the one made for the environment, else random."""
+    """Policy: random; careful (random, avoiding most ends); bot or mixed (for BabyAI), tinker (for MiniGrid), balance
+    (for CartPolePixels-v0); auto: the one made for the environment, else random."""
     seed: int = 0
     """Seed; every episode follows from it and its index."""
     max_steps: int = 0
