@@ -97,9 +97,11 @@ class Block(nn.Module):
         return cache.commit(text.shape[1])
 
     def projected(self, inputs: Tensor, added: Tensor | None) -> Tensor:
-        """Return the first layer's input (B, S, d) from tokens (B, S, c) and conditions (B, S, d)."""
+        """Return the first layer's input (k B, S, d) from tokens (B, S, c) and conditions (k B, S, d)."""
         described = self.head.codebook.describe(inputs) if isinstance(self.head, MixtureHead) else inputs
         hidden = self.project_in(described).to(self.norm.weight.dtype)  # residuals at full precision
+        if added is not None and len(added) > len(hidden):
+            hidden = hidden.repeat(len(added) // len(hidden), 1, 1)
         return hidden if added is None else hidden + added
 
     def _run(

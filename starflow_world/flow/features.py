@@ -1,4 +1,4 @@
-"""Features of the previous frame and the action, which the deep block's inputs are given beside the tokens.
+"""Features of the previous frame, the action and the text, which the deep block's inputs are given beside the tokens.
 
 A small convolutional network over sites runs once per frame, not once per Jacobi sweep, and tells the deep block what
 was around each token: without it the block would have to look up every neighbour by attention.
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from starflow_world.config.world import FlowConfig
 from starflow_world.flow.density import AffineHead, MixtureHead
-from starflow_world.flow.sites import SiteNet, to_tokens
+from starflow_world.flow.sites import SiteNet, pooled_text, to_tokens
 
 
 class Features(nn.Module):
@@ -20,7 +20,13 @@ class Features(nn.Module):
         described = config.channels + (head.sites * head.codebook.components if isinstance(head, MixtureHead) else 0)
         self.net = SiteNet(described, config.features_width, config.features_layers, self.side, config.deep_width)
         self.tell = nn.Linear(config.features_width * self.side**2, config.deep_width, bias=False)
+        self.text = nn.Linear(config.text_width, config.deep_width, bias=False) if config.text_width else None
 
     def forward(self, described: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return additions (N, n, d) given N previous frames, described (N, n, ...), and actions (N, d)."""
         return self.tell(to_tokens(self.net(described, grid, action), self.side))
+
+    def summary(self, text: Tensor | None) -> Tensor | float:
+        """Return an addition (B, 1, d) to the inputs of all tokens from text (B, L, text width): its mean, from which
+        words are learned sooner than by attention alone."""
+        return 0.0 if self.text is None or text is None else self.text(pooled_text(text).to(self.text.weight))[:, None]

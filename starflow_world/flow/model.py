@@ -86,28 +86,39 @@ class Flow(nn.Module):
         head = self.deep.head
         return head.codebook.describe(u) if isinstance(head, MixtureHead) else u
 
-    def conditions(self, u: Tensor, action: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-        """Return what is added to the deep block's inputs for clips u (B, T, n, c) and action (B, T, d): (B, T, n, d).
+    def conditions(
+        self, u: Tensor, text: Tensor | None, action: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor | None:
+        """Return what is added to the deep block's inputs for clips u (B, T, n, c): (B, T, n, d).
 
-        The first frames are taken to have no predecessor. None without actions and features.
+        text (B, L, text width), action (B, T, d). The first frames are taken to have no predecessor. None without
+        actions and features.
         """
         if self.features is None and action is None:
             return None
         if action is None:
             action = u.new_zeros(*u.shape[:2], self.config.deep_width)
         added = action[:, :, None].expand(-1, -1, u.shape[2], -1)
-        if self.features is None or u.shape[1] == 1:
+        if self.features is None:
+            return added
+        summary = self.features.summary(text)
+        added = added + (summary[:, None] if isinstance(summary, Tensor) else summary)
+        if u.shape[1] == 1:
             return added
         told = self.told(u[:, :-1].flatten(0, 1), action[:, 1:].flatten(0, 1), grid)
         return added + F.pad(told.unflatten(0, (len(u), -1)), (0, 0, 0, 0, 1, 0))
 
-    def next_conditions(self, last: Tensor, present: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+    def next_conditions(
+        self, last: Tensor, present: Tensor, text: Tensor | None, action: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
         """Return the conditions (B, n, d) of a next frame after last (B, n, c); present (B, 1, 1): whether that exists.
 
-        action (B, d).
+        text (B, L, text width), action (B, d).
         """
         added = action[:, None].expand(-1, last.shape[1], -1)
-        return added if self.features is None else added + self.told(last, action, grid) * present
+        if self.features is None:
+            return added
+        return added + self.features.summary(text) + self.told(last, action, grid) * present
 
     def told(self, last: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the features (N, n, d) of frames last (N, n, c) and actions (N, d), in float32 or wider."""
@@ -223,7 +234,7 @@ class Flow(nn.Module):
         shallow blocks.
         """
         u, logdet = self.shallow(x, tables)
-        density = self.deep_forward(u, text, self.conditions(u, action, tables.grid), tables)
+        density = self.deep_forward(u, text, self.conditions(u, text, action, tables.grid), tables)
         if clean is not None and self.closed_form:
             nats = density.nats(u.flatten(1, 2), around=clean.flatten(1, 2), spread=level)
         else:

@@ -49,11 +49,11 @@ def sample_frames(
         cache = cache.rollback(length)
         if begin < begun.stop < end:
             inputs, told = flow.deep.shift(u[:, begun].flatten(1, 2)), None if action is None else action[:, begun]
-            cache = flow.fill(cache, inputs, flow.conditions(u[:, begun], told, tables.grid), tables, text=length)
+            cache = flow.fill(cache, inputs, flow.conditions(u[:, begun], text, told, tables.grid), tables, text=length)
         for frame in range(begun.stop, end):
             last = u[:, max(frame - 1, 0)]
             present = torch.full((len(u), 1, 1), frame > begin, device=u.device)
-            added = None if action is None else flow.next_conditions(last, present, action[:, frame], tables.grid)
+            added = None if action is None else flow.next_conditions(last, present, text, action[:, frame], tables.grid)
             before = torch.where(present, last[:, -1:], flow.deep.start)
             cache, solved = flow.decode(
                 cache, before, noise[:, frame], flow.guess(last, present, noise[:, frame]), added, tables, text=length,

@@ -136,7 +136,7 @@ class _Clip(NamedTuple):
 def _judge(flow: Flow, clip: _Clip, text: Tensor | None, tables: Tables, sigma: float, known: int) -> Tensor:
     """Return nats, surprise and against (3, B, T - known, n) of the frames of windows after the first `known`."""
     (u, logdet), n = flow.shallow(clip.x, tables), clip.x.shape[2]
-    added = [flow.conditions(u, action, tables.grid) for action in (clip.action, torch.zeros_like(clip.action))]
+    added = [flow.conditions(u, text, action, tables.grid) for action in (clip.action, torch.zeros_like(clip.action))]
     assert added[0] is not None
     assert added[1] is not None
     given, without = _two_streams(flow, u, added[0], added[1][:, known:], text, tables)

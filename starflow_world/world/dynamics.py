@@ -162,7 +162,8 @@ class Dynamics:
             one, count = slice(row, row + 1), int(state.length[row])
             cache = self._start_cache(state.texts[one])
             if count:
-                cache = self._encode(cache, state.tokens[one, :count], state.actions[one, :count])
+                text = None if state.text is None else state.text[one]
+                cache = self._encode(cache, state.tokens[one, :count], text, state.actions[one, :count])
             caches.append(cache)
         return replace(state, cache=KVCache.stack(caches))
 
@@ -178,14 +179,15 @@ class Dynamics:
             for field, old in ((tokens, state.tokens), (actions, state.actions)):
                 field[some, :keep], field[some, keep:] = old[some, window - keep :], 0
             fresh = cache.select(some, self.text_length + keep * self.tokens).rollback(self.text_length)
-            cache = cache.insert(some, self._encode(fresh, tokens[some, :keep], actions[some, :keep]))
+            text = None if state.text is None else state.text[some]
+            cache = cache.insert(some, self._encode(fresh, tokens[some, :keep], text, actions[some, :keep]))
         length[rows] = keep
         return replace(state, tokens=tokens, actions=actions, length=length, cache=cache)
 
-    def _encode(self, cache: KVCache, u: Tensor, actions: Tensor) -> KVCache:
-        """Encode frames u (B, T, n, c) with actions (B, T, 1 + flat) at the start of a window."""
+    def _encode(self, cache: KVCache, u: Tensor, text: Tensor | None, actions: Tensor) -> KVCache:
+        """Encode frames u (B, T, n, c) with text (B, L, d) and actions (B, T, 1 + flat) at the start of a window."""
         flow = self.networks.flow
-        added = flow.conditions(u, self.networks.action(actions), self.tables.grid)
+        added = flow.conditions(u, text, self.networks.action(actions), self.tables.grid)
         written = cache.unfolded() if self.guidance else cache
         flow.fill(written, flow.deep.shift(u.flatten(1, 2)), added, self.tables, text=self.text_length)
         return cache.commit(u.shape[1] * u.shape[2])
@@ -210,8 +212,10 @@ class Dynamics:
         assert null is not None
         cache = self.networks.flow.start_cache(torch.cat((state.text, null)), 2 * len(state), self.tables)
         flat = torch.zeros(len(state), self.field_shapes()["actions"][1], device=self.device, dtype=self.dtype)
-        noise = self.prior(state)
-        solved = self._solve(cache, self.next_frame(state, flat), noise, guidance)
+        noise, coming = self.prior(state), self.next_frame(state, flat)
+        free = self.next_frame(replace(state, text=null), flat)
+        coming = replace(coming, added=torch.cat((coming.added, free.added)))
+        solved = self._solve(cache, coming, noise, guidance)
         x, _, _ = self.networks.flow.shallow.inverse(solved.tokens[:, None], self.tables)
         state, transition = self.observe(state, flat[:, None], x, None)
         return state, replace(
@@ -234,7 +238,7 @@ class Dynamics:
             coming = self.next_frame(state, flat[:, 0])
             added, before = coming.added, coming.before
         else:
-            added = flow.conditions(u, self.networks.action(flat), self.tables.grid)
+            added = flow.conditions(u, state.text, self.networks.action(flat), self.tables.grid)
             before = flow.deep.start.expand(len(x), 1, -1)
         inputs = torch.cat((before, u.flatten(1, 2)[:, :-1]), dim=1)
         cache = state.cache.unfolded() if self.guidance else state.cache
@@ -252,7 +256,8 @@ class Dynamics:
         last = state.tokens[torch.arange(len(state)), (state.length - 1).clamp_min(0)]
         present = (state.length > 0).to(self.device)[:, None, None]
         before = torch.where(present, last[:, -1:], flow.deep.start)
-        return NextFrame(last, present, before, flow.next_conditions(last, present, action, self.tables.grid))
+        added = flow.next_conditions(last, present, state.text, action, self.tables.grid)
+        return NextFrame(last, present, before, added)
 
     def _solve(self, cache: KVCache, coming: NextFrame, noise: Tensor, guidance: float) -> Inverse:
         """Decode the next frame u from noise (B, n, c + g)."""

@@ -90,7 +90,7 @@ class Published:
             self._slide()
         noise = normals(self.key, self.age, "prior", self.dynamics.noise_shape).to(self.u.dtype)
         present = torch.ones(len(self.u), 1, 1, dtype=torch.bool, device=flow.device)
-        added = flow.next_conditions(self.u, present, self.networks.action(flat), self.tables.grid)
+        added = flow.next_conditions(self.u, present, self.text, self.networks.action(flat), self.tables.grid)
         self.u, density = self._decode(self.cache, self.u[:, -1:], noise, self.u, added, self.block)
         x = self._shallow(self.u)
         self.frames = torch.cat((self.frames, self.u[:, None]), dim=1)
@@ -166,7 +166,7 @@ class Published:
             assert flow.deep.project_text is not None
             cache.run(flow.deep.project_text(self.text))
             cache.length = self.text.shape[1]
-        added = flow.conditions(self.frames, self.networks.action(self.actions), tables.grid)
+        added = flow.conditions(self.frames, self.text, self.networks.action(self.actions), tables.grid)
         assert added is not None
         cache.predict(flow.deep.shift(self.frames.flatten(1, 2)), added.flatten(1, 2))
         cache.length += count * self.frames.shape[2]
