@@ -33,8 +33,11 @@ promises: $(VENV)/.dev
 	-$(BIN)/python -m pytest -m "not gpu" --timeout 3600 --junit-xml out/promises.xml
 	$(BIN)/python -m tests.promises out/promises.xml
 
+# One of the recipes in configs/: make world NAME=dynamic-obstacles
+NAME ?= babyai-gotolocal
+
 world: $(VENV)/.demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash configs/babyai.sh
+	$(BIN)/starflow-world make configs/$(NAME).yaml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -18,8 +18,9 @@ from starflow_world.errors import StarflowError
 
 VERBS = {  # where the settings of each verb are
     "demo": "demo.Demo", "doctor": "doctor.Doctor", "info": "info.Info", "collect": "collect.Collect",
-    "rollout": "rollout.Rollout", "train": "train.TrainWorld", "evaluate": "evaluate.Evaluate",
-    "check": "check.CheckWorld", "bench": "bench.Bench", "planner": "planner.RunPlanner", "whatif": "whatif.WhatIf",
+    "rollout": "rollout.Rollout", "train": "train.TrainWorld", "make": "make.MakeWorld",
+    "evaluate": "evaluate.Evaluate", "check": "check.CheckWorld", "bench": "bench.Bench",
+    "planner": "planner.RunPlanner", "whatif": "whatif.WhatIf",
     "train-agent": "train_agent.TrainAgent", "rank": "rank.RankPolicies", "calibrate": "calibrate.Calibrate",
     "score": "score.ScoreRecordings", "anomaly-bench": "anomaly.AnomalyBench", "convert": "convert.Convert",
     "generate": "generate.Generate", "plan": "plan.PlanVideo",

@@ -17,7 +17,7 @@ from starflow_world import __version__
 from starflow_world.cli import VERBS, main, settings_class
 
 ROOT = Path(__file__).parent.parent
-RECIPE = str(ROOT / "configs/babyai.yaml")
+RECIPE = str(ROOT / "configs/babyai-gotolocal.yaml")
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,7 @@ MOMENTS, SOON = 10, 30.0
 INTERRUPTED = 130
 EPISODES = 400
 """More than a fast machine collects between all the interruptions."""
-RECIPE = str(Path(__file__).parent.parent / "configs/babyai.yaml")
+RECIPE = str(Path(__file__).parent.parent / "configs/babyai-gotolocal.yaml")
 TINY = [
     "world.flow.shallow_width=32", "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.motion_width=16",
     "world.flow.denoiser_width=32", "world.start.width=32", "world.start.layers=1", "world.window=8", "world.context=2",

@@ -13,7 +13,7 @@ class TrainWorld:
     all its processes train together."""
 
     config: Positional[Path]
-    """Recipe, such as configs/babyai.yaml; for a video model configs/starflow_v_train.yaml (clips) or
+    """Recipe, such as configs/babyai-gotolocal.yaml; for a video model configs/starflow_v_train.yaml (clips) or
     configs/starflow_v_actions.yaml (episodes)."""
     data: Path
     """Folder of episodes; or of clips and pictures, with captions in .txt files of their names."""

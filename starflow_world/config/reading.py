@@ -54,6 +54,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, found {value!r:.80}")
         return tuple(_convert(typing.get_args(kind)[0], item, where) for item in value)
+    if kind is Any:
+        return value
+    if typing.get_origin(kind) is dict:
+        kind = dict
     if kind is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

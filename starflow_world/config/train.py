@@ -128,11 +128,35 @@ class VideoRecipe:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    """The episodes that `starflow-world make` collects for a recipe; keys mean what the flags of `collect` mean."""
+
+    env: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    wrappers: tuple[Any, ...] = ()
+    policy: str = "auto"
+    reward: str = "auto"
+    max_steps: int = 64
+    episodes: int = 6000
+    """Episodes to learn from."""
+    valid: int = 200
+    """Held-out episodes, played like those to learn from."""
+    eval: int = 0
+    """Held-out episodes without ends, for long open loops (collect --no-end); 0: those of `valid` are used."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        between(self, 1, math.inf, "episodes", "valid")
+        between(self, 0, math.inf, "eval", "seed", "max_steps")
+
+
+@dataclass(frozen=True)
 class RecipeConfig:
-    """Recipe of a world: a file in configs/ with its config and its training settings."""
+    """Recipe of a world: a file in configs/ with its config, its training settings and where its data come from."""
 
     world: WorldConfig
     train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig | None = None
     follow: tuple[str, ...] = ()
     """Keys of `world` that training takes from its data, see FOLLOW."""
 

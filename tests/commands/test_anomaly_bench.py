@@ -15,8 +15,8 @@ from starflow_world.commands.anomaly import AnomalyBench, find_scenario
 from starflow_world.commands.anomaly import run as run_module
 from starflow_world.commands.anomaly.baselines import (
     FrameDifference,
+    GaussianMixture,
     MeanRBF,
-    Mixture,
     Neighbours,
     Pixels,
     fit_baselines,
@@ -248,7 +248,7 @@ def test_neighbours_know_what_they_have_seen_and_not_what_they_have_not(normal: 
 
 def test_a_mixture_of_one_is_the_normal_density(normal: list[Episode]) -> None:
     pixels, x = Pixels.fit(normal, 0, components=3), np.random.default_rng(0).normal(2, 3, (4000, 2))
-    found = Mixture.fit(pixels, x, 0, parts=1, rounds=3)
+    found = GaussianMixture.fit(pixels, x, 0, parts=1, rounds=3)
     np.testing.assert_allclose(found.means[0], x.mean(0), atol=1e-6)
     np.testing.assert_allclose(found.variances[0], x.var(0), rtol=0.01)
     at_mean = found.log_density(x.mean(0)[None])[0, 0]
@@ -258,7 +258,7 @@ def test_a_mixture_of_one_is_the_normal_density(normal: list[Episode]) -> None:
 def test_a_mixture_finds_two_heaps(normal: list[Episode]) -> None:
     rng = np.random.default_rng(1)
     x = np.concatenate((rng.normal(-5, 1, (3000, 1)), rng.normal(5, 1, (1000, 1))))
-    found = Mixture.fit(Pixels.fit(normal, 0, components=2), x, 0, parts=2)
+    found = GaussianMixture.fit(Pixels.fit(normal, 0, components=2), x, 0, parts=2)
     assert sorted(found.shares.round(2)) == [0.25, 0.75]
     assert sorted(found.means.ravel().round()) == [-5, 5]
 

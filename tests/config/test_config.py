@@ -17,7 +17,7 @@ from tests.worlds import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(set((ROOT / "configs").glob("*.yaml")) - set((ROOT / "configs").glob("starflow_v_*.yaml")))
-PLAIN = (ROOT / "configs" / "babyai.yaml").read_text()
+PLAIN = (ROOT / "configs" / "babyai-gotolocal.yaml").read_text()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

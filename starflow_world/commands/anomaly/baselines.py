@@ -108,7 +108,7 @@ def running_mean(values: np.ndarray, last: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class GaussianMixture:
     """A mixture of Gaussians with diagonal covariances over transitions: shares (m,), means and variances (m, d)."""
 
     pixels: Pixels
@@ -117,12 +117,12 @@ class Mixture:
     variances: np.ndarray
 
     @staticmethod
-    def fit(pixels: Pixels, normal: np.ndarray, seed: int, *, parts: int = 12, rounds: int = 40) -> "Mixture":
+    def fit(pixels: Pixels, normal: np.ndarray, seed: int, *, parts: int = 12, rounds: int = 40) -> "GaussianMixture":
         """Fit to transitions (N, d) by expectation maximisation."""
         rng = np.random.default_rng(seed)
         x, floor = normal[rng.permutation(len(normal))[:MOST]], 1e-3 * normal.var(0).max() + 1e-9
         parts = min(parts, len(x))
-        mixture = Mixture(
+        mixture = GaussianMixture(
             pixels, np.full(parts, 1 / parts), x[rng.choice(len(x), parts, replace=False)],
             np.tile(x.var(0) + floor, (parts, 1)),
         )
@@ -132,7 +132,7 @@ class Mixture:
             weight = held.sum(0) + 1e-9
             means = held.T @ x / weight[:, None]
             variances = np.maximum(held.T @ x**2 / weight[:, None] - means**2, 0) + floor
-            mixture = Mixture(pixels, weight / weight.sum(), means, variances)
+            mixture = GaussianMixture(pixels, weight / weight.sum(), means, variances)
         return mixture
 
     def log_density(self, x: np.ndarray) -> np.ndarray:
@@ -156,5 +156,5 @@ def fit_baselines(normal: Sequence[Episode], seed: int) -> dict[str, Detector]:
         "frame difference": FrameDifference(),
         "pixel KNN (s, a, s')": Neighbours(pixels, torch.from_numpy(some).float()),
         "mean + RBF (DEEDEE)": MeanRBF.fit(pixels, transitions, seed),
-        "GMM (s, a, s')": Mixture.fit(pixels, some, seed),
+        "GMM (s, a, s')": GaussianMixture.fit(pixels, some, seed),
     }
