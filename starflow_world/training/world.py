@@ -180,7 +180,7 @@ def train_world(
         trainer.fit_codec()
     if processes.main:
         cut_metrics(out, trainer.step)
-        _write_starts(out, windows)
+        _write_starts(out, windows, texts=trainer.networks.text is not None)
 
     def judge() -> dict[str, float]:
         due = trainer.step % recipe.train.valid_every == 0 or trainer.step == recipe.train.steps
@@ -202,11 +202,11 @@ def _held_out(
     return Sampler(windows, replace(recipe.train, action_dropout=0.0, text_dropout=0.0), processes)
 
 
-def _write_starts(out: Path, windows: Windows, most: int = MOST_STARTS) -> None:
-    """Write the start set: first frames and texts of at most `most` episodes, evenly spaced over the dataset."""
+def _write_starts(out: Path, windows: Windows, *, texts: bool, most: int = MOST_STARTS) -> None:
+    """Write the start set: first frames of at most `most` episodes, evenly spaced over the dataset, and their texts."""
     chosen = sorted(set(torch.linspace(0, len(windows.lengths) - 1, min(most, len(windows.lengths))).long().tolist()))
     frames = torch.from_numpy(windows.frames[windows.offsets[chosen]])
-    checkpoint.save_starts(out, frames, [windows.texts[index] for index in chosen])
+    checkpoint.save_starts(out, frames, [windows.texts[index] if texts else "" for index in chosen])
 
 
 def _initialise(networks: Networks, init: Path | str) -> None:
