@@ -55,7 +55,8 @@ class FlowConfig:
         between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "features_layers")
         between(self, 1, MOST_LAYERS, "deep_layers", "sites")
         positive(self, "position_scale")
-        for width in (self.shallow_width, self.deep_width, self.denoiser_layers and self.denoiser_width):
+        shallow, denoiser = self.shallow_blocks and self.shallow_width, self.denoiser_layers and self.denoiser_width
+        for width in (shallow, self.deep_width, denoiser):
             if width % self.head_width:
                 raise ConfigError(f"widths: expected multiples of head_width {self.head_width}, found {width}")
         if self.head_width < 20 or self.head_width % 4:

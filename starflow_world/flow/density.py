@@ -4,10 +4,10 @@
 several ways its ways: a token of g sites with k = c / g channels each is drawn site after site,
 
     log p(u_j | before) = logsumexp_m [ log pi_m + sum_c log N(u_jc; mean_mc, scale_mc) ]
-    mean_m = code_m + spread_m * offset_m;   scale_m = spread_m * factor_m
+    mean_m = code_m + spread_m * offset;   scale_m = spread_m * factor
 
-where pi, offsets and factors come from the hidden state and the sites before j in the token, and codes and spreads from
-a codebook: clusters of site contents. FARMER (arXiv 2510.23588) ends an autoregressive flow in a mixture likewise.
+where pi, offset and factor come from the hidden state and the sites before j in the token, and codes and spreads from a
+codebook: clusters of site contents. FARMER (arXiv 2510.23588) ends an autoregressive flow in a mixture likewise.
 
 The noise of a token is c + g standard normals: z of each channel, and one v per site that chooses the component, the
 inverse of the cumulated pi at Phi(v). Given its noise a token is a deterministic function of what is before it, so the
@@ -212,7 +212,7 @@ class MixtureHead(nn.Module):
         self.base = nn.Linear(width, sites * inner)
         self.within = nn.Linear(sites * (size + components), sites * inner, bias=False) if sites > 1 else None
         self.mix = nn.Linear(inner, inner)
-        self.out = nn.Linear(inner, components * (1 + 2 * size))
+        self.out = nn.Linear(inner, components + 2 * size)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         earlier = torch.ones(sites, sites, device="cpu").tril(-1)
@@ -226,16 +226,14 @@ class MixtureHead(nn.Module):
         return Mixture(base, hidden, self)
 
     def parts(self, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log pi (..., M), means and scales (..., M, k) of sites from inner features (..., inner)."""
+        """Return log pi (..., M), offset and factor (..., k) of sites from inner features (..., inner)."""
         book = self.codebook
         with torch.autocast(inner.device.type, enabled=False):
             inner = F.gelu(inner)
             out = self.out(inner + F.gelu(self.mix(inner)))
-        chance, numbers = out.split((book.components, out.shape[-1] - book.components), dim=-1)
-        clipped = SOFT_CLIP * torch.tanh(numbers / SOFT_CLIP)
-        scale, offset = clipped.unflatten(-1, (2, book.components, -1)).unbind(-3)
-        chance = (chance + book.chance).log_softmax(-1)
-        return chance, book.code + book.spread * offset, book.spread * F.softplus(scale + UNIT_SCALE)
+        chance, numbers = out.split((book.components, 2 * book.size), dim=-1)
+        scale, offset = (SOFT_CLIP * torch.tanh(numbers / SOFT_CLIP)).chunk(2, dim=-1)
+        return (chance + book.chance).log_softmax(-1), offset, F.softplus(scale + UNIT_SCALE)
 
     def context(self, tokens: Tensor) -> Tensor | float:
         """Return what the sites of tokens (..., c) add to the inner features (..., g, inner) of later sites."""
@@ -269,16 +267,14 @@ class Mixture(_Joined):
         if self.null is not None:
             null = list(self.null.unbind(2))
         for site in range(g):
-            chance, mean, scale = self.head.parts(inner[site])
+            chance, offset, factor = self.head.parts(inner[site])
             if null is not None:
                 other = self.head.parts(null[site])[0]
                 chance = ((1 + self.guidance) * chance - self.guidance * other).log_softmax(-1)
             below = chance.double().exp().cumsum(-1)
             which = (chooser[..., site, None] * below[..., -1:] > below).sum(-1).clamp(max=book.components - 1)
-            index = which[..., None, None].expand(*which.shape, 1, book.size)
-            own, size = mean.gather(-2, index).squeeze(-2), scale.gather(-2, index).squeeze(-2)
-            drawn.append(own + size * z[..., site, :])
-            scales.append(size)
+            drawn.append(book.code[which] + book.spread[which] * (offset + factor * z[..., site, :]))
+            scales.append(book.spread[which] * factor)
             if columns is not None and site + 1 < g:
                 with torch.autocast(noise.device.type, enabled=False):
                     described = book.describe(drawn[-1].to(columns.dtype))
@@ -289,16 +285,20 @@ class Mixture(_Joined):
                         null[later] = null[later] + part
         return torch.cat(drawn, dim=-1), torch.cat(scales, dim=-1)
 
-    def parts(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log pi (B, S, g, M), means and scales (B, S, g, M, k), given the sites before each in u (B, S, c)."""
-        return self.head.parts(self.base + self.head.context(u))
-
-    def joint(self, u: Tensor, around: Tensor | None, spread: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log pi + log N of each component (B, S, g, M), and means and scales (B, S, g, M, k)."""
-        chance, mean, scale = self.parts(u)
+    def joint(
+        self, u: Tensor, around: Tensor | None = None, spread: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return log pi + log N of each component (B, S, g, M), log pi, and offset and factor (B, S, g, k)."""
+        book = self.head.codebook
+        chance, offset, factor = self.head.parts(self.base + self.head.context(u))
         sites = (u if around is None else around).unflatten(-1, (self.head.sites, 1, -1))
-        squares = ((sites - mean).square() + spread**2) / scale.square()
-        return chance - (0.5 * squares + scale.log() + HALF_LOG_TAU).sum(-1), mean, scale
+        inverse = factor.reciprocal()
+        z = ((sites - book.code) * book.spread.reciprocal() - offset[..., None, :]) * inverse[..., None, :]
+        squares = z.square().sum(-1)
+        if spread:
+            squares = squares + inverse.square() @ (spread / book.spread).square().T
+        size = factor.log().sum(-1, keepdim=True) + book.spread.log().sum(-1) + book.size * HALF_LOG_TAU
+        return chance - 0.5 * squares - size, chance, offset, factor
 
     def nats(self, u: Tensor, *, around: Tensor | None = None, spread: float = 0.0) -> Tensor:
         """Return log p (B, S) of tokens u (B, S, c); `around` and `spread` as for `Density`."""
@@ -306,22 +306,24 @@ class Mixture(_Joined):
 
     def noise(self, u: Tensor, luck: Tensor) -> Tensor:
         """Return noise (B, S, c + g) from which `draw` gives u; luck (B, S, 2g) chooses component and place in it."""
-        joint, mean, scale = self.joint(u, None, 0.0)
-        chance = self.parts(u)[0].double().exp()
+        book, g = self.head.codebook, self.head.sites
+        joint, chance, offset, factor = self.joint(u)
+        chance = chance.double().exp()
         which, place = luck.double().unflatten(-1, (2, -1)).unbind(-2)
         found = joint.masked_fill(chance < LEAST_CHANCE, -math.inf).double().softmax(-1).cumsum(-1)
-        which = (which[..., None] * found[..., -1:] > found).sum(-1).clamp(max=found.shape[-1] - 1)[..., None]
-        above = chance.cumsum(-1)
-        top, own = above.gather(-1, which), chance.gather(-1, which)
+        which = (which[..., None] * found[..., -1:] > found).sum(-1).clamp(max=book.components - 1)
+        above, index = chance.cumsum(-1), which[..., None]
+        top, own = above.gather(-1, index), chance.gather(-1, index)
         edge = (EDGE / own).clamp(max=0.25)
         chooser = torch.special.ndtri((top - own * (edge + (1 - 2 * edge) * place[..., None])) / above[..., -1:])
-        index = which[..., None].expand(*which.shape, mean.shape[-1])
-        mean, scale = (part.gather(-2, index).squeeze(-2) for part in (mean, scale))
-        z = (u.unflatten(-1, (self.head.sites, -1)) - mean) / scale
+        z = ((u.unflatten(-1, (g, -1)) - book.code[which]) / book.spread[which] - offset) / factor
         return torch.cat((z.flatten(-2), chooser.squeeze(-1).to(z)), dim=-1)
 
     def clean(self, u: Tensor, level: float) -> Tensor:
         """Return u (B, S, c) without its noise of size `level`."""
-        joint, mean, scale = self.joint(u, None, 0.0)
+        book = self.head.codebook
+        joint, _, offset, factor = self.joint(u)
+        scale = book.spread * factor[..., None, :]
+        mean = book.code + book.spread * offset[..., None, :]
         pull = (level / scale).square().clamp(max=1) * (mean - u.unflatten(-1, (self.head.sites, 1, -1)))
         return u + (joint.softmax(-1)[..., None] * pull).sum(-2).flatten(-2)

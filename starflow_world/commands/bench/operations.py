@@ -69,7 +69,7 @@ class Operations:
             return 4.0 * flow.channels * flow.deep_width
         inner, m = flow.head_inner, flow.components
         within = inner * (per_site + m) * g * (g - 1) / 2
-        return 2.0 * (flow.deep_width * g * inner + within + g * inner * (inner + m * (1 + 2 * per_site)))
+        return 2.0 * (flow.deep_width * g * inner + within + g * inner * (inner + m + 2 * per_site))
 
     def features(self) -> float:
         """Return the operations of the features of the last frame; 0 without."""
