@@ -62,33 +62,58 @@ def excess_nats(
 ) -> dict[str, float]:
     """Return the teacher-forced excess nats per frame over the noise floor; first frames and frames that need memory
     are reported separately. The standard error is over episodes, because frames of an episode are not independent."""
-    sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     after, first, memory = [], [], []
-    for batch in tqdm(list(_batches(sorted(episodes, key=len), rows)), desc="excess nats", unit="batch"):
-        count = len(batch[0])
-        frames = torch.from_numpy(np.stack([e.frames for e in batch]))
-        nats = world.log_prob(frames, actions_of(batch, count), text=[e.text for e in batch], seed=seed)
-        keys = torch.tensor([make_key(seed + row) for row in range(len(batch))])
-        noise = torch.stack([normals(keys, torch.full_like(keys, t), "observation", dims) for t in range(count)], 1)
-        floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
-        excess = (floor - nats.cpu()).numpy()
-        needed = np.stack([needs_memory(e, world.config.context, 0) for e in batch])[:, 1:]
-        after += [row[~left] for row, left in zip(excess[:, 1:], needed, strict=True)]
-        memory.append(excess[:, 1:][needed])
-        first.append(excess[:, 0])
+    for episode, excess in zip(episodes, frame_excess(world, episodes, seed=seed, rows=rows), strict=True):
+        needed = needs_memory(episode, world.config.context, 0)[1:]
+        after.append(excess[1:][~needed])
+        memory.append(excess[1:][needed])
+        first.append(excess[:1])
     known, starts, remembered = (np.concatenate(part) for part in (after, first, memory))
-    means = np.array([episode.mean() for episode in after if len(episode)])
     return {
-        "excess_nats": float(known.mean()), "excess_nats_error": float(means.std() / len(means) ** 0.5),
+        "excess_nats": float(known.mean()), "excess_nats_error": standard_error(after),
         "excess_nats_median": float(np.median(known)), "excess_nats_first": float(starts.mean()),
         "excess_nats_memory": float(remembered.mean()) if len(remembered) else 0.0, "frames": len(known),
         "frames_memory": len(remembered),
     }
 
 
-def _batches(episodes: Sequence[Episode], rows: int) -> Iterator[list[Episode]]:
-    """Yield batches of at most `rows` consecutive episodes of equal length."""
-    for _, equal in groupby(episodes, key=len):
+@torch.inference_mode()
+def frame_excess(
+    world: World, episodes: Sequence[Episode], *, seed: int = 0, rows: int = 8, actions: bool = True, text: bool = True
+) -> list[np.ndarray]:
+    """Return the teacher-forced excess nats (T,) of the frames of each episode, with its actions and text or without."""
+    found: dict[int, np.ndarray] = {}
+    for batch in tqdm(list(_batches(episodes, rows)), desc="excess nats", unit="batch", leave=False):
+        some = [episodes[index] for index in batch]
+        flat = actions_of(some, len(some[0]))
+        texts = [episode.text if text else "" for episode in some]
+        frames = np.stack([episode.frames for episode in some])
+        excess = clip_excess(world, frames, flat if actions else torch.zeros_like(flat), texts, seed)
+        found |= dict(zip(batch, excess, strict=True))
+    return [found[index] for index in range(len(episodes))]
+
+
+def clip_excess(world: World, frames: np.ndarray, flat: Tensor, texts: Sequence[str], seed: int = 0) -> np.ndarray:
+    """Return the excess nats (B, T) of clips (B, T, H, W, 3) u8: log p of their noise minus log p of the noisy frame."""
+    sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
+    nats = world.log_prob(torch.from_numpy(frames), flat, text=texts, seed=seed)
+    keys = torch.tensor([make_key(seed + row) for row in range(len(frames))])
+    steps = [torch.full_like(keys, t) for t in range(frames.shape[1])]
+    noise = torch.stack([normals(keys, step, "observation", dims) for step in steps], 1)
+    floor = (-0.5 * noise.square() - math.log(sigma) - 0.5 * math.log(2 * math.pi)).sum((-1, -2))
+    return np.asarray((floor - nats.cpu()).numpy())
+
+
+def standard_error(episodes: Sequence[np.ndarray]) -> float:
+    """Return the standard error of a mean over frames, given the values (T,) of the frames of each episode."""
+    means = np.array([episode.mean() for episode in episodes if len(episode)])
+    return float(means.std() / len(means) ** 0.5) if len(means) else math.nan
+
+
+def _batches(episodes: Sequence[Episode], rows: int) -> Iterator[list[int]]:
+    """Yield the indices of at most `rows` episodes of equal length at a time, shortest first."""
+    for _, equal in groupby(sorted(range(len(episodes)), key=lambda index: len(episodes[index])),
+                            key=lambda index: len(episodes[index])):
         group = list(equal)
         yield from (group[begin : begin + rows] for begin in range(0, len(group), rows))
 
