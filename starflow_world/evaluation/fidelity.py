@@ -81,7 +81,7 @@ def excess_nats(
 def frame_excess(
     world: World, episodes: Sequence[Episode], *, seed: int = 0, rows: int = 8, actions: bool = True, text: bool = True
 ) -> list[np.ndarray]:
-    """Return the teacher-forced excess nats (T,) of the frames of each episode, with its actions and text or without."""
+    """Return the teacher-forced excess nats (T,) of each episode's frames, with its actions and text or without."""
     found: dict[int, np.ndarray] = {}
     for batch in tqdm(list(_batches(episodes, rows)), desc="excess nats", unit="batch", leave=False):
         some = [episodes[index] for index in batch]
@@ -94,7 +94,7 @@ def frame_excess(
 
 
 def clip_excess(world: World, frames: np.ndarray, flat: Tensor, texts: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Return the excess nats (B, T) of clips (B, T, H, W, 3) u8: log p of their noise minus log p of the noisy frame."""
+    """Return the excess nats (B, T) of clips (B, T, H, W, 3) u8: log p of a frame's noise minus log p of the frame."""
     sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     nats = world.log_prob(torch.from_numpy(frames), flat, text=texts, seed=seed)
     keys = torch.tensor([make_key(seed + row) for row in range(len(frames))])
