@@ -2,6 +2,7 @@
 
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.laws.dynamic_obstacles import dynamic_obstacles_law
+from starflow_world.agents.laws.minatar import GAMES, minatar_law
 from starflow_world.evaluation.law import Law
 
 __all__ = ["Law", "law_of"]
@@ -12,4 +13,5 @@ def law_of(environment: Environment) -> Law | None:
     name = environment.env.rpartition(":")[2]
     if name.startswith("MiniGrid-Dynamic-Obstacles-"):
         return dynamic_obstacles_law(environment)
-    return None
+    game = name.removeprefix("MinAtar/").rpartition("-")[0]
+    return minatar_law(environment) if name.startswith("MinAtar/") and game in GAMES else None

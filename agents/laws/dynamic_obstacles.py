@@ -35,13 +35,12 @@ class _Room:
 class DynamicObstaclesLaw:
     """Law of a room with `side` x `side` cells, drawn in tiles of `tile` pixels; its states are symbols."""
 
-    kinds = {  # noqa: RUF012
-        "agent": tuple(range(AGENT, AGENT + 8)), "ball": (BALL,), "goal": (GOAL, *range(AGENT_ON_GOAL, 12)),
-        "wall": (WALL,),
-    }
-    movers = ("ball",)
-
     def __init__(self, side: int, balls: int, tile: int) -> None:
+        self.kinds: dict[str, tuple[int, ...]] = {
+            "agent": tuple(range(AGENT, AGENT + 8)), "ball": (BALL,), "goal": (GOAL, *range(AGENT_ON_GOAL, 12)),
+            "wall": (WALL,),
+        }
+        self.movers: tuple[str, ...] = ("ball",)
         self.side, self.balls, self.tiles = side, balls, _pictures(tile)
         inside = [row * side + column for row in range(1, side - 1) for column in range(1, side - 1)]
         self.goal = inside[-1]

@@ -21,7 +21,8 @@ from starflow_world.evaluation.fidelity import frame_excess, standard_error
 from starflow_world.evaluation.intervals import Share
 from starflow_world.evaluation.law import UNREADABLE, Frequencies, Law
 from starflow_world.noise import make_key
-from starflow_world.world import World, WorldState
+from starflow_world.world import World
+from starflow_world.world.state import WorldState
 
 IMPOSSIBLE = "impossible"
 DRAWS_PER_MODE = 4

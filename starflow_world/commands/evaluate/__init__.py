@@ -1,10 +1,15 @@
-"""`starflow-world evaluate`: the figures of a world's card, measured on held-out episodes."""
+"""`starflow-world evaluate`: the figures of a world's card, measured on held-out episodes.
+
+Where the transition law of the episodes' environment is known (agents/laws), chance is measured against it.
+"""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
+
+ABLATED = 40
 
 
 @dataclass(frozen=True)
@@ -21,21 +26,45 @@ class Evaluate:
     """Folder for evaluation.json and pictures."""
     episodes: int = 120
     """Most episodes that are read."""
+    ablations: bool = True
+    """Measure what each part of the world is worth, on the first 40 episodes."""
+    draws: int = 2000
+    """Draws of the next frame from real states, where the law is known; 20000 for figures that are published."""
+    rollouts: int = 64
+    """Rollouts in open loop, where the law is known."""
     card: bool = False
     """Also write the figures into the card.json of the world."""
 
     def run(self) -> None:
         """Measure, print the figures and write them."""
-        from starflow_world.commands.evaluate.measure import figure_text, first_episodes, json_figures, measure_world
+        from starflow_world.commands.evaluate.measure import (
+            figure_text,
+            first_episodes,
+            json_figures,
+            known_law,
+            measure_chance,
+            measure_world,
+        )
+        from starflow_world.evaluation.ablations import ablation_table, ablations
+        from starflow_world.evaluation.chance import ChanceSizes
         from starflow_world.io.files import write_text
         from starflow_world.model.checkpoint import CARD, read_json
         from starflow_world.world import World, find_world
 
-        ending = None if self.outcomes is None else first_episodes(self.outcomes, 4 * self.episodes)
-        figures = measure_world(World.load(self.world), first_episodes(self.data, self.episodes), ending, self.out)
+        world = World.load(self.world)
+        episodes = first_episodes(world, self.data, self.episodes)
+        ending = None if self.outcomes is None else first_episodes(world, self.outcomes, 4 * self.episodes)
+        figures = measure_world(world, episodes, ending, self.out)
+        law = known_law(self.data)
+        if law is not None:
+            sizes = ChanceSizes(draws=self.draws, rollouts=self.rollouts)
+            figures["chance"] = measure_chance(world, episodes, law, sizes)
+        if self.ablations:
+            figures["ablations"] = ablations(world, episodes[:ABLATED])
         write_text(self.out / "evaluation.json", json.dumps(json_figures(figures), indent=1) + "\n")
-        for key, value in figures.items():
-            print(f"{key:<28} {figure_text(value)}")
+        print("\n".join(figure_text(key, value) for key, value in figures.items() if key != "ablations"))
+        if self.ablations:
+            print(ablation_table(figures["ablations"]))
         if self.card:
             path = find_world(self.world) / CARD
             write_text(path, json.dumps(read_json(path) | {"figures": json_figures(figures)}, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """The figures of a world's card, measured on held-out episodes, and their pictures."""
 
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ from tqdm import tqdm
 
 from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.agents.babyai.rooms import ENV as BABYAI
+from starflow_world.agents.environment import Environment
+from starflow_world.agents.laws import Law, law_of
 from starflow_world.config.world import DecodeConfig
-from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.dataset import EpisodeDataset, origin
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import DataError
+from starflow_world.evaluation.ablations import collapsed
+from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, spots
 from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
 from starflow_world.evaluation.intervals import Share
 from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
@@ -45,15 +50,34 @@ def measure_world(
         figures |= outcomes(world, ending)
     if babyai:
         figures |= _babyai(world, episodes, out)
-    return figures | cost(world, episodes[0])
+    return figures | cost(world, max(episodes, key=len))
 
 
-def first_episodes(folder: Path, most: int) -> list[Episode]:
-    """Read the first episodes of a folder; DataError if there are none."""
+def measure_chance(world: World, episodes: list[Episode], law: Law, sizes: ChanceSizes) -> dict[str, Any]:
+    """Return the figures of chance on episodes of the law's environment; `most_likely`: those of the next frames of the
+    world whose mixtures have one component."""
+    figures = chance_figures(world, episodes, law, sizes)
+    if (likely := collapsed(world)) is not None:
+        some = spots(world, episodes, law, sizes.states, sizes.seed)
+        few = draws(likely, some, law, replace(sizes, draws=max(len(some), sizes.draws // 10)), Counter())
+        few["exact_frames_1"] = one_step(likely, episodes)["exact_frames_1"]
+        figures["most_likely"] = {key: few[key] for key in ("exact_frames_1", "known_tiles_1", "legal_1")}
+    return figures
+
+
+def known_law(folder: Path) -> Law | None:
+    """Return the transition law of the environment that episodes were collected in; None if it is not known."""
+    record = origin(folder)
+    return law_of(Environment(**record)) if "env" in record else None
+
+
+def first_episodes(world: World, folder: Path, most: int) -> list[Episode]:
+    """Read the first episodes of a folder, without their text for a world that reads none; DataError if it is empty."""
     dataset = EpisodeDataset(folder)
     if not len(dataset):
         raise DataError(f"{folder}: expected episodes, found none; make some with starflow-world collect")
-    return [dataset[index] for index in range(min(most, len(dataset)))]
+    episodes = [dataset[index] for index in range(min(most, len(dataset)))]
+    return episodes if world.networks.text is not None else [replace(episode, text="") for episode in episodes]
 
 
 def _babyai(world: World, episodes: list[Episode], out: Path) -> dict[str, Any]:
@@ -123,11 +147,15 @@ def json_figures(figures: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, Share):
             safe[key] = {"share": None if not value.total else value.share, "total": value.total,
                          "interval": value.interval}
+        elif isinstance(value, dict):
+            safe[key] = json_figures(value)
         else:
             safe[key] = asdict(value) if hasattr(value, "__dataclass_fields__") else value
     return safe
 
 
-def figure_text(value: Any) -> str:
-    """Return a figure as text."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def figure_text(name: str, value: Any) -> str:
+    """Return a figure as a line of text; several figures as one line each, below their name."""
+    if isinstance(value, dict):
+        return "\n".join([name, *("  " + line for key in value for line in figure_text(key, value[key]).splitlines())])
+    return f"{name:<28} {f'{value:.4g}' if isinstance(value, float) else value}"

@@ -1,0 +1,130 @@
+"""The laws of MinAtar games against the games themselves. Skipped without the package and what it draws with."""
+
+import copy
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from starflow_world.agents.collect import play
+from starflow_world.agents.environment import Environment
+from starflow_world.agents.laws import law_of
+from starflow_world.agents.laws.minatar import MinAtarLaw, Possibility
+from starflow_world.agents.policy import RandomPolicy
+from starflow_world.data.episodes import Episode
+from starflow_world.errors import DataError
+from starflow_world.evaluation.law import Law
+
+pytest.importorskip("seaborn")
+games = pytest.importorskip("minatar.gym")
+GAMES = ["Breakout", "Freeway", "SpaceInvaders"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> None:
+    games.register_envs()
+
+
+def environment(game: str) -> Environment:
+    return Environment(f"MinAtar/{game}-v1", frame_size=80, max_steps=60)
+
+
+def recorded(game: str, index: int) -> tuple[MinAtarLaw, Episode]:
+    known = law_of(environment(game))
+    assert isinstance(known, MinAtarLaw)
+    return known, play(environment(game).make(), RandomPolicy(), seed=1, index=index, frame_size=80)
+
+
+def numbers(episode: Episode) -> list[int]:
+    return [int(action) for action in episode.actions.argmax(-1)]
+
+
+def filtered(known: Law, episode: Episode) -> list[tuple[Any, float]]:
+    """The belief at each frame, and the nats of the picture."""
+    state, pictures = known.begin(episode), known.read(episode.frames)
+    found = [(state, 0.0)]
+    for action, after in zip(numbers(episode)[1:], pictures[1:], strict=True):
+        nats = known.nats(state, action, after)
+        state = known.follow(state, action, after)
+        found.append((state, nats))
+    return found
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_every_recorded_picture_is_readable_and_possible(game: str) -> None:
+    for index in range(2):
+        known, episode = recorded(game, index)
+        assert (known.read(episode.frames) >= 0).all()
+        beliefs = filtered(known, episode)
+        assert all(state is not None and nats > -math.inf for state, nats in beliefs)
+        assert max(len(state) for state, _ in beliefs) < 50
+        assert sum(one.chance for one in beliefs[-1][0]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_law_agrees_with_many_runs_of_the_game(game: str) -> None:
+    """Copies of the real game, sticky actions and all, from a state in which the last action is known."""
+    known, episode = recorded(game, 0)
+    env: Any = environment(game).make()
+    env.reset(seed=episode.info["env_seed"])
+    inner, last, count = env.unwrapped.game, known.actions[1], 600
+    inner.last_action = last
+    state = tuple(replace(one, chance=1.0) for one in known.begin(episode) if one.last == last)
+    outcomes, seen = known.outcomes(state, 2), Counter[bytes]()
+    for seed in range(count):
+        other = copy.deepcopy(inner)
+        other.seed(seed)
+        other.act(known.actions[2])
+        seen[(other.state() * np.arange(1, other.n_channels + 1)).max(-1).astype(np.int8).tobytes()] += 1
+    assert outcomes is not None
+    assert set(seen) == set(outcomes)
+    for picture, chance in outcomes.items():
+        assert seen[picture] / count == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / count) + 1e-9)
+    drawn = known.sample(state, 2, np.random.default_rng(0))
+    assert known.nats(state, 2, drawn) == pytest.approx(math.log(outcomes[drawn.tobytes()]))
+
+
+def test_the_repeated_action_is_an_event_where_the_picture_shows_it() -> None:
+    known, episode = recorded("Breakout", 0)
+    state = tuple(replace(one, chance=1.0) for one in known.begin(episode) if one.last == known.actions[1])
+    assert known.events(state, 2) == {"action": {"chosen": pytest.approx(0.9), "repeated": pytest.approx(0.1)}}
+    assert known.events(state, 1) == {}, "the chosen action is the last one"
+    left, right = (next(one for one in known._next(state, 2) if one.repeated is r).picture() for r in (True, False))
+    assert known.observed(state, 2, left) == {"action": {"chosen": 0.0, "repeated": 1.0}}
+    assert known.observed(state, 2, right) == {"action": {"chosen": 1.0, "repeated": 0.0}}
+    empty = right.copy()
+    empty[9] = 0
+    assert known.observed(state, 2, empty) is None
+    assert known.nats(state, 2, empty) == -math.inf
+    assert known.follow(state, 2, empty) is None
+
+
+def test_new_cars_after_a_crossing_are_read_from_the_picture() -> None:
+    """Each of 8 cars has one of 5 speeds and 2 directions."""
+    known, episode = recorded("Freeway", 0)
+    one = known.begin(episode)[0]
+    game = copy.deepcopy(one.game)
+    game.pos, game.move_timer = 1, 0
+    state = (Possibility(game, known.actions[1], 1.0),)
+    assert known.outcomes(state, 1) is None
+    for seed in range(20):
+        after = known.sample(state, 1, np.random.default_rng(seed))
+        assert known.nats(state, 1, after) == pytest.approx(-8 * math.log(10))
+        assert known.follow(state, 1, after) is not None
+    wrong = after.copy()
+    wrong[3][wrong[3] > 2] = 0
+    assert known.nats(state, 1, wrong) == -math.inf
+
+
+def test_an_episode_of_another_origin_is_refused() -> None:
+    known, episode = recorded("Breakout", 0)
+    with pytest.raises(DataError, match="env_seed"):
+        known.begin(replace(episode, info={}))
+
+
+def test_cells_of_broken_pixels_have_no_law() -> None:
+    assert law_of(replace(environment("Breakout"), frame_size=64)) is None
+    assert law_of(replace(environment("Breakout"), env="MinAtar/Asterix-v1")) is None
