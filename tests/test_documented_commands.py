@@ -26,7 +26,7 @@ SMALL = {
     "bench": {"--envs": "1", "--repeats": "1", "--steps": "20"},
     "calibrate": {"--false-alarms": "0.2"},
     "collect": {"--episodes": "6", "--actors": "0"},
-    "evaluate": {"--episodes": "2"},
+    "evaluate": {"--episodes": "2", "--draws": "20", "--rollouts": "4"},
     "planner": {"--episodes": "1", "--branches": "8", "--budget": "32", "--horizon": "2", "--rounds": "1"},
     "rank": {"--episodes": "1"},
     "rollout": {"--episodes": "1", "--actors": "0", "--gpus-per-actor": "0", "--max-steps": "3"},

@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from starflow_world.data.episodes import Episode, flat_actions
-from starflow_world.evaluation.fidelity import clip_excess, frame_excess, standard_error
+from starflow_world.evaluation.fidelity import clip_excess, frame_excess, one_step, standard_error
+from starflow_world.evaluation.intervals import Share
 from starflow_world.flow.density import MixtureHead
 from starflow_world.flow.layers import Layer
 from starflow_world.model.networks import Networks
@@ -53,7 +54,8 @@ def without_last_layer(world: World) -> World:
 
 def ablations(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[str, dict[str, float]]:
     """Return the excess nats per frame after the first of the whole world and of each ablation, and the loss: how many
-    nats an ablation costs on the same frames; with standard errors over episodes."""
+    nats an ablation costs on the same frames; with standard errors over episodes. exact_1: the share of exact frames
+    one step ahead, of the whole world and of its most likely components."""
     whole = frame_excess(world, episodes, seed=seed)
     found = {"whole": whole, "one frame of history": one_frame_excess(world, episodes, seed)}
     found["no action"] = frame_excess(world, episodes, seed=seed, actions=False)
@@ -62,7 +64,17 @@ def ablations(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[
     found["no last deep layer"] = frame_excess(without_last_layer(world), episodes, seed=seed)
     if (likely := collapsed(world)) is not None:
         found["most likely component"] = frame_excess(likely, episodes, seed=seed)
-    return {name: _figures(some, whole) for name, some in found.items()}
+    figures = {name: _figures(some, whole) for name, some in found.items()}
+    for name, one in (("whole", world), ("most likely component", likely)):
+        if one is not None:
+            figures[name]["exact_1"] = _exact(one, episodes, seed)
+    return figures
+
+
+def _exact(world: World, episodes: Sequence[Episode], seed: int) -> float:
+    """Return the share of exact frames one step ahead."""
+    exact = one_step(world, episodes, seed)["exact_frames_1"]
+    return exact.share if isinstance(exact, Share) else exact
 
 
 @torch.inference_mode()
@@ -82,11 +94,12 @@ def one_frame_excess(world: World, episodes: Sequence[Episode], seed: int = 0) -
 
 def ablation_table(figures: dict[str, dict[str, Any]]) -> str:
     """Return the ablations as a table of text."""
-    lines = [f"{'nats per frame':<24}{'excess':>10}{'+-':>8}{'loss':>10}{'+-':>8}"]
+    lines = [f"{'nats per frame':<24}{'excess':>10}{'+-':>10}{'loss':>10}{'+-':>10}{'exact':>10}"]
     for name, row in figures.items():
-        numbers = (row[key] for key in ("excess_nats", "excess_nats_error", "loss", "loss_error"))
+        numbers = [row[key] for key in ("excess_nats", "excess_nats_error", "loss", "loss_error")]
         texts = [f"{number:.3f}" if abs(number) < 1e4 else f"{number:.1e}" for number in numbers]
-        lines.append(f"{name:<24}{texts[0]:>10}{texts[1]:>8}{texts[2]:>10}{texts[3]:>8}")
+        texts.append(f"{100 * row['exact_1']:.1f} %" if "exact_1" in row else "")
+        lines.append(f"{name:<24}" + "".join(f"{text:>10}" for text in texts))
     return "\n".join(lines)
 
 

@@ -48,6 +48,7 @@ def test_every_ablation_is_measured_on_the_same_frames() -> None:
     table = ablations(world, some)
     assert list(table) == ["whole", "one frame of history", "no action", "no text", "no last deep layer",
                            "most likely component"]
+    assert [name for name, row in table.items() if "exact_1" in row] == ["whole", "most likely component"]
     assert table["whole"]["loss"] == table["whole"]["loss_error"] == 0
     for name, row in table.items():
         assert name == "whole" or row["loss"] != 0, "random weights read everything"
@@ -104,6 +105,7 @@ def test_a_collapsed_mixture_has_one_component_and_draws_from_it() -> None:
 
 
 def test_the_table_has_a_line_for_each_ablation() -> None:
-    row = {"excess_nats": 1.0, "excess_nats_error": 0.1, "loss": 123456.0, "loss_error": 0.0}
+    row = {"excess_nats": 1.0, "excess_nats_error": 0.1, "loss": 123456.0, "loss_error": 0.0, "exact_1": 0.5}
     assert ablation_table({"whole": row, "no action": row}).count("\n") == 2
+    assert "50.0 %" in ablation_table({"whole": row})
     assert "1.2e+05" in ablation_table({"whole": row})

@@ -60,8 +60,7 @@ def measure_chance(world: World, episodes: list[Episode], law: Law, sizes: Chanc
     if (likely := collapsed(world)) is not None:
         some = spots(world, episodes, law, sizes.states, sizes.seed)
         few = draws(likely, some, law, replace(sizes, draws=max(len(some), sizes.draws // 10)), Counter())
-        few["exact_frames_1"] = one_step(likely, episodes)["exact_frames_1"]
-        figures["most_likely"] = {key: few[key] for key in ("exact_frames_1", "known_tiles_1", "legal_1")}
+        figures["most_likely"] = {key: few[key] for key in ("known_tiles_1", "legal_1")}
     return figures
 
 

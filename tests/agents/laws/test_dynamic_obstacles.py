@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from starflow_world.agents.collect import play
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.laws import law_of
 from starflow_world.agents.laws.dynamic_obstacles import BALL, DynamicObstaclesLaw
+from starflow_world.agents.policy import RandomPolicy
 
 ROOM = Environment("MiniGrid-Dynamic-Obstacles-8x8-v0", max_steps=64)
 
@@ -123,6 +125,35 @@ def test_balls_that_vanish_jump_or_stand_still_are_illegal() -> None:
     jumped[tuple(far)] = BALL
     assert known.nats(state, 0, jumped) == -math.inf
     assert known.observed(state, 0, jumped) is None
+
+
+def test_every_transition_of_real_episodes_is_possible() -> None:
+    """Random play runs into walls and obstacles, also into those that have moved away or in front of it."""
+    known, env, collisions = law(), ROOM.make(), 0
+    for index in range(20):
+        episode = play(env, RandomPolicy(), seed=0, index=index, reward="raw")
+        pictures, actions = known.read(episode.frames), episode.actions.argmax(-1)
+        assert (pictures >= 0).all()
+        for t in range(1, len(episode)):
+            assert known.nats(pictures[t - 1], int(actions[t]), pictures[t]) > -math.inf
+        collisions += episode.rewards[-1] < 0
+    assert collisions > 5
+
+
+def test_the_agent_on_the_goal_ends_the_episode() -> None:
+    known, env = law(), room(0, 0)
+    env.unwrapped.agent_pos, env.unwrapped.agent_dir = (5, 6), 0
+    for ball, place in zip(env.unwrapped.obstacles, ((1, 1), (2, 1), (3, 1), (4, 1)), strict=True):
+        env.unwrapped.grid.set(*ball.cur_pos, None)
+        ball.cur_pos = place
+    for ball in env.unwrapped.obstacles:
+        env.unwrapped.grid.set(*ball.cur_pos, ball)
+    before = symbols(env)
+    assert known.choices(before) == (0, 1), "a step forward would end it"
+    assert not known.ended(before)
+    assert env.step(2)[2]
+    assert known.nats(before, 2, symbols(env)) > -math.inf
+    assert known.ended(symbols(env))
 
 
 def test_entropy_of_a_random_players_states_is_about_seven_nats() -> None:
