@@ -55,7 +55,7 @@ class Spot:
 
     def rows(self, world: World, keys: Sequence[int]) -> WorldState:
         """Return the world's state here, in as many rows as noise keys."""
-        state, _ = world.start(self.frames[None], self.flat[None], text=[self.text], seed=0)
+        state, _ = world.start(self.frames[None], self.flat[None], text=world.texts_for([self.text]), seed=0)
         return state[[0] * len(keys)].with_keys(keys)
 
 

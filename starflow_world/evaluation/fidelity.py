@@ -96,7 +96,7 @@ def frame_excess(
 def clip_excess(world: World, frames: np.ndarray, flat: Tensor, texts: Sequence[str], seed: int = 0) -> np.ndarray:
     """Return the excess nats (B, T) of clips (B, T, H, W, 3) u8: log p of a frame's noise minus log p of the frame."""
     sigma, dims = world.config.noise_level, (world.dynamics.tokens, world.config.channels)
-    nats = world.log_prob(torch.from_numpy(frames), flat, text=texts, seed=seed)
+    nats = world.log_prob(torch.from_numpy(frames), flat, text=world.texts_for(texts), seed=seed)
     keys = torch.tensor([make_key(seed + row) for row in range(len(frames))])
     steps = [torch.full_like(keys, t) for t in range(frames.shape[1])]
     noise = torch.stack([normals(keys, step, "observation", dims) for step in steps], 1)
@@ -133,7 +133,7 @@ def one_step(
     frames = np.stack([e.frames[:count] for e in episodes])
     flat = actions_of(episodes, count)
     fair = ~np.stack([needs_memory(e, world.config.context, 0)[:count] for e in episodes])
-    state, _ = world.start(frames[:, :1], flat[:, :1], text=[e.text for e in episodes], seed=seed)
+    state, _ = world.start(frames[:, :1], flat[:, :1], text=world.texts_for([e.text for e in episodes]), seed=seed)
     exact = copied = changed = memory = Share(0, 0)
     sweeps = []
     for t in tqdm(range(1, count), desc="one step ahead", unit="frame"):
@@ -168,7 +168,7 @@ def open_loop(
         flat = actions_of(some, begin + longest + 1)[:, begin:]
         real = np.stack([e.frames[begin : begin + longest + 1] for e in some])
         needed = np.stack([needs_memory(e, world.config.context, begin)[: longest + 1] for e in some])
-        state, _ = world.start(real[:, :1], flat[:, :1], text=[e.text for e in some], seed=seed)
+        state, _ = world.start(real[:, :1], flat[:, :1], text=world.texts_for([e.text for e in some]), seed=seed)
         for t in tqdm(range(1, longest + 1), desc=f"open loop from {begin}", unit="frame"):
             state, imagined = world.step(state, flat[:, t], reuse=True)
             if t in horizons:
@@ -213,7 +213,7 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
         padded = [_padded(e, count) for e in some]
         flat, lengths = actions_of(padded, count), np.array([len(e) for e in some])
         first = np.stack([e.frames[:1] for e in some])
-        state, _ = world.start(first, flat[:, :1], text=[e.text for e in some], seed=seed)
+        state, _ = world.start(first, flat[:, :1], text=world.texts_for([e.text for e in some]), seed=seed)
         for t in range(1, count):
             _, imagined = world.step(state, flat[:, t])
             state, _ = world.observe(state, flat[:, t], np.stack([e.frames[t] for e in padded]), reuse=True)

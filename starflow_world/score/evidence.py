@@ -84,7 +84,7 @@ def episode_evidence(world: World, episodes: Sequence[Episode], *, seeds: Sequen
     clean = [codec.encode(torch.from_numpy(e.frames)[None].to(moves.device))[0][0] for e in episodes]
     bare = _stacked([latents.to(moves.dtype) for latents in clean], longest)
     action = world.networks.action(_stacked([flat_actions(e).to(bare) for e in episodes], longest))
-    text = moves.encode_text([episode.text for episode in episodes])
+    text = moves.encode_text(world.texts_for([episode.text for episode in episodes]))
     totals = torch.zeros(3, len(episodes), longest, moves.tokens, dtype=torch.float64)
     for seed in seeds:
         x = bare + _noise(world, seed, longest)

@@ -228,6 +228,10 @@ class World:
             raise ActionError(f"actions: expected {expected}, found lengths {lengths!s:.80}")
         return torch.stack([self.flatten(row, count) for row in actions])
 
+    def texts_for(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts of recordings, or empty ones for a world that takes no text."""
+        return list(texts) if self.networks.text is not None else [""] * len(texts)
+
     def _check_frames(self, frames: Any) -> Tensor:
         frames = _tensor(frames)
         size = (self.config.height, self.config.width, 3)

@@ -182,7 +182,7 @@ def _generation_rate(world: World, episodes: Sequence[Episode], rows: int = 16, 
     if not some:
         return float("nan")
     flat, first = actions_of(some, steps + 1), np.stack([episode.frames[:1] for episode in some])
-    state, _ = world.start(first, flat[:, :1], text=[episode.text for episode in some], seed=0)
+    state, _ = world.start(first, flat[:, :1], text=world.texts_for([episode.text for episode in some]), seed=0)
     begin = time.perf_counter()
     for t in range(1, steps + 1):
         state, _ = world.step(state, flat[:, t], reuse=True)

@@ -119,7 +119,7 @@ def cost(world: World, episode: Episode) -> dict[str, float]:
 def _roll(world: World, episode: Episode, flat: torch.Tensor, rows: int) -> float:
     """Time `rows` batch elements over the actions (1, T, 1 + flat) after a real first frame; return seconds."""
     frames = np.repeat(episode.frames[None, :1], rows, axis=0)
-    state, _ = world.start(frames, flat[:, :1].expand(rows, -1, -1), text=episode.text, seed=0)
+    state, _ = world.start(frames, flat[:, :1].expand(rows, -1, -1), text=world.texts_for([episode.text])[0], seed=0)
     begin = time.perf_counter()
     for t in range(1, flat.shape[1]):
         state, made = world.step(state, flat[:, t].expand(rows, -1), reuse=True)
@@ -129,7 +129,7 @@ def _roll(world: World, episode: Episode, flat: torch.Tensor, rows: int) -> floa
 
 def _largest_error(world: World, sequential: World, episode: Episode, flat: torch.Tensor) -> float:
     """Return the largest difference of u between two decoders of a frame, given equal states and noise."""
-    state, _ = world.start(episode.frames[None, :1], flat[:, :1], text=episode.text, seed=0)
+    state, _ = world.start(episode.frames[None, :1], flat[:, :1], text=world.texts_for([episode.text])[0], seed=0)
     worst = 0.0
     for t in range(1, min(flat.shape[1], 17)):
         other, _ = sequential.step(state, flat[:, t])

@@ -52,7 +52,7 @@ def what_if(
     if episode.space != world.config.action_space:
         raise DataError(f"episode: expected actions of {world.config.action_space}, found {episode.space}")
     flat = flat_actions(episode).to(world.dynamics.dtype)
-    traced = trace(world, episode.frames, flat, text=episode.text, seed=seed)
+    traced = trace(world, episode.frames, flat, text=world.texts_for([episode.text])[0], seed=seed)
     changed = flat.clone()
     if len(actions):
         changed[at : at + len(actions)] = world.flatten(list(actions)).cpu()
