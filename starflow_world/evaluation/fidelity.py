@@ -203,8 +203,15 @@ class Events:
 
 @torch.inference_mode()
 def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 32) -> dict[str, object]:
-    """Return the F1 scores of rewards and terminations predicted one step ahead with the real actions, and the expected
-    calibration error of p(end)."""
+    """Return F1 scores of rewards and terminations that the world gives to real frames, given what led to them, and the
+    expected calibration error of p(end).
+
+    A reward is an event if it differs from the most frequent one by more than half of the smallest difference that
+    occurs; higher and lower rewards are different events.
+    """
+    levels, times = np.unique(np.concatenate([e.rewards[1:] for e in episodes]), return_counts=True)
+    usual = levels[times.argmax()]
+    apart = np.abs(levels - usual)[levels != usual].min(initial=np.inf) / 2
     reward, end = Events(), Events()
     probabilities, happened = [], []
     for begin in tqdm(range(0, len(episodes), rows), desc="outcomes", unit="batch"):
@@ -215,14 +222,15 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
         first = np.stack([e.frames[:1] for e in some])
         state, _ = world.start(first, flat[:, :1], text=world.texts_for([e.text for e in some]), seed=seed)
         for t in range(1, count):
-            _, imagined = world.step(state, flat[:, t])
-            state, _ = world.observe(state, flat[:, t], np.stack([e.frames[t] for e in padded]), reuse=True)
+            state, seen = world.observe(state, flat[:, t], np.stack([e.frames[t] for e in padded]), reuse=True)
             alive = lengths > t
-            real = np.array([e.rewards[t] > 0.5 for e in padded])[alive]
+            real = np.array([e.rewards[t] for e in padded])[alive] - usual
+            said = seen.reward.cpu().numpy()[alive] - usual
+            for sign in (1, -1):
+                reward = reward.count(sign * said > apart, sign * real > apart)
             ended = np.array([e.terminated[t] for e in padded])[alive]
-            reward = reward.count(imagined.reward.cpu().numpy()[alive] > 0.5, real)
-            end = end.count(imagined.end.cpu().numpy()[alive], ended)
-            probabilities.append(imagined.end_probability.cpu().numpy()[alive])
+            end = end.count(seen.end.cpu().numpy()[alive], ended)
+            probabilities.append(seen.end_probability.cpu().numpy()[alive])
             happened.append(ended)
     error = _calibration_error(np.concatenate(probabilities), np.concatenate(happened))
     return {"reward_f1": reward.f1, "end_f1": end.f1, "end_ece": error, "reward_events": reward, "end_events": end}
