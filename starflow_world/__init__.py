@@ -63,7 +63,9 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
     "check_world": "check", "collect": "agents.collect", "train": "training",
 }
 
-_ENV_NAMES = {"babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels"}
+_ENV_NAMES = {
+    "babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels", "dynamic-obstacles": "DynamicObstacles",
+}
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
 
 
