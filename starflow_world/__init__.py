@@ -64,7 +64,8 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
 }
 
 _ENV_NAMES = {
-    "babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels", "dynamic-obstacles": "DynamicObstacles",
+    "babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels",
+    "dynamic-obstacles": "DynamicObstacles",
 }
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
 
