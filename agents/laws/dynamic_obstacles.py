@@ -3,7 +3,8 @@
 The obstacles move one after another, each to a random empty cell of its 3x3 neighbourhood: not its own, the goal, the
 agent's, or one that another obstacle is in at that moment; it stays if there is none. Then the agent acts, and is
 blocked by an obstacle that has moved in front of it. All obstacles look the same, so a picture does not show in which
-order they move: the law is the average over all orders.
+order they move: the law is the average over all orders. (Long histories hint at it, as it never changes; who knows it
+has about 0.1 nats less entropy per frame.)
 """
 
 import math

@@ -131,6 +131,9 @@ def draws(
         imagined.count(law, spot, pictures)
         true.count(law, spot, [law.sample(spot.state, spot.action, rng) for _ in range(each)])
         modes.count(law, spot, pictures)
+    if (few := modes.fewest(sizes.draws)) is not None:
+        spot, count = few
+        modes.count(law, spot, _drawn(world, spot, law, count, [sizes.seed, len(some)], sizes.rows, sweeps))
     figures: dict[str, Any] = {"known_tiles_1": known, "legal_1": legal}
     for events, suffix in ((imagined, ""), (true, "_of_law")):
         figures |= {name + suffix: value for name, value in events.figures().items()}
@@ -191,20 +194,31 @@ def _shows(observed: Frequencies | None, event: str, value: str) -> bool:
 
 
 class _Modes:
-    """Next pictures that the law allows, and how many of them are drawn, in states that have few enough of them."""
+    """Next pictures that the law allows, and how many of them are drawn, in states with 4 draws for each."""
 
     def __init__(self) -> None:
         self.seen, self.expected, self.modes = 0, 0.0, 0
+        self.crowded: list[tuple[int, Spot]] = []
 
     def count(self, law: Law, spot: Spot, pictures: np.ndarray) -> None:
-        """Add the draws from one state, if there are 4 for each mode."""
+        """Add the draws from one state, or note that they are too few."""
         outcomes = law.outcomes(spot.state, spot.action)
-        if not outcomes or DRAWS_PER_MODE * len(outcomes) > len(pictures):
+        if not outcomes:
             return
         few = DRAWS_PER_MODE * len(outcomes)
+        if few > len(pictures):
+            self.crowded.append((few, spot))
+            return
         self.modes += len(outcomes)
         self.seen += len({picture.tobytes() for picture in pictures[:few]} & outcomes.keys())
         self.expected += sum(1 - (1 - chance) ** few for chance in outcomes.values())
+
+    def fewest(self, most: int) -> tuple[Spot, int] | None:
+        """Return the state with the fewest modes and the draws it needs, at most `most`, if none has been counted."""
+        if self.modes or not self.crowded:
+            return None
+        count, spot = min(self.crowded, key=lambda one: one[0])
+        return (spot, count) if count <= most else None
 
     def figures(self) -> dict[str, Any]:
         """Return the share of modes seen, and that expected of the law's own draws."""

@@ -166,10 +166,17 @@ def test_frames_of_unknown_tiles_are_unreadable() -> None:
 
 
 def test_modes_are_counted_where_there_are_four_draws_for_each() -> None:
-    sizes = replace(SIZES, draws=1200, states=3)
+    sizes = replace(SIZES, draws=600, states=3)
     whole, habit = (one_step(kind, sizes, SMALL) for kind in (LawWorld, Habit))
     assert whole["mode_recall"].share == pytest.approx(whole["mode_recall_of_law"], abs=0.1)
     assert habit["mode_recall"].share < 0.3
+
+
+def test_a_state_of_few_modes_gets_the_draws_it_needs_where_all_have_too_many() -> None:
+    whole = one_step(LawWorld, replace(SIZES, draws=80, states=8), SMALL)
+    assert whole["mode_recall"].total > 80 / 8 / 4, "more modes than a quarter of the draws of a state"
+    assert whole["mode_recall"].share == pytest.approx(whole["mode_recall_of_law"], abs=0.3)
+    assert whole["legal_1"].total == 80
 
 
 def test_rollouts_of_the_law_are_lawful_and_vary_as_much_as_real_ones() -> None:

@@ -3,20 +3,24 @@
 import copy
 import math
 from collections import Counter
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.laws import law_of
-from starflow_world.agents.laws.minatar import MinAtarLaw, Possibility
+from starflow_world.agents.laws.minatar import Belief, MinAtarLaw, Possibility
 from starflow_world.agents.policy import RandomPolicy
-from starflow_world.data.episodes import Episode
+from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.errors import DataError
+from starflow_world.evaluation.chance import ChanceSizes, Spot, draws, rollouts
 from starflow_world.evaluation.law import Law
+from starflow_world.world import World
 
 pytest.importorskip("seaborn")
 games = pytest.importorskip("minatar.gym")
@@ -128,3 +132,49 @@ def test_an_episode_of_another_origin_is_refused() -> None:
 def test_cells_of_broken_pixels_have_no_law() -> None:
     assert law_of(replace(environment("Breakout"), frame_size=64)) is None
     assert law_of(replace(environment("Breakout"), env="MinAtar/Asterix-v1")) is None
+
+
+@dataclass
+class Beliefs:
+    """State of a world made of the law: the belief of each row."""
+
+    rows: list[Belief]
+
+    def __getitem__(self, rows: list[int]) -> "Beliefs":
+        return Beliefs([self.rows[row] for row in rows])
+
+    def with_keys(self, keys: list[int]) -> "Beliefs":
+        return self
+
+
+class BeliefWorld:
+    """A world that follows the law from one state."""
+
+    def __init__(self, known: MinAtarLaw, belief: Belief) -> None:
+        self.law, self.belief, self.rng = known, belief, np.random.default_rng(0)
+
+    def start(self, *_: object, **__: object) -> tuple[Beliefs, None]:
+        return Beliefs([self.belief]), None
+
+    def step(self, state: Beliefs, actions: list[int], *, reuse: bool = False) -> tuple[Beliefs, object]:
+        pictures = [self.law.sample(row, action, self.rng) for row, action in zip(state.rows, actions, strict=True)]
+        after = [self.law.follow(*row) for row in zip(state.rows, actions, pictures, strict=True)]
+        assert all(after)
+        frames = self.law.tiles[np.stack(pictures)].swapaxes(2, 3).reshape(len(pictures), 80, 80, 3)
+        made = SimpleNamespace(frames=torch.from_numpy(frames)[:, None], sweeps=torch.ones(len(pictures)).long())
+        return Beliefs([row for row in after if row is not None]), made
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_draws_and_rollouts_of_the_law_are_lawful(game: str) -> None:
+    known, episode = recorded(game, 0)
+    t = 7
+    state, sizes = filtered(known, episode)[t][0], ChanceSizes(draws=150, rollouts=6, steps=12, real=12)
+    spot = Spot(episode.frames[t:], flat_actions(episode)[t:], "", state, 2)
+    world = cast(World, BeliefWorld(known, state))
+    figures = draws(world, [spot], known, sizes, Counter())
+    figures |= rollouts(world, [spot], known, sizes, Counter())
+    assert figures["legal_1"].share == figures["known_tiles_1"].share == figures["legal_rollouts_12"].share == 1
+    assert figures["mode_recall"].share >= figures["mode_recall_of_law"] - 0.51
+    assert figures.get("event_distance", 0.0) < 0.1
+    assert figures["ledger_12"] == {"duplicated": 0, "vanished": 0, "transmuted": 0}
