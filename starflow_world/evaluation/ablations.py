@@ -27,10 +27,10 @@ class MostLikely(MixtureHead):
     """A mixture head that keeps only the most likely component of each site."""
 
     def parts(self, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log pi (..., M): 0 for the most likely component and -inf for others; means and scales (..., M, k)."""
-        chance, mean, scale = super().parts(inner)
+        """Return log pi (..., M): 0 for the most likely component and -inf for others; offset and factor (..., k)."""
+        chance, offset, factor = super().parts(inner)
         only = torch.full_like(chance, -torch.inf)
-        return only.scatter(-1, chance.argmax(-1, keepdim=True), 0.0), mean, scale
+        return only.scatter(-1, chance.argmax(-1, keepdim=True), 0.0), offset, factor
 
 
 def collapsed(world: World) -> World | None:

@@ -63,6 +63,9 @@ class LawWorld:
         self.config = SimpleNamespace(window=8, noise_level=0.5, channels=3)
         self.dynamics = SimpleNamespace(tokens=4)
 
+    def texts_for(self, texts: list[str]) -> list[str]:
+        return texts
+
     def start(self, frames: np.ndarray, actions: object, **_: object) -> tuple[Rows, None]:
         return Rows(self.law.read(frames[:, -1]), [0] * len(frames)), None
 
@@ -224,8 +227,7 @@ def test_a_random_world_gets_all_figures_and_is_found_to_be_wrong() -> None:
     flow = replace(TINY.flow, shallow_blocks=0, denoiser_layers=0, text_length=0, text_width=0)
     world = tiny_world(spaces.Discrete(3), height=20, width=20, **no_text() | {"flow": flow})
     sizes = ChanceSizes(draws=8, states=2, rows=3, rollouts=4, starts=2, steps=5, real=4)
-    textless = [replace(episode, text="") for episode in episodes(SMALL)]
-    figures = chance_figures(world, textless, law(SMALL), sizes)
+    figures = chance_figures(world, episodes(SMALL), law(SMALL), sizes)
     assert figures["known_tiles_1"] == figures["legal_1"] == Share(0, 8)
     assert figures["legal_rollouts_5"] == Share(0, 4)
     assert figures["law_excess"] > 1

@@ -52,8 +52,8 @@ class Evaluate:
         from starflow_world.world import World, find_world
 
         world = World.load(self.world)
-        episodes = first_episodes(world, self.data, self.episodes)
-        ending = None if self.outcomes is None else first_episodes(world, self.outcomes, 4 * self.episodes)
+        episodes = first_episodes(self.data, self.episodes)
+        ending = None if self.outcomes is None else first_episodes(self.outcomes, 4 * self.episodes)
         figures = measure_world(world, episodes, ending, self.out)
         law = known_law(self.data)
         if law is not None:

@@ -70,13 +70,12 @@ def known_law(folder: Path) -> Law | None:
     return law_of(Environment(**record)) if "env" in record else None
 
 
-def first_episodes(world: World, folder: Path, most: int) -> list[Episode]:
-    """Read the first episodes of a folder, without their text for a world that reads none; DataError if it is empty."""
+def first_episodes(folder: Path, most: int) -> list[Episode]:
+    """Read the first episodes of a folder; DataError if there are none."""
     dataset = EpisodeDataset(folder)
     if not len(dataset):
         raise DataError(f"{folder}: expected episodes, found none; make some with starflow-world collect")
-    episodes = [dataset[index] for index in range(min(most, len(dataset)))]
-    return episodes if world.networks.text is not None else [replace(episode, text="") for episode in episodes]
+    return [dataset[index] for index in range(min(most, len(dataset)))]
 
 
 def _babyai(world: World, episodes: list[Episode], out: Path) -> dict[str, Any]:

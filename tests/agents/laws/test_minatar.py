@@ -153,6 +153,9 @@ class BeliefWorld:
     def __init__(self, known: MinAtarLaw, belief: Belief) -> None:
         self.law, self.belief, self.rng = known, belief, np.random.default_rng(0)
 
+    def texts_for(self, texts: list[str]) -> list[str]:
+        return texts
+
     def start(self, *_: object, **__: object) -> tuple[Beliefs, None]:
         return Beliefs([self.belief]), None
 
