@@ -1,4 +1,7 @@
-"""Small worlds with random weights, made on the spot: the fixtures of the state, env and scoring tests."""
+"""Small worlds with random weights, made on the spot: the fixtures of the state, env and scoring tests.
+
+There are two kinds: mixtures, as worlds are that this project trains, and one normal per channel, as published.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +10,25 @@ import torch
 from gymnasium import spaces
 
 from starflow_world.check.golden import CONFIG
-from starflow_world.config.world import NO_ACTIONS, TextConfig, WorldConfig
+from starflow_world.config.world import NO_ACTIONS, CodecConfig, FlowConfig, TextConfig, WorldConfig
+from starflow_world.flow.density import MixtureHead
 from starflow_world.model.actions import space_to_json
 from starflow_world.model.checkpoint import save_checkpoint, save_starts
 from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
 
-TINY = replace(CONFIG, height=16, width=16, action_space=NO_ACTIONS)
+_FLOW = replace(CONFIG.flow, channels=12)
+TINY = replace(
+    CONFIG, height=16, width=16, action_space=NO_ACTIONS, codec=CodecConfig("patch", patch=1, merge=2),
+    flow=replace(_FLOW, shallow_blocks=0, denoiser_layers=0),
+)
+"""A mixture per site of tokens of 2 x 2 pixels, behind features of the last frame and no shallow block."""
+PUBLISHED: dict[str, object] = {
+    "codec": CodecConfig("patch", patch=2),
+    "flow": replace(_FLOW, shallow_blocks=2, sites=1, components=1, features_width=0),
+}
+"""Changes that make of it a world as published: one normal per channel behind shallow blocks, and a denoiser."""
+KINDS: dict[str, dict[str, object]] = {"mixtures": {}, "as published": PUBLISHED}
 
 
 def tiny_config(space: spaces.Space | None = None, **changes: object) -> WorldConfig:
@@ -23,15 +38,17 @@ def tiny_config(space: spaces.Space | None = None, **changes: object) -> WorldCo
 
 
 def randomise(networks: Networks, gain: float = 0.5, seed: int = 0) -> Networks:
-    """Random weights for every part that starts at zero, small enough that the flow is contractive."""
+    """Random weights for every part that starts at zero, small enough that the flow is contractive, and a codebook."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in networks.named_parameters():
-        closed = ("head.weight", "head.bias", "project.weight", "numbers.weight", "tell.weight", "norm.weight")
-        closed += ("recall.weight", "place.weight", "begun.weight", "carry.start",
-                   "correct.weight", "correct.bias")
+        closed = ("head.weight", "head.bias", "head.out.weight", "head.out.bias", "project.weight", "norm.weight")
         if name.endswith(closed):
             scale = gain * (parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1)
             parameter.data = scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+    if isinstance(networks.flow.deep.head, MixtureHead):
+        book = networks.flow.deep.head.codebook
+        book.code.copy_(gain * torch.randn(book.code.shape, generator=generator))
+        book.chance.copy_((gain * torch.randn(book.components, generator=generator)).log_softmax(0))
     return networks
 
 
@@ -44,9 +61,9 @@ def tiny_world(
     return World(randomise(networks, gain).to(dtype))
 
 
-def no_text() -> dict[str, object]:
+def no_text(flow: FlowConfig = TINY.flow) -> dict[str, object]:
     """Changes that make a tiny world without text."""
-    return {"text": TextConfig(), "flow": replace(TINY.flow, shallow_blocks=2, text_length=0, text_width=0)}
+    return {"text": TextConfig(), "flow": replace(flow, text_length=0, text_width=0)}
 
 
 def env_world(
@@ -54,8 +71,7 @@ def env_world(
 ) -> World:
     """A tiny world of 16 tokens with a start set, whose episodes seldom end by themselves: what the env tests step."""
     torch.manual_seed(0)
-    small: dict[str, object] = {"height": size, "width": size, "flow": replace(TINY.flow, shallow_blocks=2)}
-    networks = randomise(Networks(tiny_config(space, **small | changes)))
+    networks = randomise(Networks(tiny_config(space, **{"height": size, "width": size} | changes)))
     if networks.outcome is not None:
         networks.outcome.read.bias.data[-1] -= 9.0
     generator = torch.Generator().manual_seed(1)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 SOFT_CLIP = 4.0
 UNIT_SCALE = math.log(math.e - 1)
-LEAST_CHANCE, EDGE = 1e-5, 1e-6
+LEAST_CHANCE, EDGE = 1e-5, 1e-4
 """Components below LEAST_CHANCE are not taken for the one that an observed site came from; the choosing number of a
 site stays EDGE away from where another component begins, so that rounding does not choose that one."""
 MOST_CONTENTS = 1 << 15

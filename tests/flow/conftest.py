@@ -1,7 +1,8 @@
 """Flows and clips for the tests of the flow, in float64 unless a test asks for another dtype.
 
 `init` is a fresh flow, `tiny` is random with output gain 0.5 (contractive), `wild` random with gain 2. All have text,
-actions, a causal denoiser, two shallow blocks in opposite orders and 16 tokens x 4 channels per frame.
+actions, a causal denoiser, two shallow blocks in opposite orders and 16 tokens x 4 channels per frame. `mixed` is
+random with gain 0.5, without shallow blocks: its tokens end in mixtures, behind features of the last frame.
 `golden` holds the numbers of a trusted implementation and the flow with its weights.
 """
 
@@ -18,17 +19,23 @@ from torch import Tensor
 
 from starflow_world.config.world import FlowConfig
 from starflow_world.flow import Flow, Tables
+from starflow_world.flow.density import MixtureHead
 
 SMALL = FlowConfig(
     channels=4, shallow_blocks=2, shallow_layers=1, shallow_width=40, deep_layers=2, deep_width=40, head_width=20,
     text_length=3, text_width=6, position_scale=4.0,
     denoiser_layers=2, denoiser_width=20, denoiser_window=1, denoiser_text=False,
 )
+MIXED = {
+    "shallow_blocks": 0, "sites": 2, "components": 3, "head_inner": 8, "features_width": 4, "features_layers": 1,
+    "denoiser_layers": 0,
+}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A flow and random inputs for it: noise and latents (B, T, n, c), texts (B or 1, L, w), actions (B, T, d)."""
+    """A flow and random inputs for it: noise (B, T, n, c + g), latents (B, T, n, c), texts (B or 1, L, w) and actions
+    (B, T, d)."""
 
     flow: Flow
     tables: Tables
@@ -56,11 +63,12 @@ class Clip:
 
 
 def build(
-    *, gain: float = 0.5, rows: int = 2, frames: int = 4, grid: tuple[int, int] = (4, 4), seed: int = 0, **changes: Any
+    *, gain: float = 0.5, rows: int = 2, frames: int = 4, grid: tuple[int, int] = (4, 4), seed: int = 0,
+    mixed: bool = False, **changes: Any,
 ) -> Clip:
-    """A random flow of SMALL with `changes`, and inputs. `gain` is about the standard deviation of what its heads give;
-    0 leaves the flow as it was initialized."""
-    config = replace(SMALL, **changes)
+    """A random flow of SMALL (`mixed`: with those of MIXED) with `changes`, and inputs. `gain` is about the standard
+    deviation of what its heads give; 0 leaves the flow as it was initialized."""
+    config = replace(SMALL, **{**(MIXED if mixed else {}), **changes})
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
 
@@ -74,10 +82,15 @@ def build(
             value.copy_(normals(*value.shape) * scale / value[0].numel() ** 0.5)
         else:
             value.add_(normals(*value.shape) * 0.2 * scale)
+    if isinstance(flow.deep.head, MixtureHead):
+        book = flow.deep.head.codebook
+        book.code.copy_(normals(*book.code.shape))
+        book.spread.fill_(0.5)
+        book.chance.copy_(normals(book.components).log_softmax(0))
     tokens, texts = grid[0] * grid[1], config.text_width > 0
     return Clip(
         flow, flow.tables(grid, frames),
-        noise=normals(rows, frames, tokens, config.channels),
+        noise=normals(rows, frames, tokens, flow.noise_channels),
         x=normals(rows, frames, tokens, config.channels),
         text=normals(rows, config.text_length, config.text_width) if texts else None,
         null_text=normals(1, config.text_length, config.text_width) if texts else None,
@@ -107,6 +120,12 @@ def tiny() -> Clip:
 def wild() -> Clip:
     """A random flow whose outputs are large, and more frames."""
     return build(gain=2.0, frames=8)
+
+
+@pytest.fixture(scope="session")
+def mixed() -> Clip:
+    """A random flow of mixtures."""
+    return build(mixed=True)
 
 
 class Golden:

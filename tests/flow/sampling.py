@@ -7,29 +7,38 @@ import torch
 from torch import Tensor
 
 from starflow_world.config.world import DecodeConfig
-from starflow_world.flow import Affine, Flow, Inverse, Tables, sample_frames
+from starflow_world.flow import Density, Flow, Inverse, Tables, sample_frames
 from starflow_world.flow.windows import denoise_spans
 
 
 @dataclass(frozen=True)
 class Sample:
-    """T sampled frames u (B, T, n, c); affine (B, T, n, ...) of the unguided model; sweeps, residual, converged (B, T).
-    """
+    """T sampled frames u (B, T, n, c); density of their T * n tokens under the unguided model; sweeps, residual,
+    converged (B, T)."""
 
     u: Tensor
-    affine: Affine
+    density: Density
     sweeps: Tensor
     residual: Tensor
     converged: Tensor
 
     @staticmethod
     def of(frames: list[Inverse]) -> "Sample":
-        affine = Affine(*(torch.stack([getattr(f.affine, k) for f in frames], 1) for k in ("mean", "scale", "hidden")))
         names = ("sweeps", "residual", "converged")
         return Sample(
-            torch.stack([f.tokens for f in frames], 1), affine,
+            torch.stack([f.tokens for f in frames], 1),
+            frames[0].density.join([f.density for f in frames[1:]]),
             *(torch.stack([getattr(f, name) for f in frames], 1) for name in names),
         )
+
+    def nats(self) -> Tensor:
+        """log p per token (B, T, n) of the deep block."""
+        return self.density.nats(self.u.flatten(1, 2)).unflatten(1, self.u.shape[1:3])
+
+
+def numbers(density: Density) -> dict[str, Tensor]:
+    """The tensors that a density is made of."""
+    return {name: value for name, value in vars(density).items() if isinstance(value, Tensor)}
 
 
 def sample_deep(
@@ -48,7 +57,7 @@ def sample(
     deep = sample_deep(flow, noise, text, tables, **options)
     with torch.no_grad():
         x, logdet, _ = flow.shallow.inverse(deep.u, tables)
-    return x, (deep.affine.nats(deep.u) + logdet).sum(-1), deep
+    return x, deep.nats() + logdet.sum(-1), deep
 
 
 def denoised_in_windows(

@@ -120,7 +120,7 @@ def test_scales_and_means_stay_within_the_soft_clip_however_large_the_head():
 
 def test_nats_of_an_affine_are_those_of_a_normal_distribution():
     mean, scale, x = random_x(), random_x().exp(), random_x() + 1
-    expected = torch.distributions.Normal(mean, scale).log_prob(x)
+    expected = torch.distributions.Normal(mean, scale).log_prob(x).sum(-1)
     assert torch.allclose(Affine(mean, scale, mean).nats(x), expected, rtol=0, atol=1e-13)
     assert float(Affine(mean, scale, mean).nats(mean).sum() + scale.log().sum()) == pytest.approx(
         -0.5 * math.log(2 * math.pi) * mean.numel()

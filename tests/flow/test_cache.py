@@ -8,6 +8,7 @@ from torch import Tensor
 
 from starflow_world.flow import KVCache
 from starflow_world.flow.layers import attend
+from tests.flow.sampling import numbers
 
 CAPACITY = 9
 
@@ -140,29 +141,29 @@ def deep_keys(clip, cache: KVCache) -> Tensor:
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass(tiny, at_most, rows, dtype, tolerance):
-    clip = tiny.to(dtype).rows(list(range(rows)))
+@pytest.mark.parametrize("kind", ["tiny", "mixed"])
+def test_every_split_of_a_sequence_gives_the_density_of_one_pass(request, at_most, kind, rows, dtype, tolerance):
+    clip = request.getfixturevalue(kind).to(dtype).rows(list(range(rows)))
     flow, tables, n = clip.flow, clip.tables, 16
     u, _ = flow.shallow(clip.x, tables)
-    added = flow.map_clip(u, clip.action, tables).added
+    added = flow.conditions(u, clip.action, tables.grid)
     whole = flow.deep_forward(u, clip.text, added, tables)
     inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
     for size in (1, 3, n - 1, n, n + 1, total):
         cache, parts = flow.start_cache(clip.text, rows, tables), []
         for start in range(0, total, size):
             part = slice(start, start + size)
-            cache, affine = flow.extend(cache, inputs[:, part], added[:, part], tables, text=3)
-            parts.append(affine)
+            cache, density = flow.extend(cache, inputs[:, part], added[:, part], tables, text=3)
+            parts.append(density)
         assert cache.length.tolist() == [3 + total] * rows
-        for name in ("mean", "scale", "hidden"):
-            found = torch.cat([getattr(part, name) for part in parts], dim=1)
+        for name, found in numbers(parts[0].join(parts[1:])).items():
             at_most("difference", (found - getattr(whole, name)).abs().max(), tolerance)
 
 
 def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow(tiny.x, tables)
-    added = flow.map_clip(u, tiny.action, tables).added
+    added = flow.conditions(u, tiny.action, tables.grid)
     inputs = flow.deep.shift(u.flatten(1, 2)).unflatten(1, (4, n))
     alone, caches = [], []
     for row, age in enumerate((1, 3)):
@@ -179,12 +180,12 @@ def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
 def test_a_row_that_slides_leaves_the_others_to_the_bit_and_becomes_a_fresh_row(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow(tiny.x, tables)
-    added = flow.map_clip(u, tiny.action, tables).added
+    added = flow.conditions(u, tiny.action, tables.grid)
     cache = flow.start_cache(tiny.text, 2, tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :3].flatten(1, 2)), added[:, :3], tables, text=3)
     before = cache.clone()
     last = u[1:, 2:3]
-    again = flow.map_clip(last, tiny.action[1:, 2:3], tables).added
+    again = flow.conditions(last, tiny.action[1:, 2:3], tables.grid)
     second = torch.tensor([1])
     row = flow.fill(cache.select(second, 3 + n).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
     cache = cache.insert(second, row)

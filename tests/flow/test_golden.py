@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starflow_world.flow import Flow, guide
-from starflow_world.flow.block import UNIT_SCALE
+from starflow_world.flow.density import UNIT_SCALE
 from tests.flow.sampling import sample_deep
 
 GRID, GUIDANCE, TOKENS = (3, 4), 2.5, 12

@@ -8,7 +8,10 @@ import torch
 from starflow_world.errors import ConfigError
 from starflow_world.flow import guide
 from starflow_world.flow.windows import Span, spans
-from tests.flow.sampling import denoised_in_windows, sample, sample_deep
+from tests.flow.sampling import denoised_in_windows, numbers, sample, sample_deep
+
+EITHER = pytest.mark.parametrize("mixed", [False, True], ids=["one normal", "mixtures"])
+EITHER_CLIP = pytest.mark.parametrize("kind", ["tiny", "mixed"])
 
 
 def nats(clip, x=None, action="given"):
@@ -24,7 +27,7 @@ def draw(clip, **options):
 def to_noise(clip, x):
     """x (B, T, n, c) -> z (B, T, n, c) by teacher forcing."""
     u, _ = clip.flow.shallow(x, clip.tables)
-    added = clip.flow.map_clip(u, clip.action, clip.tables).added
+    added = clip.flow.conditions(u, clip.action, clip.tables.grid)
     affine = clip.flow.deep_forward(u, clip.text, added, clip.tables)
     return affine.to_noise(u.flatten(1, 2))[0].unflatten(1, x.shape[1:3])
 
@@ -69,18 +72,20 @@ def test_samples_and_shallow_blocks_are_inverted_to_rounding(tiny, at_most, dtyp
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 @pytest.mark.parametrize("tolerance_of_decoding", [0.0, 1e-3])
+@EITHER_CLIP
 def test_nats_of_a_sample_are_those_that_teacher_forcing_gives_it(
-    tiny, at_most, tolerance_of_decoding, dtype, tolerance
+    request, at_most, kind, tolerance_of_decoding, dtype, tolerance
 ):
-    clip = tiny.to(dtype)
+    clip = request.getfixturevalue(kind).to(dtype)
     x, found, deep = draw(clip, tolerance=tolerance_of_decoding)
     at_most("nats", (found - nats(clip, x)).abs().max(), tolerance)
     u, _ = clip.flow.shallow(x, clip.tables)
     assert float((u - deep.u).abs().max()) <= tolerance
 
 
-def test_nothing_later_in_time_and_no_other_row_changes_a_frame(make_clip):
-    clip = make_clip(grid=(2, 2), frames=3)
+@EITHER
+def test_nothing_later_in_time_and_no_other_row_changes_a_frame(make_clip, mixed):
+    clip = make_clip(grid=(2, 2), frames=3, mixed=mixed)
     matrix = torch.autograd.functional.jacobian(lambda x: nats(clip, x).sum(-1), clip.x).abs().sum((-1, -2))
     seen = matrix != 0  # (B, T, B, T)
     causal = torch.ones(3, 3, dtype=torch.bool).tril()
@@ -88,23 +93,49 @@ def test_nothing_later_in_time_and_no_other_row_changes_a_frame(make_clip):
     assert torch.equal(seen, expected)
 
 
-def test_an_action_changes_its_own_frame_and_later_ones_only(tiny):
-    action = tiny.action.clone().requires_grad_()
+@EITHER_CLIP
+def test_an_action_changes_its_own_frame_and_later_ones_only(request, kind):
+    clip = request.getfixturevalue(kind)
+    action = clip.action.clone().requires_grad_()
     for frame in range(4):
-        (gradient,) = torch.autograd.grad(nats(tiny, action=action)[:, frame].sum(), action)
+        (gradient,) = torch.autograd.grad(nats(clip, action=action)[:, frame].sum(), action)
         reached = (gradient != 0).any(-1)
         assert reached.tolist() == [[t <= frame for t in range(4)]] * 2
-    assert torch.equal(nats(tiny, action=torch.zeros_like(action)), nats(tiny, action=None)), "no action is zeros"
+    assert torch.equal(nats(clip, action=torch.zeros_like(action)), nats(clip, action=None)), "no action is zeros"
 
 
+@EITHER
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_nats_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at_most, dtype, tolerance):
-    clip = make_clip(rows=32, frames=2).to(dtype)
+def test_nats_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at_most, mixed, dtype, tolerance):
+    clip = make_clip(rows=32, frames=2, mixed=mixed).to(dtype)
     whole = nats(clip)
     for width in (1, 2, 3, 8):
         some = clip.rows(list(range(width)))
         difference = (nats(some) - whole[:width]).abs() / whole[:width].abs().clamp_min(1)
         at_most("relative error", difference.max(), tolerance)
+
+
+@EITHER
+def test_nats_in_expectation_are_the_mean_over_draws_of_the_newest_noise_or_below(make_clip, mixed):
+    """Only the last token of a clip is drawn anew: what the others are told does not depend on it."""
+    clip, level, draws = make_clip(rows=1, mixed=mixed, shallow_blocks=0), 0.3, 4000
+    noise = torch.randn(draws, *clip.x.shape[1:], generator=torch.Generator().manual_seed(0), dtype=clip.x.dtype)
+    x = clip.x.expand(draws, -1, -1, -1).clone()
+    x[:, -1, -1] += level * noise[:, -1, -1]
+    text, action = clip.text.expand(draws, -1, -1), clip.action.expand(draws, -1, -1)
+    sampled, _ = clip.flow.nats(x, text, action, clip.tables)
+    expected, _ = clip.flow.nats(x[:1], text[:1], action[:1], clip.tables, clean=clip.x, level=level)
+    own, error = sampled[:, -1, -1], sampled[:, -1, -1].std() / draws**0.5
+    assert own.std() > 0.3, "the noise that the expectation leaves out"
+    difference = expected[0, -1, -1] - own.mean()
+    assert difference < 4 * error
+    assert mixed or difference > -4 * error
+
+
+def test_behind_shallow_blocks_there_is_no_expectation_in_closed_form(tiny):
+    found, _ = tiny.flow.nats(tiny.x, tiny.text, tiny.action, tiny.tables, clean=0 * tiny.x, level=0.3)
+    assert not tiny.flow.closed_form
+    assert torch.equal(found, nats(tiny))
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -126,8 +157,11 @@ def test_a_window_begins_where_the_table_of_slides_says():
 
 @pytest.mark.parametrize(("window", "context", "frames"), [(3, 1, 21), (4, 3, 13), (4, 2, 22)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_every_window_is_a_fresh_encode_of_its_frames(make_clip, at_most, window, context, frames, dtype, tolerance):
-    clip = make_clip(grid=(2, 2), frames=frames).to(dtype)
+@EITHER
+def test_every_window_is_a_fresh_encode_of_its_frames(
+    make_clip, at_most, mixed, window, context, frames, dtype, tolerance
+):
+    clip = make_clip(grid=(2, 2), frames=frames, mixed=mixed).to(dtype)
     deep = sample_deep(
         clip.flow, clip.noise, clip.text, clip.flow.tables((2, 2), window), action=clip.action,
         window=window, context=context,
@@ -136,17 +170,18 @@ def test_every_window_is_a_fresh_encode_of_its_frames(make_clip, at_most, window
     assert len(set(starts)) >= 10
     for frame, start in enumerate(starts):
         part = slice(start, frame + 1)
-        added = clip.flow.map_clip(deep.u[:, part], clip.action[:, part], clip.tables).added
+        added = clip.flow.conditions(deep.u[:, part], clip.action[:, part], clip.tables.grid)
         fresh = clip.flow.deep_forward(deep.u[:, part], clip.text, added, clip.tables)
-        for name in ("mean", "scale"):
-            found = getattr(deep.affine, name)[:, frame]
+        for name, found in numbers(deep.density).items():
+            found = found.unflatten(1, (frames, 4))[:, frame]
             at_most("error", (found - getattr(fresh, name)[:, -4:]).abs().max(), tolerance)
 
 
 @pytest.mark.parametrize("given", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_continuing_ones_own_frames_gives_the_frames_that_came(make_clip, given, guidance):
-    clip = make_clip(grid=(2, 2), frames=7)
+@EITHER
+def test_continuing_ones_own_frames_gives_the_frames_that_came(make_clip, mixed, given, guidance):
+    clip = make_clip(grid=(2, 2), frames=7, mixed=mixed)
     options = {
         "window": 3, "context": 1, "tolerance": 0.0, "action": clip.action, "guidance": guidance,
         "null_text": clip.null_text,
@@ -188,28 +223,37 @@ def test_sampling_changes_none_of_its_arguments(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_guidance_zero_is_no_guidance_to_the_bit(tiny, dtype):
-    clip = tiny.to(dtype)
+@EITHER_CLIP
+def test_guidance_zero_is_no_guidance_to_the_bit(request, kind, dtype):
+    clip = request.getfixturevalue(kind).to(dtype)
     plain = draw(clip, tolerance=1e-3)
     zero = draw(clip, tolerance=1e-3, guidance=0.0, null_text=clip.null_text)
     assert torch.equal(plain[0], zero[0])
     assert torch.equal(plain[1], zero[1])
 
 
-def test_guided_nats_are_those_of_the_unguided_model(tiny):
-    x, found, deep = draw(tiny, guidance=2.0, null_text=tiny.null_text)
-    assert float((x - draw(tiny)[0]).abs().max()) > 0.1, "guidance has no effect"
-    assert float((found - nats(tiny, x)).abs().max()) <= 1e-9
-    added = tiny.flow.map_clip(deep.u, tiny.action, tiny.tables).added
+@EITHER_CLIP
+def test_guided_nats_are_those_of_the_unguided_model(request, kind):
+    clip = request.getfixturevalue(kind)
+    x, found, _ = draw(clip, guidance=2.0, null_text=clip.null_text)
+    assert float((x - draw(clip)[0]).abs().max()) > 0.1, "guidance has no effect"
+    assert float((found - nats(clip, x)).abs().max()) <= 1e-9
+
+
+def test_guided_samples_are_those_of_the_guided_normals(tiny):
+    _, _, deep = draw(tiny, guidance=2.0, null_text=tiny.null_text)
+    added = tiny.flow.conditions(deep.u, tiny.action, tiny.tables.grid)
     texts = (tiny.text, tiny.null_text.expand(2, -1, -1))
     both = [tiny.flow.deep_forward(deep.u, text, added, tiny.tables) for text in texts]
     noise, _ = guide(*both, 2.0).to_noise(deep.u.flatten(1, 2))
     assert float((noise.unflatten(1, (4, 16)) - tiny.noise).abs().max()) <= 1e-10
 
 
-def test_guidance_away_from_the_text_itself_changes_nothing(tiny):
-    guided = draw(tiny, guidance=3.0, null_text=tiny.text)
-    assert float((guided[0] - draw(tiny)[0]).abs().max()) <= 1e-10
+@EITHER_CLIP
+def test_guidance_away_from_the_text_itself_changes_nothing(request, kind):
+    clip = request.getfixturevalue(kind)
+    guided = draw(clip, guidance=3.0, null_text=clip.text)
+    assert float((guided[0] - draw(clip)[0]).abs().max()) <= 1e-10
 
 
 @pytest.mark.parametrize("guidance", [0.5, 3.0])
@@ -218,9 +262,10 @@ def test_the_guided_gaussian_is_the_normalized_quotient(tiny, guidance):
     affine = tiny.flow.deep_forward(tiny.x, tiny.text, None, tiny.tables)
     other = tiny.flow.deep_forward(tiny.x, tiny.null_text.expand(2, -1, -1), None, tiny.tables)
     found, narrower = guide(affine, other, guidance), affine.scale < other.scale
+    guided, given, null = (torch.distributions.Normal(one.mean, one.scale) for one in (found, affine, other))
     points = [torch.full_like(affine.mean, value) for value in (-1.0, 0.0, 2.0)]
     offset = [
-        found.nats(x) - (1 + guidance) * affine.nats(x) + guidance * other.nats(x) for x in points
+        guided.log_prob(x) - (1 + guidance) * given.log_prob(x) + guidance * null.log_prob(x) for x in points
     ]  # one constant per scalar: that of the normalization
     for left, right in pairwise(offset):
         assert float(((left - right) * narrower).abs().max()) <= 1e-9

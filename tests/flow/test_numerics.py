@@ -8,7 +8,10 @@ from torch.func import functional_call
 from tests.flow.sampling import sample
 from tests.flow.stability import stability
 
-ON_A_PLANE = {"channels": 1, "deep_layers": 1, "deep_width": 20, "shallow_width": 20, "gain": 0.7}
+ON_A_PLANE = {
+    "channels": 1, "sites": 1, "deep_layers": 1, "deep_width": 20, "shallow_width": 20, "gain": 0.7, "seed": 3,
+}
+EITHER = pytest.mark.parametrize("mixed", [False, True], ids=["one normal", "mixtures"])
 
 
 def density(clip, step):
@@ -22,19 +25,22 @@ def density(clip, step):
     return points, torch.cat(parts)
 
 
+@EITHER
 @pytest.mark.parametrize(("grid", "frames"), [((1, 2), 1), ((1, 1), 2)])
-def test_the_density_integrates_to_one_on_a_plane(make_clip, at_most, grid, frames):
+def test_the_density_integrates_to_one_on_a_plane(make_clip, at_most, grid, frames, mixed):
     """Two tokens of one channel: in one frame (shallow and deep blocks), and in two (the deep block and its start)."""
-    _, found = density(make_clip(grid=grid, frames=frames, **ON_A_PLANE), 0.14)
+    _, found = density(make_clip(grid=grid, frames=frames, mixed=mixed, **ON_A_PLANE), 0.14)
     at_most("error", abs(float(found.sum()) * 0.14**2 - 1), 1e-6)
 
 
-def test_samples_follow_the_density(make_clip, at_most):
+@EITHER
+def test_samples_follow_the_density(make_clip, at_most, mixed):
     """20,000 samples of two tokens against the density on a grid, along both axes and both diagonals: the distance of
     the distribution functions (Kolmogorov) is below its quantile for p = 0.001."""
     count, step = 20_000, 0.1
-    clip = make_clip(grid=(1, 2), frames=1, **ON_A_PLANE)
-    noise = torch.randn(count, 1, 2, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clip = make_clip(grid=(1, 2), frames=1, mixed=mixed, **ON_A_PLANE)
+    shape, generator = (count, 1, 2, clip.flow.noise_channels), torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, dtype=torch.float64, generator=generator)
     text, action = (given[:1].expand(count, -1, -1) for given in (clip.text, clip.action))
     drawn = sample(clip.flow, noise, text, clip.tables, action=action)[0].flatten(1)
     points, found = density(clip, step)
@@ -57,7 +63,7 @@ def test_the_log_determinant_of_the_flow_is_that_of_its_jacobian(make_clip, at_m
 
     def to_noise(x):
         u, logdet = flow.shallow(x, tables)
-        affine = flow.deep_forward(u, clip.text, flow.map_clip(u, action, tables).added, tables)
+        affine = flow.deep_forward(u, clip.text, flow.conditions(u, action, tables.grid), tables)
         z, deep = affine.to_noise(u.flatten(1, 2))
         return z, logdet.sum() + deep.sum()
 
@@ -71,9 +77,11 @@ def test_the_log_determinant_of_the_flow_is_that_of_its_jacobian(make_clip, at_m
     assert abs(float(nats.double().sum()) - float(prior + expected)) <= tolerance * 10
 
 
-def test_gradients_of_the_nats_are_those_of_finite_differences(make_clip):
+@EITHER
+def test_gradients_of_the_nats_are_those_of_finite_differences(make_clip, mixed):
     """Inputs scalar by scalar; every parameter tensor along a random direction of its own."""
-    clip = make_clip(grid=(1, 2), frames=2, rows=1, shallow_blocks=1, deep_layers=1, denoiser_layers=0)
+    small = {"shallow_blocks": 1, "deep_layers": 1, "denoiser_layers": 0}
+    clip = make_clip(grid=(1, 2), frames=2, rows=1, mixed=mixed, **small)
     generator = torch.Generator().manual_seed(0)
     parameters = dict(clip.flow.named_parameters())
     directions = [
@@ -105,8 +113,9 @@ class _Nats(torch.nn.Module):
         return self.flow.nats(x, text, action, clip.tables)[0].sum()
 
 
-def test_every_parameter_of_the_likelihood_gets_a_gradient(tiny):
-    clip = tiny.to(torch.float64)
+@pytest.mark.parametrize("kind", ["tiny", "mixed"])
+def test_every_parameter_of_the_likelihood_gets_a_gradient(request, kind):
+    clip = request.getfixturevalue(kind).to(torch.float64)
     clip.flow.requires_grad_()
     clip.flow.nats(clip.x, clip.text, clip.action, clip.tables)[0].sum().backward()
     for name, parameter in clip.flow.named_parameters():
@@ -114,8 +123,9 @@ def test_every_parameter_of_the_likelihood_gets_a_gradient(tiny):
             assert bool((parameter.grad != 0).any()), name
 
 
-def test_float32_nats_of_a_hundred_thousand_dimensions_are_those_of_float64(make_clip, at_most):
-    clip = make_clip(rows=49, frames=8, grid=(8, 8), gain=1.0)
+@EITHER
+def test_float32_nats_of_a_hundred_thousand_dimensions_are_those_of_float64(make_clip, at_most, mixed):
+    clip = make_clip(rows=49, frames=8, grid=(8, 8), gain=1.0, mixed=mixed)
     assert clip.x.numel() > 1e5
     with torch.no_grad():
         expected = sum(clip.rows([row]).flow.nats(
@@ -130,9 +140,9 @@ def test_a_bfloat16_network_with_float32_maps_gives_the_noise_back_roughly(tiny,
     with torch.autocast("cpu", torch.bfloat16):
         x, nats, deep = sample(clip.flow, clip.noise, clip.text, clip.tables, action=clip.action)
         u, _ = clip.flow.shallow(x, clip.tables)
-        added = clip.flow.map_clip(u, clip.action, clip.tables).added
+        added = clip.flow.conditions(u, clip.action, clip.tables.grid)
         z, _ = clip.flow.deep_forward(u, clip.text, added, clip.tables).to_noise(u.flatten(1, 2))
-    assert {t.dtype for t in (x, nats, deep.u, deep.affine.mean, deep.affine.scale, z)} == {torch.float32}
+    assert {t.dtype for t in (x, nats, deep.u, deep.density.mean, deep.density.scale, z)} == {torch.float32}
     difference = z.unflatten(1, (4, 16)) - clip.noise
     at_most("largest error", difference.abs().max(), 5e-2)
     at_most("root mean square", difference.square().mean().sqrt(), 1e-2)

@@ -12,6 +12,7 @@ from starflow_world.flow.precision import run_in
 from starflow_world.world import World
 
 HALF = torch.bfloat16
+EITHER = pytest.mark.parametrize("mixed", [False, True], ids=["one normal", "mixtures"])
 
 
 def running(clip):
@@ -27,11 +28,12 @@ def nats(clip):
         return clip.flow.nats(clip.x, clip.text, clip.action, clip.tables)[0]
 
 
-def test_nats_in_bfloat16_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at_most):
-    clip = running(make_clip(rows=32, frames=2))
+@EITHER
+def test_nats_in_bfloat16_do_not_depend_on_how_many_rows_are_computed_together(make_clip, at_most, mixed):
+    exact = make_clip(rows=32, frames=2, mixed=mixed)
+    clip = running(exact)
     whole = nats(clip)
     assert whole.dtype == torch.float32
-    exact = make_clip(rows=32, frames=2)
     assert float((whole - nats(exact)).abs().max()) > 1e-4, "products are in half precision"
     for width in (1, 2, 3, 8):
         found = nats(clip.rows(list(range(width))))
@@ -39,12 +41,13 @@ def test_nats_in_bfloat16_do_not_depend_on_how_many_rows_are_computed_together(m
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass_in_bfloat16(make_clip, at_most, rows):
-    clip, n = running(make_clip(rows=rows)), 16
+@EITHER
+def test_every_split_of_a_sequence_gives_the_density_of_one_pass_in_bfloat16(make_clip, at_most, mixed, rows):
+    clip, n = running(make_clip(rows=rows, mixed=mixed)), 16
     flow, tables = clip.flow, clip.tables
     with flow.products():
         u, _ = flow.shallow(clip.x, tables)
-        added = flow.map_clip(u, clip.action, tables).added
+        added = flow.conditions(u, clip.action, tables.grid)
         whole = flow.deep_forward(u, clip.text, added, tables)
         inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
         for size in (1, 3, n - 1, n, n + 1, total):
@@ -52,11 +55,11 @@ def test_every_split_of_a_sequence_gives_the_means_and_scales_of_one_pass_in_bfl
             assert cache.keys.dtype == HALF
             for start in range(0, total, size):
                 part = slice(start, start + size)
-                cache, affine = flow.extend(cache, inputs[:, part], added[:, part], tables, text=3)
-                parts.append(affine)
-            for name in ("mean", "scale"):
-                found = torch.cat([getattr(part, name) for part in parts], dim=1)
-                at_most(f"difference of {name}s", (found - getattr(whole, name)).abs().max(), 2e-2)
+                cache, density = flow.extend(cache, inputs[:, part], added[:, part], tables, text=3)
+                parts.append(density)
+            joined = parts[0].join(parts[1:])
+            for name in ("base",) if mixed else ("mean", "scale"):
+                at_most(f"difference of {name}s", (getattr(joined, name) - getattr(whole, name)).abs().max(), 2e-2)
 
 
 def test_another_kernel_of_attention_gives_the_same_nats(make_clip, at_most):
@@ -83,7 +86,7 @@ def test_another_kernel_of_attention_sees_the_same_cache(make_clip, at_most):
                 caches.append(flow.extend(cache, inputs[row : row + 1, : age * n], None, tables, text=3)[0])
             after = torch.stack((inputs[0, n : 2 * n], inputs[1, 3 * n :]))
             _, affine = flow.extend(KVCache.stack(caches), after, None, tables, text=3)
-        found.append(affine.nats(torch.stack((u[0, 1], u[1, 3]))).sum(-1))
+        found.append(affine.nats(torch.stack((u[0, 1], u[1, 3]))))
     assert not torch.equal(*found)
     at_most("relative error", ((found[1] - found[0]).abs() / found[0].abs().clamp_min(1)).max(), 1e-4)
 
