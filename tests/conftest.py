@@ -16,7 +16,7 @@ import torch
 from starflow_world.world import World
 from tests.squares import fill
 from tests.states import F32, F64, small_world
-from tests.worlds import env_world, save_world
+from tests.worlds import KINDS, env_world, save_world
 
 torch.set_num_threads(2)
 
@@ -48,10 +48,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_world(env_world(), tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture(scope="module")
-def worlds() -> dict[torch.dtype, World]:
-    """The same tiny world in both precisions."""
-    return {dtype: small_world(dtype) for dtype in (F32, F64)}
+@pytest.fixture(scope="module", params=KINDS)
+def worlds(request: pytest.FixtureRequest) -> dict[torch.dtype, World]:
+    """The same tiny world in both precisions, a mixture and as published."""
+    return {dtype: small_world(dtype, **KINDS[request.param]) for dtype in (F32, F64)}
 
 
 @pytest.fixture(scope="module")

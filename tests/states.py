@@ -16,6 +16,12 @@ def small_world(dtype: torch.dtype = F64, **changes: object) -> World:
     return tiny_world(dtype=dtype, height=8, width=8, **changes)
 
 
+def other_world(world: World, **changes: object) -> World:
+    """A small world of the same kind with these changes, as random weights have it."""
+    same = {"codec": world.config.codec, "flow": world.config.flow}
+    return small_world(world.dynamics.dtype, **same | changes)
+
+
 def pictures(rows: int, count: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (rows, count, 8, 8, 3), generator=generator, dtype=torch.uint8)

@@ -16,21 +16,21 @@ from starflow_world.io.files import read_tensors, write_tensors
 from starflow_world.model.checkpoint import save_checkpoint
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, WorldState
-from tests.worlds import TINY, tiny_world
+from tests.worlds import KINDS, tiny_world
 
 ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 6
 
 
 def small_world(**changes: object) -> World:
-    return tiny_world(height=4, width=4, flow=replace(TINY.flow, shallow_blocks=1), **changes)
+    return tiny_world(height=4, width=4, **changes)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small world: snapshots are shared by processes that load it."""
     folder = tmp_path_factory.mktemp("world")
-    save_checkpoint(folder, small_world().networks, {})
+    save_checkpoint(folder, small_world(**KINDS[request.param]).networks, {})
     return folder
 
 
@@ -189,7 +189,8 @@ def test_a_compact_snapshot_is_small_and_a_loaded_one_shares_no_memory_with_its_
 def test_a_snapshot_serves_a_world_of_another_precision(world, tmp_path):
     state = started(world, 3)
     state.save(tmp_path / "snapshot")
-    precise = World(small_world(dtype=torch.float64).networks, world.world_id)
+    same = {"codec": world.config.codec, "flow": world.config.flow}
+    precise = World(small_world(dtype=torch.float64, **same).networks, world.world_id)
     loaded = WorldState.load(tmp_path / "snapshot", precise)
     assert loaded.tokens.dtype == torch.float64
     error = precise.step(loaded, [1])[1].latents - world.step(state, [1])[1].latents
@@ -203,7 +204,7 @@ def test_a_snapshot_of_another_world_or_format_is_refused(world, tmp_path):
         WorldState.load(path, small_world(gain=0.3))
     tensors, metadata = read_tensors(path)
     wrongs = [
-        ({**metadata, "format": "2"}, tensors, "format"), ({}, tensors, "format"),
+        ({**metadata, "format": "1"}, tensors, "format"), ({}, tensors, "format"),
         ({**metadata, "texts": "[]"}, tensors, "texts"), ({**metadata, "texts": "[1]"}, tensors, "texts"),
         ({**metadata, "texts": '["much too long"]'}, tensors, "text"),
         ({**metadata, "texts": '["a", "b"]'}, tensors, "length"),

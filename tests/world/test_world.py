@@ -12,7 +12,8 @@ from torch import Tensor
 from starflow_world.errors import DataError
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
-from tests.states import F32, F64, RELATIVE, aged, far, moves, pictures, same, small_world
+from tests.states import F32, F64, RELATIVE, aged, far, moves, other_world, pictures, same, small_world
+from tests.worlds import KINDS, PUBLISHED
 
 DIMS = 16 * 12
 NATS = {F64: 1e-9, F32: 0.05 * DIMS / 1024}
@@ -46,7 +47,9 @@ def test_what_was_imagined_when_observed_gives_the_same_state_and_nats(worlds, d
         assert torch.equal(imagined.step, observed.step)
         assert far(imagined.tokens, observed.tokens) <= 100 * RELATIVE[dtype]
         assert all(far(cached(imagined, row), cached(observed, row)) <= 100 * RELATIVE[dtype] for row in range(4))
-        assert far(said.noise, heard.noise) <= 1000 * RELATIVE[dtype]
+        if world.config.flow.components == 1:  # in a mixture several noises give one frame
+            missed = (said.noise - heard.noise).square().mean((1, 2)).sqrt()
+            assert far(missed, said.residual) <= 1000 * RELATIVE[dtype]
         assert (said.sweeps > 0).all()
         assert (heard.sweeps == 0).all()
         assert far(said.reward, heard.reward) <= 100 * RELATIVE[dtype]
@@ -83,10 +86,7 @@ def test_the_state_behind_a_slide_is_a_fresh_encoding_of_the_last_frames(worlds,
             slides += 1
             assert state.length[row] == CONTEXT + 1
             assert torch.equal(state.tokens[row, 1:CONTEXT], kept[row][1:])
-            first = state.latents[row : row + 1, -CONTEXT - 1 : -CONTEXT]  # it follows none now
-            with torch.no_grad():
-                alone, _ = world.networks.flow.shallow(first, world.dynamics.tables)
-            assert torch.equal(state.tokens[row, 0], alone[0, 0])
+            assert torch.equal(state.tokens[row, 0], kept[row][0])
             assert not state.tokens[row, CONTEXT + 1 :].any()  # no ghosts
             with torch.no_grad():
                 fresh = world.dynamics.rebuilt(replace(state[row], cache=None))
@@ -119,20 +119,21 @@ def test_outcomes_are_those_that_training_sees(world):
         state, seen = world.observe(state, [row[t] for row in actions], frames[:, t])
         said.append(seen)
     x = torch.stack([what.latents for what in said], 1)
+    described = world.networks.flow.describe(x)
     networks, flat = world.networks, torch.stack([world.flatten(row) for row in actions])
     with torch.no_grad():
         text = world.encode_text(["go", "go"])
         _, hidden = networks.flow.nats(x, text, networks.action(flat), world.dynamics.tables)
         assert networks.outcome is not None
         every = text.repeat_interleave(WINDOW, dim=0)
-        outcome = networks.outcome(hidden.flatten(0, 1), x.flatten(0, 1), every, networks.config.grid)
+        outcome = networks.outcome(hidden.flatten(0, 1), described.flatten(0, 1), every, networks.config.grid)
     assert far(networks.outcome.reward(outcome), torch.stack([what.reward for what in said], 1).flatten()) < 1e-9
     probability = torch.stack([what.end_probability for what in said], 1).flatten()
     assert far(outcome.end_logit.sigmoid(), probability) < 1e-9
 
 
 def test_rows_before_their_first_frame_may_stand_beside_others(world):
-    """Both move as they do alone: one by the shallow blocks, the other by what follows its last frame."""
+    """Both move as they do alone: one is told of no last frame, the other of its own."""
     empty, begun = world.empty(["go"], [5]), world.start(pictures(1, 3), moves(1, 3), text="go", seed=6)[0]
     both, frames = WorldState.stack([empty, begun]), pictures(2, 1)[:, 0]
     for verb in ("step", "observe"):
@@ -151,20 +152,21 @@ def test_ends_are_drawn_at_the_probability_that_is_told_or_at_a_threshold(world)
     spread = (seen.end_probability * (1 - seen.end_probability)).sum().sqrt()
     assert 0.05 < seen.end_probability.mean() < 0.95
     assert abs(seen.end.sum() - seen.end_probability.sum()) <= 4 * spread
-    sharp = small_world(outcome=replace(world.config.outcome, end="threshold"))
+    sharp = other_world(world, outcome=replace(world.config.outcome, end="threshold"))
     sharp.networks.load_state_dict(world.networks.state_dict())
     for shift in (0.0, 9.0, -9.0):
         sharp.networks.outcome.read.bias.data[-1] += shift
         _, seen = sharp.step(aged(sharp, 3), [1])
         assert torch.equal(seen.end, seen.end_probability >= 0.5)
-    silent = small_world(outcome=replace(world.config.outcome, width=0))
+    silent = other_world(world, outcome=replace(world.config.outcome, width=0))
     _, seen = silent.step(aged(silent, 3), [1])
     assert seen.reward.isnan().all()
     assert seen.end_probability.isnan().all()
     assert not seen.end.any()
 
 
-def test_a_picture_is_the_denoised_clip_s_last_and_the_denoised_is_not_fed_back(world):
+def test_a_picture_is_the_denoised_clip_s_last_and_the_denoised_is_not_fed_back():
+    world = small_world(**PUBLISHED)
     state, seen = world.start(text=["go", "stay"], seed=2)
     noisy, shown = [seen.latents], [seen.frames]
     for t in range(2 * WINDOW):
@@ -179,11 +181,32 @@ def test_a_picture_is_the_denoised_clip_s_last_and_the_denoised_is_not_fed_back(
     assert torch.equal(world.networks.codec.decode(clean)[0], torch.cat(shown, 1))
 
 
+def test_a_frame_without_a_denoiser_is_cleaned_by_its_own_density_and_the_clean_is_not_fed_back():
+    world = small_world()
+    flow, level = world.networks.flow, world.config.noise_level
+    state, seen = world.start(text=["go", "stay"], seed=2)
+    for t in range(2 * WINDOW):
+        before, (state, seen) = state, world.step(state, [t % 4, 1])
+        place = torch.arange(2), state.length - 1
+        assert torch.equal(state.tokens[place], seen.latents), "what is continued from is noisy"
+        moves = world.dynamics
+        with torch.no_grad():
+            before = moves.own(before, reuse=False)
+            coming = moves.next_frame(before, state.actions[place])
+            inputs = torch.cat((coming.before, seen.latents[:, :-1]), dim=1)
+            _, density = flow.extend(before.cache, inputs, coming.added, moves.tables, text=moves.text_length)
+            clean = density.clean(seen.latents, level)
+        assert far(state.latents[:, -1], clean) < 1e-9
+        assert far(clean, seen.latents) > 1e-2
+        assert torch.equal(world.networks.codec.decode(clean[:, None])[0], seen.frames)
+
+
 # ---- actions ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_untrained_action_encoder_changes_no_bit():
-    world = small_world(F32)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_action_encoder_changes_no_bit(kind):
+    world = small_world(F32, **KINDS[kind])
     torch.nn.init.zeros_(world.networks.action.project.weight)
     frames = pictures(2, 9)
     assert torch.equal(world.log_prob(frames, moves(2, 9)), world.log_prob(frames))
@@ -213,7 +236,8 @@ def test_an_action_changes_its_frame_and_later_ones_and_no_earlier_one(world):
 
 def test_guidance_zero_is_unguided_and_the_nats_of_a_guided_frame_are_the_unguided_model_s(world):
     texts = ["go left", "go up", "stay"]
-    plain, guided = (world.start(text=texts, seed=4, guidance=w) for w in (0.0, 1.5))
+    strong = 1.5 if world.config.flow.components == 1 else 300.0  # the text of random weights says little
+    plain, guided = (world.start(text=texts, seed=4, guidance=w) for w in (0.0, strong))
     assert all(same(a, b) for a, b in zip(plain, world.start(text=texts, seed=4), strict=True))
     assert far(plain[1].latents, guided[1].latents) > 1e-3
     assert guided[1].converged.all()
@@ -236,7 +260,7 @@ def test_another_text_changes_the_future_and_not_the_past(world):
 
 
 def test_text_that_does_not_fit_is_refused(world):
-    silent = small_world(text=replace(world.config.text, kind="none"),
+    silent = other_world(world, text=replace(world.config.text, kind="none"),
                          flow=replace(world.config.flow, text_length=0, text_width=0))
     state, _ = silent.start(pictures(1, 2))
     assert silent.step(state, [1])[0].text is None
@@ -264,7 +288,7 @@ def test_a_start_from_a_clip_is_its_first_frame_and_observations(world, count):
     assert last.converged.all()
     assert far(last.nats, seen.nats) <= 1e-9
     assert far(whole.tokens, state.tokens) <= 1e-9
-    assert far(whole.latents, state.latents) == 0
+    assert far(whole.latents, state.latents) <= 1e-9
 
 
 def test_a_start_from_text_alone_imagines_the_first_frame(world):
