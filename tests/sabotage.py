@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starflow_world.flow import Affine, Flow, FrameMap, Inverse, KVCache, ShallowBlocks, Tables, guide
-from starflow_world.flow.frame_map import MotionMap
+from starflow_world.flow import Density, Flow, Inverse, KVCache, ShallowBlocks, Tables, guide
 from starflow_world.model.actions import ActionEncoder
 from starflow_world.model.networks import Networks
 from starflow_world.world import Starts, World
 from starflow_world.world.dynamics import Dynamics, NextFrame
 from starflow_world.world.state import Transition, WorldState
 from tests.flow.sampling import sample_deep
-from tests.worlds import tiny_world
+from tests.worlds import PUBLISHED, tiny_world
 
 # ---- the flow --------------------------------------------------------------------------------------------------------
 
@@ -56,45 +55,24 @@ class MissingBlock(Flow):
             return block.in_order(logdet).reshape(x.shape)
 
 
-class SilentMap(MotionMap):
-    """Zeros in place of the motion's log|det|."""
-
-    def _with_first(self, frames: Tensor, later: Tensor, logdet: Tensor, shallow: Any) -> tuple[Tensor, Tensor]:
-        return super()._with_first(frames, later, torch.zeros_like(logdet), shallow)
-
-
-class MissingMotion(Flow):
-    """Leaves the motion out of log|det|."""
-
-    def map_clip(self, *given: Any) -> FrameMap:
-        return silent(super().map_clip(*given))
-
-    def map_next(self, *given: Any) -> FrameMap:
-        return silent(super().map_next(*given))
-
-
-def silent(frame_map: FrameMap) -> FrameMap:
-    return SilentMap(**vars(frame_map)) if isinstance(frame_map, MotionMap) else frame_map
-
-
 class NextFrameLeaks(Flow):
     """Scores a frame knowing a little of the next one."""
 
-    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Affine:
+    def deep_forward(self, u: Tensor, text: Tensor | None, added: Tensor | None, tables: Tables) -> Density:
         later = torch.cat((u[:, 1:], u[:, -1:]), dim=1).mean((2, 3), keepdim=True)
         return super().deep_forward(u, text, 1e-3 * later + (0 if added is None else added), tables)
 
 
 class ParallelDiffers(Flow):
-    def nats(self, *given: Any) -> tuple[Tensor, Tensor]:
-        nats, hidden = super().nats(*given)
+    def nats(self, *given: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        nats, hidden = super().nats(*given, **options)
         return 1.001 * nats, hidden
 
 
 class TextInFirstFrameOnly(Flow):
-    def nats(self, x: Tensor, text: Tensor, action: Tensor, tables: Tables, carried: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        first = super().nats(x[:, :1], text, action[:, :1], tables, carried[:, :1])
-        later = super().nats(x, 0 * text, action, tables, carried)
+    def nats(self, x: Tensor, text: Tensor, action: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first = super().nats(x[:, :1], text, action[:, :1], tables)
+        later = super().nats(x, 0 * text, action, tables)
         return torch.cat((first[0], later[0][:, 1:]), dim=1), later[1]
 
 
@@ -151,32 +129,30 @@ class LateSteps(Dynamics):
 class LaggingCache(Dynamics):
     """Emits the next iterate: the cache holds the one before."""
 
-    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
-        solved = super()._solve(state, coming, noise)
-        return replace(solved, tokens=solved.affine.mean + solved.affine.scale * noise)
+    def _solve(self, cache: KVCache, coming: NextFrame, noise: Tensor, guidance: float) -> Inverse:
+        solved = super()._solve(cache, coming, noise, guidance)
+        return replace(solved, tokens=solved.density.draw(noise)[0])
 
 
 class RowsLeak(Dynamics):
     """All rows stop when their mean residual is small."""
 
-    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
-        predict = self.networks.flow.predictor(
-            state.cache, coming.frame_map.added, self.tokens, self.tables, text=self.text_length
-        )
-        sweeps, tokens = torch.zeros(len(state), dtype=torch.long), noise
+    def _solve(self, cache: KVCache, coming: NextFrame, noise: Tensor, guidance: float) -> Inverse:
+        predict = self.networks.flow.predictor(cache, coming.added, self.tokens, self.tables, text=self.text_length)
+        sweeps, tokens = torch.zeros(len(noise), dtype=torch.long), coming.last
         while True:
-            affine, sweeps = predict(torch.cat((coming.before, tokens[:, :-1]), dim=1)), sweeps + 1
-            update = affine.mean + affine.scale * noise
+            density, sweeps = predict(torch.cat((coming.before, tokens[:, :-1]), dim=1)), sweeps + 1
+            update, scale = density.draw(noise)
             tokens = torch.cat((tokens[:, :-1], update[:, -1:]), dim=1)
-            residual = ((update - tokens) / affine.scale).square().mean((1, 2)).sqrt()
+            residual = ((update - tokens) / scale).square().mean((1, 2)).sqrt()
             if residual.mean() <= self.decode.tolerance or sweeps[0] > self.tokens:
-                return Inverse(tokens, affine, sweeps, residual, sweeps > 0)
+                return Inverse(tokens, density, sweeps, residual, sweeps > 0)
             tokens = update
 
 
 class GlobalNoise(Dynamics):
     def prior(self, state: WorldState, ahead: int = 0, purpose: str = "prior") -> Tensor:
-        return torch.randn(len(state), self.tokens, self.config.channels, dtype=self.dtype)
+        return torch.randn(len(state), *self.noise_shape, dtype=self.dtype)
 
 
 class NoiseByPosition(Dynamics):
@@ -208,22 +184,36 @@ class Ghosts(Dynamics):
         return replace(slid, cache=replace(before, length=slid.cache.length))
 
 
-class DenoisedHistory(Dynamics):
-    """Continues from the denoised frame, and says it was the noisy one."""
+class CleanHistory(Dynamics):
+    """Continues from the clean frame, and says it was the noisy one."""
 
     def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
-        _, said = super().imagine(state, flat, noise)
-        clean = self.networks.flow.denoise(said.latents[:, None], state.text, self.tables)
-        return self.observe(state, flat[:, None], clean, None)[0], said
+        grown, said = super().imagine(state, flat, noise)
+        return self.observe(state, flat[:, None], grown.latents[:, -1:], None)[0], said
+
+
+class StaleFeatures(Dynamics):
+    """Tells the deep block of the frame before the last, frame by frame."""
+
+    def next_frame(self, state: WorldState, flat: Tensor) -> NextFrame:
+        coming = super().next_frame(state, flat)
+        older = super().next_frame(replace(state, length=(state.length - 1).clamp_min(0)), flat)
+        return replace(coming, added=older.added)
+
+
+class OtherComponent(Dynamics):
+    """Finds noise that chooses the middle component, whichever a site came from."""
+
+    def _noise_of(self, *given: Any) -> Tensor:
+        noise, c = super()._noise_of(*given), self.config.channels
+        return torch.cat((noise[..., :c], 0 * noise[..., c:]), dim=-1)
 
 
 class NaNLater(Dynamics):
     late: Tensor | float = 0.0
 
-    def _commit(
-        self, state: WorldState, flat: Tensor, u: Tensor, x: Tensor, *others: Any
-    ) -> tuple[WorldState, Transition]:
-        return super()._commit(state, flat, u, x + self.late, *others)
+    def _commit(self, state: WorldState, flat: Tensor, u: Tensor, *others: Any) -> tuple[WorldState, Transition]:
+        return super()._commit(state, flat, u + self.late, *others)
 
     def imagine(self, state: WorldState, flat: Tensor, noise: Tensor | None) -> tuple[WorldState, Transition]:
         self.late = torch.where(state.step > 100, torch.nan, 0.0).to(self.dtype)[:, None, None, None]
@@ -233,17 +223,17 @@ class NaNLater(Dynamics):
 
 
 class AlwaysConverged(Dynamics):
-    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
-        solved = super()._solve(state, coming, noise)
+    def _solve(self, *given: Any) -> Inverse:
+        solved = super()._solve(*given)
         return replace(solved, converged=torch.ones_like(solved.converged))
 
 
 class StopsEarly(Dynamics):
     """Emits what two sweeps give."""
 
-    def _solve(self, state: WorldState, coming: NextFrame, noise: Tensor) -> Inverse:
+    def _solve(self, *given: Any) -> Inverse:
         asked, self.decode = self.decode, replace(self.decode, max_sweeps=2)
-        solved = super()._solve(state, coming, noise)
+        solved = super()._solve(*given)
         self.decode = asked
         return replace(solved, converged=torch.ones_like(solved.converged))
 
@@ -270,9 +260,9 @@ class GuidedNats(Dynamics):
         )
         x, logdet, _ = flow.shallow.inverse(sampled.u, self.tables)
         models = [flow.deep_forward(sampled.u, text, None, self.tables) for text in (state.text, null)]
-        nats = guide(models[0], models[1], guidance).nats(sampled.u[:, 0]) + logdet[:, 0]
+        nats = guide(models[0], models[1], guidance).nats(sampled.u[:, 0]) + logdet[:, 0].sum(-1)
         grown, seen = self.observe(state, torch.zeros_like(state.actions[:, :1]), x, None)
-        return grown, replace(seen, nats=nats.sum((1, 2)), token_nats=nats.sum(2))
+        return grown, replace(seen, nats=nats.sum(1), token_nats=nats)
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------
@@ -315,7 +305,6 @@ class KeptKeys(OtherStates):
 SABOTAGES: dict[str, tuple[str, type[Dynamics], type[Flow], type[ActionEncoder]]] = {
     "log-det sign": ("N6", Dynamics, WrongSign, ActionEncoder),
     "log-det missing one block": ("N6", Dynamics, MissingBlock, ActionEncoder),
-    "log-det missing the motion": ("N6", Dynamics, MissingMotion, ActionEncoder),
     "off-by-one action": ("N23", LateSteps, Flow, LateActions),
     "off-by-one action in steps only": ("N17", LateSteps, Flow, ActionEncoder),
     "cache lagging one sweep": ("N18", LaggingCache, Flow, ActionEncoder),
@@ -327,7 +316,9 @@ SABOTAGES: dict[str, tuple[str, type[Dynamics], type[Flow], type[ActionEncoder]]
     "cache not cleared on reset": ("N17", CacheNotCleared, Flow, ActionEncoder),
     "slide keeps ghosts": ("N20", Ghosts, Flow, ActionEncoder),
     "text ignored after the first frame": ("N23", TextForgotten, TextInFirstFrameOnly, ActionEncoder),
-    "denoiser output fed back into history": ("N21", DenoisedHistory, Flow, ActionEncoder),
+    "clean frame fed back into history": ("N21", CleanHistory, Flow, ActionEncoder),
+    "features of an older frame": ("N17", StaleFeatures, Flow, ActionEncoder),
+    "noise of another component": ("N2", OtherComponent, Flow, ActionEncoder),
     "NaN after 100 steps": ("S1", NaNLater, Flow, ActionEncoder),
     "converged always true": ("N14", AlwaysConverged, Flow, ActionEncoder),
     "nats of the guided model": ("N24", GuidedNats, Flow, ActionEncoder),
@@ -340,6 +331,9 @@ SABOTAGES: dict[str, tuple[str, type[Dynamics], type[Flow], type[ActionEncoder]]
     "branches keep their key": ("S4", KeptKeys, Flow, ActionEncoder),
 }
 """Each kind with the check that must name it before any other, and what is not as it should be."""
+
+AS_PUBLISHED = {"log-det sign", "log-det missing one block", "nats of the guided model"}
+"""Kinds that need shallow blocks or one normal per channel."""
 
 SIDES = {"leak between rows": 8}
 """Sides of the frames in pixels, 4 where none is given: a frame of few tokens is solved before a row can leak."""
@@ -356,7 +350,8 @@ def sabotaged_world(kind: str) -> World:
             self.empty, self.encode_text = self.dynamics.empty, self.dynamics.encode_text
 
     side = SIDES.get(kind, 4)
-    networks = tiny_world(height=side, width=side, window=4, context=1).networks
+    changes = PUBLISHED if kind in AS_PUBLISHED else {}
+    networks = tiny_world(height=side, width=side, window=4, context=1, **changes).networks
     networks.flow.__class__, networks.action.__class__ = flow, action
     networks.flow.shallow.__class__ = getattr(flow, "blocks", ShallowBlocks)
     return Sabotaged(networks)

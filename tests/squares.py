@@ -15,7 +15,7 @@ from tests.worlds import TINY
 
 SIDE = 8
 FAST = TrainConfig(steps=6, frames=16, lengths=(2, 4), starts=4, precision="f32", warmup=1, save_minutes=0.0)
-SMALL = replace(TINY, height=SIDE, width=SIDE, flow=replace(TINY.flow, shallow_blocks=1))
+SMALL = replace(TINY, height=SIDE, width=SIDE)
 
 
 def world_config(**changes: object) -> WorldConfig:

@@ -19,14 +19,14 @@ from starflow_world.score.evidence import Evidence, episode_evidence
 from starflow_world.score.store import FACTS, NUMBERS
 from starflow_world.world import World
 from tests.patchwork import ACTIONS, episode, some
-from tests.worlds import TINY, env_world, no_text
+from tests.worlds import KINDS, PUBLISHED, TINY, env_world, no_text
 
 LENGTHS = (3, 9, 14, 6, 11)
 
 
-@pytest.fixture(scope="module")
-def world() -> World:
-    return env_world(ACTIONS)
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest) -> World:
+    return env_world(ACTIONS, **KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,14 @@ def test_the_action_ratio_is_that_of_observing_a_frame_with_and_without_its_acti
     assert np.abs(found.against[1:]).sum(1).min() > 1e-2, "the action changes nothing: the test says nothing"
 
 
-KINDS = {
-    "no text": no_text(), "no motion": {"flow": replace(TINY.flow, shallow_blocks=2, motion_width=0)},
-    "no carry": {"flow": replace(TINY.flow, shallow_blocks=2, carry_slots=0)},
+OTHERS = {
+    "no text": no_text(), "as published": PUBLISHED, "no features": {"flow": replace(TINY.flow, features_width=0)},
+    "one normal, no shallow blocks": {"flow": replace(TINY.flow, components=1)},
+    "shallow blocks and mixtures": {"flow": replace(TINY.flow, shallow_blocks=2)},
 }
 
 
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
 def test_worlds_of_every_kind_are_scored_alike(changes: dict[str, object]) -> None:
     world = env_world(ACTIONS, **changes)
     one = episode(9, text="" if "text" in changes else "go")
@@ -166,9 +167,8 @@ def test_blank_frames_are_novel_and_simple_although_a_world_may_expect_them(scor
 
 
 def test_what_the_codec_cannot_say_is_a_score_of_its_own() -> None:
-    flow = replace(TINY.flow, channels=12, shallow_blocks=2, text_length=0, text_width=0, sites=2)
     codec = CodecConfig("pca", patch=2, components=3, merge=2)
-    world = env_world(ACTIONS, **no_text() | {"codec": codec, "flow": flow})
+    world = env_world(ACTIONS, codec=codec, **no_text())
     one = episode(6, text="")
     known = episode_evidence(world, [one], seeds=[0], batch=2)[0]
     back = world.networks.codec.decode(torch.from_numpy(known.latents)[None])[0][0].numpy()
@@ -257,7 +257,7 @@ def test_a_scorer_of_another_world_size_codec_or_noise_level_is_refused(scorer: 
     pca = CodecConfig("pca", patch=2, components=3, merge=2)
     for changes, says in (
         ({"size": 16}, "size: expected"), ({"noise_level": 0.2}, "noise_level: expected"),
-        ({"codec": pca, "flow": replace(TINY.flow, shallow_blocks=2, sites=2)}, "codec: expected"),
+        ({"codec": pca}, "codec: expected"),
         ({"window": 5}, "world_id: expected"),
     ):
         with pytest.raises(ScorerError, match=says):

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import starflow_world.training.world
-from starflow_world.config.world import StartConfig
 from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.io.files import TEMPORARY, read_tensors
 from starflow_world.model.checkpoint import TRAINING, WEIGHTS, load_networks, load_starts
@@ -184,19 +183,3 @@ def test_training_leaves_the_global_random_numbers_alone(data, tmp_path):
     before = torch.get_rng_state()
     train(recipe(steps=1), data, tmp_path)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_start_diffusion_can_be_added_to_a_world_and_trained_alone(data, tmp_path):
-    bare = replace(SMALL, start=StartConfig())
-    with_start = replace(SMALL, start=StartConfig(20, 1, 4))
-    train(recipe(bare, steps=1), data, tmp_path / "bare")
-    settings = {"steps": 2, "starts": 4, "parts": ("start.",), "half": ("start.",)}
-    train(recipe(with_start, **settings), data, tmp_path / "full", init=tmp_path / "bare")
-    old, new = (load_networks(tmp_path / name)[0].state_dict() for name in ("bare", "full"))
-    assert all(torch.equal(value, new[name]) for name, value in old.items())
-    stored, _ = read_tensors(tmp_path / "full" / WEIGHTS)
-    assert {name for name, value in stored.items() if value.dtype == torch.float16} == new.keys() - old.keys()
-    assert {value.dtype for value in new.values()} == {torch.float32}, "they are loaded as what they are trained in"
-    lines = [json.loads(line) for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
-    assert all(line["start"] > 0 for line in lines)
-    assert World.load(tmp_path / "full").start(text="row 1", seed=2)[1].nats.isfinite().all()
