@@ -26,7 +26,13 @@ class Features(nn.Module):
         """Return additions (N, n, d) given N previous frames, described (N, n, ...), and actions (N, d)."""
         return self.tell(to_tokens(self.net(described, grid, action), self.side))
 
-    def summary(self, text: Tensor | None) -> Tensor | float:
-        """Return an addition (B, 1, d) to the inputs of all tokens from text (B, L, text width): its mean, from which
+    def with_text(self, added: Tensor, text: Tensor | None) -> Tensor:
+        """Return additions (k B, ..., d): `added` (B, ..., d) and the mean of the text (k B, L, text width), from which
         words are learned sooner than by attention alone."""
-        return 0.0 if self.text is None or text is None else self.text(pooled_text(text).to(self.text.weight))[:, None]
+        if self.text is None or text is None:
+            return added
+        pooled = pooled_text(text).to(self.text.weight)
+        summary = (pooled[:, None] * self.text.weight).sum(-1)  # a matrix product has other bits at other places
+        while summary.ndim < added.ndim:
+            summary = summary[:, None]
+        return added.repeat(len(summary) // len(added), *[1] * (added.ndim - 1)) + summary

@@ -89,9 +89,9 @@ class Flow(nn.Module):
     def conditions(
         self, u: Tensor, text: Tensor | None, action: Tensor | None, grid: tuple[int, int]
     ) -> Tensor | None:
-        """Return what is added to the deep block's inputs for clips u (B, T, n, c): (B, T, n, d).
+        """Return what is added to the deep block's inputs for clips u (B, T, n, c): (k B, T, n, d).
 
-        text (B, L, text width), action (B, T, d). The first frames are taken to have no predecessor. None without
+        text (k B, L, text width), action (B, T, d). The first frames are taken to have no predecessor. None without
         actions and features.
         """
         if self.features is None and action is None:
@@ -101,24 +101,22 @@ class Flow(nn.Module):
         added = action[:, :, None].expand(-1, -1, u.shape[2], -1)
         if self.features is None:
             return added
-        summary = self.features.summary(text)
-        added = added + (summary[:, None] if isinstance(summary, Tensor) else summary)
-        if u.shape[1] == 1:
-            return added
-        told = self.told(u[:, :-1].flatten(0, 1), action[:, 1:].flatten(0, 1), grid)
-        return added + F.pad(told.unflatten(0, (len(u), -1)), (0, 0, 0, 0, 1, 0))
+        if u.shape[1] > 1:
+            told = self.told(u[:, :-1].flatten(0, 1), action[:, 1:].flatten(0, 1), grid)
+            added = added + F.pad(told.unflatten(0, (len(u), -1)), (0, 0, 0, 0, 1, 0))
+        return self.features.with_text(added, text)
 
     def next_conditions(
         self, last: Tensor, present: Tensor, text: Tensor | None, action: Tensor, grid: tuple[int, int]
     ) -> Tensor:
-        """Return the conditions (B, n, d) of a next frame after last (B, n, c); present (B, 1, 1): whether that exists.
+        """Return the conditions (k B, n, d) of a next frame after last (B, n, c).
 
-        text (B, L, text width), action (B, d).
+        present (B, 1, 1): whether last exists; text (k B, L, text width), action (B, d).
         """
         added = action[:, None].expand(-1, last.shape[1], -1)
         if self.features is None:
             return added
-        return added + self.features.summary(text) + self.told(last, action, grid) * present
+        return self.features.with_text(added + self.told(last, action, grid) * present, text)
 
     def told(self, last: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the features (N, n, d) of frames last (N, n, c) and actions (N, d), in float32 or wider."""

@@ -37,7 +37,7 @@ def stability(
     """
     rows, count = len(x), x.shape[1] * x.shape[2]
     u, _ = flow.shallow(x, tables)
-    affine = flow.deep_forward(u, text, flow.conditions(u, action, tables.grid), tables)
+    affine = flow.deep_forward(u, text, flow.conditions(u, text, action, tables.grid), tables)
     z, _ = affine.to_noise(u.flatten(1, 2))
     probed = torch.cat((z[:, :1] + PROBE, z[:, 1:]), dim=1)
     noise = torch.cat((z, probed)).unflatten(1, x.shape[1:3])

@@ -146,7 +146,7 @@ def test_every_split_of_a_sequence_gives_the_density_of_one_pass(request, at_mos
     clip = request.getfixturevalue(kind).to(dtype).rows(list(range(rows)))
     flow, tables, n = clip.flow, clip.tables, 16
     u, _ = flow.shallow(clip.x, tables)
-    added = flow.conditions(u, clip.action, tables.grid)
+    added = flow.conditions(u, clip.text, clip.action, tables.grid)
     whole = flow.deep_forward(u, clip.text, added, tables)
     inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
     for size in (1, 3, n - 1, n, n + 1, total):
@@ -163,7 +163,7 @@ def test_every_split_of_a_sequence_gives_the_density_of_one_pass(request, at_mos
 def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow(tiny.x, tables)
-    added = flow.conditions(u, tiny.action, tables.grid)
+    added = flow.conditions(u, tiny.text, tiny.action, tables.grid)
     inputs = flow.deep.shift(u.flatten(1, 2)).unflatten(1, (4, n))
     alone, caches = [], []
     for row, age in enumerate((1, 3)):
@@ -180,12 +180,12 @@ def test_rows_of_different_ages_in_one_batch_get_what_each_gets_alone(tiny):
 def test_a_row_that_slides_leaves_the_others_to_the_bit_and_becomes_a_fresh_row(tiny):
     flow, tables, n = tiny.flow, tiny.tables, 16
     u, _ = flow.shallow(tiny.x, tables)
-    added = flow.conditions(u, tiny.action, tables.grid)
+    added = flow.conditions(u, tiny.text, tiny.action, tables.grid)
     cache = flow.start_cache(tiny.text, 2, tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :3].flatten(1, 2)), added[:, :3], tables, text=3)
     before = cache.clone()
     last = u[1:, 2:3]
-    again = flow.conditions(last, tiny.action[1:, 2:3], tables.grid)
+    again = flow.conditions(last, tiny.text[1:], tiny.action[1:, 2:3], tables.grid)
     second = torch.tensor([1])
     row = flow.fill(cache.select(second, 3 + n).rollback(3), flow.deep.shift(last.flatten(1, 2)), again, tables, text=3)
     cache = cache.insert(second, row)

@@ -1,4 +1,4 @@
-"""What the deep block is told: sites lie where the codec puts them, and only the last frame and the action count."""
+"""What the deep block is told: sites lie where the codec puts them; the last frame, the action and the text count."""
 
 import pytest
 import torch
@@ -35,16 +35,27 @@ def test_sites_lie_where_the_codec_puts_them():
     assert changed.nonzero().tolist() == [[2, 7]]
 
 
-def conditions(clip, u=None, action=None):
-    return clip.flow.conditions(clip.x if u is None else u, clip.action if action is None else action, clip.tables.grid)
+def conditions(clip, u=None, action=None, text=None):
+    u, action = clip.x if u is None else u, clip.action if action is None else action
+    return clip.flow.conditions(u, text, action, clip.tables.grid)
 
 
-def test_a_first_frame_is_told_its_action_alone(clip):
+def test_a_first_frame_without_text_is_told_its_action_alone(clip):
     found = conditions(clip)
     assert found.shape == (*clip.x.shape[:3], clip.action.shape[-1])
     for first in (found[:, 0], conditions(clip, clip.x[:, :1], clip.action[:, :1])[:, 0]):
         assert torch.equal(first, clip.action[:, 0, None].expand_as(first))
     assert not torch.equal(found[:, 1], clip.action[:, 1, None].expand_as(found[:, 1]))
+
+
+def test_every_token_is_told_of_the_text(clip):
+    told = conditions(clip, text=clip.text) - conditions(clip)
+    expected = clip.flow.features.text(clip.text.sum(1) / 3**0.5)[:, None, None].expand_as(told)
+    torch.testing.assert_close(told, expected)
+    both = torch.cat((clip.text, clip.null_text.expand_as(clip.text)))
+    twice = conditions(clip, text=both)  # texts of twice as many rows, as guidance has
+    torch.testing.assert_close(twice[:2], conditions(clip, text=clip.text))
+    torch.testing.assert_close(twice[2:], conditions(clip, text=both[2:]))
 
 
 def test_a_frame_is_told_of_the_last_one_and_of_its_own_action(clip):
@@ -70,22 +81,23 @@ def test_every_site_of_the_last_frame_is_told_to_the_tokens_around_it(make_clip)
 @pytest.mark.parametrize("frame", [1, 3])
 def test_the_next_frame_is_told_what_it_is_told_in_a_clip(clip, frame):
     present = torch.ones(2, 1, 1, dtype=torch.bool)
-    arguments = clip.x[:, frame - 1], present, clip.action[:, frame], clip.tables.grid
-    torch.testing.assert_close(clip.flow.next_conditions(*arguments), conditions(clip)[:, frame], rtol=0, atol=1e-12)
+    arguments = clip.x[:, frame - 1], present, clip.text, clip.action[:, frame], clip.tables.grid
+    expected = conditions(clip, text=clip.text)[:, frame]
+    torch.testing.assert_close(clip.flow.next_conditions(*arguments), expected, rtol=0, atol=1e-12)
 
 
 def test_a_row_without_a_last_frame_is_told_its_action_and_leaves_the_others_alone(clip):
     rows = [torch.tensor(present)[:, None, None] for present in ([True, True], [True, False])]
-    arguments = clip.action[:, 2], clip.tables.grid
+    arguments = None, clip.action[:, 2], clip.tables.grid
     both, one = (clip.flow.next_conditions(clip.x[:, 1], present, *arguments) for present in rows)
     assert torch.equal(one[0], both[0])
     assert torch.equal(one[1], clip.action[1, 2].expand_as(one[1]))
 
 
 def test_no_action_is_zeros_and_a_flow_without_features_is_told_nothing_else(clip, tiny):
-    none = clip.flow.conditions(clip.x, None, clip.tables.grid)
-    assert torch.equal(none, conditions(clip, action=torch.zeros_like(clip.action)))
-    assert tiny.flow.conditions(tiny.x, None, tiny.tables.grid) is None
+    none = clip.flow.conditions(clip.x, clip.text, None, clip.tables.grid)
+    assert torch.equal(none, conditions(clip, action=torch.zeros_like(clip.action), text=clip.text))
+    assert tiny.flow.conditions(tiny.x, tiny.text, None, tiny.tables.grid) is None
     found = conditions(tiny)
     assert torch.equal(found, tiny.action[:, :, None].expand_as(found))
 

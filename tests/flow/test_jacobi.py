@@ -13,7 +13,7 @@ def frame_problem(clip, frame: int = 1):
     """The deep block at frame `frame` behind the frames before it: predict, token in front, noise, guess, the cache."""
     flow, tables = clip.flow, clip.tables
     u, _ = flow.shallow(clip.x, tables)
-    added = flow.conditions(u, clip.action, tables.grid)
+    added = flow.conditions(u, clip.text, clip.action, tables.grid)
     cache = flow.start_cache(clip.text, len(u), tables)
     cache, _ = flow.extend(cache, flow.deep.shift(u[:, :frame].flatten(1, 2)), added[:, :frame], tables, text=3)
     predict = flow.predictor(cache, added[:, frame], u.shape[2], tables, text=3)

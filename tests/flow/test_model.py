@@ -27,7 +27,7 @@ def draw(clip, **options):
 def to_noise(clip, x):
     """x (B, T, n, c) -> z (B, T, n, c) by teacher forcing."""
     u, _ = clip.flow.shallow(x, clip.tables)
-    added = clip.flow.conditions(u, clip.action, clip.tables.grid)
+    added = clip.flow.conditions(u, clip.text, clip.action, clip.tables.grid)
     affine = clip.flow.deep_forward(u, clip.text, added, clip.tables)
     return affine.to_noise(u.flatten(1, 2))[0].unflatten(1, x.shape[1:3])
 
@@ -170,7 +170,7 @@ def test_every_window_is_a_fresh_encode_of_its_frames(
     assert len(set(starts)) >= 10
     for frame, start in enumerate(starts):
         part = slice(start, frame + 1)
-        added = clip.flow.conditions(deep.u[:, part], clip.action[:, part], clip.tables.grid)
+        added = clip.flow.conditions(deep.u[:, part], clip.text, clip.action[:, part], clip.tables.grid)
         fresh = clip.flow.deep_forward(deep.u[:, part], clip.text, added, clip.tables)
         for name, found in numbers(deep.density).items():
             found = found.unflatten(1, (frames, 4))[:, frame]
@@ -242,7 +242,7 @@ def test_guided_nats_are_those_of_the_unguided_model(request, kind):
 
 def test_guided_samples_are_those_of_the_guided_normals(tiny):
     _, _, deep = draw(tiny, guidance=2.0, null_text=tiny.null_text)
-    added = tiny.flow.conditions(deep.u, tiny.action, tiny.tables.grid)
+    added = tiny.flow.conditions(deep.u, tiny.text, tiny.action, tiny.tables.grid)
     texts = (tiny.text, tiny.null_text.expand(2, -1, -1))
     both = [tiny.flow.deep_forward(deep.u, text, added, tiny.tables) for text in texts]
     noise, _ = guide(*both, 2.0).to_noise(deep.u.flatten(1, 2))

@@ -63,7 +63,7 @@ def test_the_log_determinant_of_the_flow_is_that_of_its_jacobian(make_clip, at_m
 
     def to_noise(x):
         u, logdet = flow.shallow(x, tables)
-        affine = flow.deep_forward(u, clip.text, flow.conditions(u, action, tables.grid), tables)
+        affine = flow.deep_forward(u, clip.text, flow.conditions(u, clip.text, action, tables.grid), tables)
         z, deep = affine.to_noise(u.flatten(1, 2))
         return z, logdet.sum() + deep.sum()
 
@@ -140,7 +140,7 @@ def test_a_bfloat16_network_with_float32_maps_gives_the_noise_back_roughly(tiny,
     with torch.autocast("cpu", torch.bfloat16):
         x, nats, deep = sample(clip.flow, clip.noise, clip.text, clip.tables, action=clip.action)
         u, _ = clip.flow.shallow(x, clip.tables)
-        added = clip.flow.conditions(u, clip.action, clip.tables.grid)
+        added = clip.flow.conditions(u, clip.text, clip.action, clip.tables.grid)
         z, _ = clip.flow.deep_forward(u, clip.text, added, clip.tables).to_noise(u.flatten(1, 2))
     assert {t.dtype for t in (x, nats, deep.u, deep.density.mean, deep.density.scale, z)} == {torch.float32}
     difference = z.unflatten(1, (4, 16)) - clip.noise

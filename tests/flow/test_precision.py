@@ -47,7 +47,7 @@ def test_every_split_of_a_sequence_gives_the_density_of_one_pass_in_bfloat16(mak
     flow, tables = clip.flow, clip.tables
     with flow.products():
         u, _ = flow.shallow(clip.x, tables)
-        added = flow.conditions(u, clip.action, tables.grid)
+        added = flow.conditions(u, clip.text, clip.action, tables.grid)
         whole = flow.deep_forward(u, clip.text, added, tables)
         inputs, added, total = flow.deep.shift(u.flatten(1, 2)), added.flatten(1, 2), 4 * n
         for size in (1, 3, n - 1, n, n + 1, total):
