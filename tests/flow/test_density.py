@@ -45,6 +45,13 @@ def drawn(mixture: Mixture, seed: int = 11) -> tuple[Tensor, Tensor]:
     return noise, mixture.draw(noise)[0]
 
 
+def parts(mixture: Mixture, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log pi (B, S, g, M), means and scales (B, S, g, M, k) of the components of tokens u."""
+    _, chance, offset, factor = mixture.joint(u)
+    book = mixture.head.codebook
+    return chance, book.code + book.spread * offset[..., None, :], book.spread * factor[..., None, :]
+
+
 def many(mixture: Mixture, count: int) -> Mixture:
     """The mixture of the only token, (B, count, ...)."""
     base, hidden = mixture.base.expand(-1, count, -1, -1), mixture.hidden.expand(-1, count, -1)
@@ -95,7 +102,7 @@ def test_a_component_is_drawn_as_often_as_it_is_probable(at_most):
     mixture = make_mixture(sites=1, size=1, rows=1, tokens=1, apart=50.0)
     count = 20_000
     tokens, _ = many(mixture, count).draw(normals(1, count, 2))
-    chance, mean, _ = mixture.parts(tokens[:, :1])
+    chance, mean, _ = parts(mixture, tokens[:, :1])
     which = (tokens - mean[:, :, 0, :, 0]).abs().argmin(-1)
     expected = chance[0, 0, 0].exp()
     share = torch.bincount(which.flatten(), minlength=M) / count
@@ -105,10 +112,10 @@ def test_a_component_is_drawn_as_often_as_it_is_probable(at_most):
 def test_a_site_follows_the_sites_before_it_and_no_later_one():
     mixture = make_mixture(sites=4, size=2, rows=1, tokens=1)
     u = drawn(mixture)[1].requires_grad_()
-    chance, mean, scale = mixture.parts(u)
-    for parts in (chance.exp()[..., 0], mean.sum((-1, -2)), scale.sum((-1, -2))):
+    chance, mean, scale = parts(mixture, u)
+    for part in (chance.exp()[..., 0], mean.sum((-1, -2)), scale.sum((-1, -2))):
         for site in range(4):
-            (slope,) = torch.autograd.grad(parts[0, 0, site], u, retain_graph=True)
+            (slope,) = torch.autograd.grad(part[0, 0, site], u, retain_graph=True)
             reached = slope[0, 0].unflatten(0, (4, 2)).abs().amax(-1) > 0
             assert reached.tolist() == [other < site for other in range(4)]
 
@@ -140,7 +147,7 @@ def test_a_mixture_of_one_component_is_that_normal():
     head = MixtureHead(WIDTH, 3, 1, 1, inner=8).double().requires_grad_(False)
     torch.nn.init.normal_(head.out.weight)
     mixture = head(normals(2, 5, WIDTH))
-    _, mean, scale = (part.squeeze(3).squeeze(2) for part in mixture.parts(normals(2, 5, 3)))
+    _, mean, scale = (part.squeeze(3).squeeze(2) for part in parts(mixture, normals(2, 5, 3)))
     affine, noise = Affine(mean, scale, mixture.hidden), normals(2, 5, 4)
     u, _ = affine.draw(noise[..., :3])
     torch.testing.assert_close(mixture.draw(noise)[0], u)
@@ -251,7 +258,7 @@ def test_cleaning_is_the_tweedie_step_of_the_density():
     for mixture in (make_mixture(sites=1, size=3, gain=0.3), make_mixture(sites=3, size=2, gain=0.3)):
         size = mixture.head.codebook.size
         u = drawn(mixture)[1].requires_grad_()
-        assert float(mixture.parts(u)[2].detach().min()) > level
+        assert float(parts(mixture, u)[2].detach().min()) > level
         (slope,) = torch.autograd.grad(mixture.nats(u).sum(), u)
         found, expected = mixture.clean(u, level), u + level**2 * slope
         last = slice(-size, None)  # no other site hangs on the last
@@ -270,7 +277,7 @@ def test_cleaning_goes_no_further_than_to_the_means():
     """A scale below the noise level is a mean that the model is too sure of."""
     mixture = make_mixture(sites=1, size=3, apart=30.0)
     _, u = drawn(mixture)
-    chance, mean, _ = mixture.parts(u)
+    chance, mean, _ = parts(mixture, u)
     nearest = (u[..., None, None, :] - mean).square().sum(-1).argmin(-1)
     wanted = mean.gather(-2, nearest[..., None, None].expand(*nearest.shape, 1, 3)).flatten(-3)
     torch.testing.assert_close(mixture.clean(u, 100.0), wanted)
@@ -290,7 +297,7 @@ def test_guidance_of_mixtures_is_of_the_components_probabilities_alone(at_most):
     given, null = both.rows(slice(1)), both.rows(slice(1, None))
     tokens, scale = guide.draw(normals(1, count, 3))
     u = tokens[:, :1]
-    (chance, mean, scales), (other, _, _) = given.parts(u), null.parts(u)
+    (chance, mean, scales), (other, _, _) = parts(given, u), parts(null, u)
     expected = ((1 + weight) * chance - weight * other).softmax(-1).flatten()
     which = (tokens[:, :, None] - mean[:, :, 0]).square().sum(-1).argmin(-1)[0]
     share = torch.bincount(which, minlength=M) / count
@@ -415,7 +422,7 @@ def test_tokens_are_described_site_by_site_with_their_posteriors():
 
 def test_a_fresh_head_is_its_codebook():
     mixture = make_mixture(gain=0.0)
-    chance, mean, scale = mixture.parts(normals(2, 5, 6))
+    chance, mean, scale = parts(mixture, normals(2, 5, 6))
     book = mixture.head.codebook
     for part, wanted in ((chance, book.chance), (mean, book.code), (scale, book.spread)):
         torch.testing.assert_close(part, wanted.expand_as(part))
