@@ -55,7 +55,7 @@ UNSAFE_YAML |= {"unsafe_load", "unsafe_load_all", "UnsafeLoader", "CUnsafeLoader
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
 MODULES_AT_THE_TOP = 6
-PARTS_THAT_MAY_BE_MISSING = {"motion", "carry", "video", "published"}
+PARTS_THAT_MAY_BE_MISSING = {"features", "video", "published"}
 MOST_BRANCHES_ON_A_MISSING_PART = 12
 COMPILERS = {"cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "nvcc", "ninja"}
 PAGES = sorted(path.name for path in ROOT.glob("*.md")) + sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
@@ -435,8 +435,8 @@ SOUND = [
 def test_faults_of_names_branches_compilers_and_paths_are_found():
     twice = [Source(f"{PACKAGE}.{room}", False, "def read(): ...\nclass _Hidden: ...") for room in ("a", "b")]
     assert definitions(twice) == {"read": [f"{PACKAGE}.a", f"{PACKAGE}.b"]}
-    branch = Source(f"{PACKAGE}.world", False, "x = 1 if self.flow.motion is not None else 2\ny = motion == None")
-    assert list(branches_on_a_missing_part(branch)) == [f"{PACKAGE}.world:1 self.flow.motion is not None"]
+    branch = Source(f"{PACKAGE}.world", False, "x = 1 if self.flow.features is not None else 2\ny = features == None")
+    assert list(branches_on_a_missing_part(branch)) == [f"{PACKAGE}.world:1 self.flow.features is not None"]
     for text in ("import ctypes", "from torch.utils import cpp_extension", "run(['gcc', 'x.c'])", "run('cc -O2')"):
         assert list(calls_a_compiler(Source(f"{PACKAGE}.flow", False, text))), text
     page = "`starflow_world/nowhere.py` `starflow_world.nowhere` `nowhere.py` [here](nowhere.md) `runs/x` `babyai.yaml`"

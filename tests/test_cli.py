@@ -143,9 +143,8 @@ def test_debug_shows_the_trace(tmp_path: Path) -> None:
 
 def test_collect_train_resume_and_evaluate_make_a_world_that_can_be_stepped(tmp_path: Path) -> None:
     tiny = [
-        "world.flow.shallow_blocks=1", "world.flow.shallow_layers=1",
-        "world.flow.shallow_width=32", "world.flow.deep_width=32", "world.flow.deep_layers=1",
-        "world.flow.motion_width=16", "world.flow.denoiser_width=32", "world.start.width=32", "world.start.layers=1",
+        "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.components=4", "world.flow.head_inner=16",
+        "world.flow.features_width=8", "world.flow.features_layers=1",
         "world.window=8", "world.context=2",
         "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2",
     ]

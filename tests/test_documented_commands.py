@@ -16,10 +16,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTS = ("starflow-world ", "PYTHONPATH=. starflow-world ", "torchrun ")
 
 TINY = [
-    "world.flow.shallow_blocks=1", "world.flow.shallow_layers=1", "world.flow.shallow_width=32",
-    "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.motion_width=16",
-    "world.flow.denoiser_width=32", "world.start.width=32", "world.start.layers=1", "world.window=8",
-    "world.context=2", "train.steps=2", "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2",
+    "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.components=4", "world.flow.head_inner=16",
+    "world.flow.features_width=8", "world.flow.features_layers=1", "world.window=8", "world.context=2",
+    "train.steps=2", "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2",
 ]
 SMALL = {
     "anomaly-bench": {"--episodes": "4", "--seeds": "1", "--predictor-steps": "2"},

@@ -29,8 +29,8 @@ EPISODES = 400
 """More than a fast machine collects between all the interruptions."""
 RECIPE = str(Path(__file__).parent.parent / "configs/babyai-gotolocal.yaml")
 TINY = [
-    "world.flow.shallow_width=32", "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.motion_width=16",
-    "world.flow.denoiser_width=32", "world.start.width=32", "world.start.layers=1", "world.window=8", "world.context=2",
+    "world.flow.deep_width=32", "world.flow.deep_layers=1", "world.flow.components=4", "world.flow.head_inner=16",
+    "world.flow.features_width=8", "world.flow.features_layers=1", "world.window=8", "world.context=2",
     "train.frames=16", "train.lengths=[4]", "train.starts=2", "train.warmup=2", "train.precision=f32",
     "train.save_minutes=9",
 ]

@@ -2,10 +2,10 @@
 
 On a quiet machine, from the root of the repository (ten minutes):
     python -m tests.benchmarks.structure --out out/structure
-No motion in front, so that the deep block has all of the work: 8 layers of 384, 5 shallow blocks of 2 layers of 256,
-64 tokens of 16 channels a frame, 16 frames, 32 positions of text. It is `starflow-world bench` on that world: the goal
-is 1.5 times the speed of the published-style Jacobi decoder at an error that is no larger. How fast sweeps converge
-with random weights says nothing of trained ones.
+One normal per channel and no features: the deep block has all of the work. 8 layers of 384, 5 shallow blocks of 2
+layers of 256, 64 tokens of 16 channels a frame, 16 frames, 32 positions of text. It is `starflow-world bench` on that
+world: the goal is 1.5 times the speed of the published-style Jacobi decoder at an error that is no larger. How fast
+sweeps converge with random weights says nothing of trained ones.
 """
 
 import tempfile

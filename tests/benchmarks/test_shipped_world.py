@@ -34,8 +34,8 @@ def test_the_shipped_world_is_decoded_as_exactly_as_its_tolerance_says(measured,
 
 @pytest.mark.xfail(
     strict=True,
-    reason="One sweep is verified, to 1e-3, and returned as it is. The published way returns the iterate behind it, "
-    "which nothing verified and whose keys are not in its cache; behind this world's motion that is nearer.",
+    reason="A sweep that is verified, to 1e-3, is returned as it is. The published way returns the iterate behind it, "
+    "which nothing verified and whose keys are not in its cache; it is nearer.",
 )
 def test_the_shipped_world_is_decoded_no_less_exactly_than_in_the_published_way(measured):
     for line in measured["envs"]:

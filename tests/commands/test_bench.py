@@ -25,14 +25,13 @@ from starflow_world.commands.bench.published import THRESHOLD, Published
 from starflow_world.config.world import CodecConfig, DecodeConfig
 from starflow_world.errors import ConfigError
 from starflow_world.world import World
-from tests.worlds import TINY, env_world, no_text, tiny_world
+from tests.worlds import PUBLISHED, TINY, env_world, no_text, tiny_world
 
-STILL = {"flow": replace(TINY.flow, motion_width=0)}
-SITES = {
-    "codec": CodecConfig("pca", 2, 3, 2),
-    "flow": replace(TINY.flow, sites=2, denoiser_kind="sites", denoiser_window=0),
+NO_FEATURES = {"flow": replace(TINY.flow, features_width=0)}
+KINDS = {
+    "mixtures": {}, "as published": PUBLISHED, "no text": no_text(), "no features": NO_FEATURES,
+    "pca": {"codec": CodecConfig("pca", 2, 3, 2)},
 }
-KINDS = {"motion": {}, "shallow": STILL, "no text": no_text(), "sites": SITES}
 
 
 @pytest.fixture(params=KINDS)
@@ -54,7 +53,8 @@ def test_operations_of_a_step_are_those_that_a_counter_sees(world: World) -> Non
     )
     assert sum(parts.values()) == counter.get_total_flops()
     assert parts["deep sweeps"] > 0
-    assert (parts["motion"] > parts["shallow sweeps"]) == (world.networks.flow.motion.looks_back)
+    assert (parts["shallow sweeps"] > 0) == (len(world.networks.flow.shallow) > 0)
+    assert (parts["features"] > Operations(world.config).action()) == (world.networks.flow.features is not None)
 
 
 @torch.inference_mode()
@@ -195,7 +195,7 @@ def test_profile_prints_where_the_time_goes_and_writes_nothing(
 ) -> None:
     Bench(str(saved), tmp_path / "none", envs=(1,), repeats=1, profile=True).run()
     printed = capsys.readouterr().out
-    for part in ("deep sweeps", "shallow sweeps", "motion", "heads", "denoiser", "decode", "slides", "rest"):
+    for part in ("deep sweeps", "shallow sweeps", "features", "heads", "denoiser", "decode", "slides", "rest"):
         assert part in printed
     assert not (tmp_path / "none").exists()
 

@@ -35,7 +35,7 @@ PLAN = TrainAgent(text=TEXT, steps=256, dream_steps=512, envs=8, seeds=1, starts
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a world of 64x64 frames in 16 tokens, whose episodes end soon."""
     torch.manual_seed(0)
-    flow = replace(TINY.flow, channels=16, shallow_blocks=2, text_length=24)
+    flow = replace(TINY.flow, channels=16, text_length=24)
     text = TextConfig("t5", 24, 16, 1, 2)
     codec = CodecConfig("pca", patch=8, components=4, merge=2)
     sizes = {"height": 64, "width": 64, "max_episode_steps": 20}

@@ -40,7 +40,7 @@ class CountingWorld(World):
         empty = torch.zeros(1, 1)
         tokens = colours[:, None]
         key = torch.tensor(seed) >> 1
-        state = WorldState(tokens, empty, empty, empty, None, (text,), one, one, key, None, self.world_id, (None,))
+        state = WorldState(tokens, empty, empty, None, (text,), one, one, key, None, self.world_id, (None,))
         return state, self._transition(state, torch.zeros(1, dtype=torch.bool))
 
     def step(self, state: WorldState, action: Any, *, noise: Tensor | None = None, reuse: bool = False):
@@ -50,8 +50,8 @@ class CountingWorld(World):
         tokens[:, 0, 0] += 1
         tokens[:, 0, 1] = torch.tensor([0.0 if one is None else float(one) for one in action])
         state = WorldState(
-            tokens, state.latents, state.carried, state.actions, None, state.texts, state.length, state.step + 1,
-            state.key, None, self.world_id, state.streams,
+            tokens, state.latents, state.actions, None, state.texts, state.length, state.step + 1, state.key, None,
+            self.world_id, state.streams,
         )
         return state, self._transition(state, tokens[:, 0, 0] == self.ends)
 

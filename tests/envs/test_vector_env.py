@@ -21,7 +21,7 @@ from starflow_world.errors import ActionError, ConfigError, DataError, StateErro
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 from tests.envs.counting import CountingWorld
-from tests.worlds import env_world, save_world, tiny_world
+from tests.worlds import KINDS, env_world, save_world, tiny_world
 
 ENDS = (2, 3, 3)
 WINDOW = 6
@@ -189,10 +189,11 @@ def play_singles(world: World, count: int, seed: int, actions: np.ndarray, limit
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rows_equal_single_envs_with_consecutive_seeds(
-    dtype: torch.dtype, at_most: Callable[[str, float, float], None]
+    kind: str, dtype: torch.dtype, at_most: Callable[[str, float, float], None]
 ) -> None:
-    world, rows, seed, limit = env_world(dtype=dtype), 3, 40, 8
+    world, rows, seed, limit = env_world(dtype=dtype, **KINDS[kind]), 3, 40, 8
     actions = np.random.default_rng(0).integers(0, 4, (15, rows))
     env = WorldVectorEnv(world, rows, max_episode_steps=limit)
     shown, keys = [env.reset(seed=seed)[0]], [env.get_state().key.numpy()]
@@ -220,8 +221,9 @@ def pool_of_ages(world: World, most: int) -> list[WorldState]:
     return states
 
 
-def test_rows_of_all_ages_in_one_batch_equal_themselves_alone() -> None:
-    world = env_world(dtype=torch.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_all_ages_in_one_batch_equal_themselves_alone(kind: str) -> None:
+    world = env_world(dtype=torch.float64, **KINDS[kind])
     states = pool_of_ages(world, 3 * WINDOW)
     together, transition = world.step(WorldState.stack(states), [2] * len(states))
     env = WorldVectorEnv(world, len(states), autoreset_mode="disabled", max_episode_steps=99)
@@ -239,8 +241,9 @@ def test_rows_of_all_ages_in_one_batch_equal_themselves_alone() -> None:
 # ---- rows do not depend on each other (V3, V4) -----------------------------------------------------------------------
 
 
-def test_a_row_has_the_same_bits_among_any_companions_of_any_ages() -> None:
-    world, width, rng = env_world(), 4, np.random.default_rng(0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_has_the_same_bits_among_any_companions_of_any_ages(kind: str) -> None:
+    world, width, rng = env_world(**KINDS[kind]), 4, np.random.default_rng(0)
     pool = pool_of_ages(world, 3 * WINDOW)
     env = WorldVectorEnv(world, width, autoreset_mode="disabled", max_episode_steps=99)
     for needle in (0, WINDOW - 1):  # a young row, and one whose window is full

@@ -24,7 +24,7 @@ from starflow_world.envs.world_env import WorldEnv
 from starflow_world.errors import ActionError, CheckpointError, ConfigError, DataError, StarflowError, StateError
 from starflow_world.world import Starts
 from starflow_world.world.state import WorldState
-from tests.worlds import TINY, env_world, no_text, save_world, tiny_world
+from tests.worlds import PUBLISHED, env_world, no_text, save_world, tiny_world
 
 SPACES = {
     "Discrete": spaces.Discrete(4),
@@ -81,7 +81,7 @@ def test_stable_baselines_checker_passes_without_a_warning(
 ) -> None:
     monkeypatch.setitem(WorldEnv.metadata, "render_fps", 1000)
     checker = pytest.importorskip("stable_baselines3.common.env_checker")
-    codec = CodecConfig("pca", patch=10, components=12)
+    codec = CodecConfig("pca", patch=5, components=3, merge=2)
     world = env_world(SPACES[kind], size=40, codec=codec, **({} if text else no_text()))
     for mode in (None, "rgb_array", "human"):
         checker.check_env(WorldEnv(world, render_mode=mode), warn=True, skip_render_check=False)
@@ -186,7 +186,7 @@ def test_types_are_gymnasiums_and_info_has_the_documented_keys_only() -> None:
 
 
 def test_info_leaves_out_what_the_world_cannot_know() -> None:
-    lossy = env_world(size=40, codec=CodecConfig("pca", patch=10, components=12), outcome=OutcomeConfig())
+    lossy = env_world(size=40, codec=CodecConfig("pca", patch=5, components=3, merge=2), outcome=OutcomeConfig())
     _, info = WorldEnv(lossy, reward_fn=one).reset(seed=0)
     assert info.keys() == INFO - {"bits_per_dim", "end_probability"}
 
@@ -567,8 +567,12 @@ def test_a_world_state_begins_a_new_episode_or_goes_back_in_the_present_one(env:
     assert (fresh.step(2)[0] == expected[0]).all()
 
 
-def test_a_frame_decoded_anew_is_the_frame_that_was_shown_where_no_past_is_needed() -> None:
-    world = env_world(flow=replace(TINY.flow, denoiser_window=0), dtype=torch.float64)
+ALONE = PUBLISHED | {"flow": replace(PUBLISHED["flow"], denoiser_window=0)}  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("changes", [{}, ALONE], ids=["mixtures", "a denoiser of one frame"])
+def test_a_frame_decoded_anew_is_the_frame_that_was_shown_where_no_past_is_needed(changes: dict[str, object]) -> None:
+    world = env_world(dtype=torch.float64, **changes)
     env = WorldEnv(world, max_episode_steps=99)
     env.reset(seed=0)
     for _ in range(8):

@@ -21,7 +21,7 @@ from starflow_world.evaluation.fidelity import (
 )
 from starflow_world.evaluation.intervals import Share
 from starflow_world.model.actions import space_to_json
-from tests.worlds import TINY, tiny_world
+from tests.worlds import KINDS, tiny_world
 
 
 def episode(length: int = 9, seed: int = 0, still: bool = False, carrying: list[str | None] | None = None) -> Episode:
@@ -46,9 +46,11 @@ def test_a_cell_is_right_within_four_grey_levels_and_wrong_beyond() -> None:
     assert not cells_right(world, far, real)[1, 0]
 
 
-def test_excess_nats_of_the_exact_density_are_zero_frame_by_frame() -> None:
-    """A fresh flow is the identity with unit scale: on a grey picture with sigma 1 it *is* the noise distribution."""
-    world = tiny_world(gain=0.0, noise_level=1.0, flow=replace(TINY.flow, codes=0))
+@pytest.mark.parametrize("kind", KINDS)
+def test_excess_nats_of_the_exact_density_are_zero_frame_by_frame(kind: str) -> None:
+    """A fresh flow is the identity with unit scale, and its components are alike: on a grey picture with sigma 1 it
+    *is* the noise distribution."""
+    world = tiny_world(gain=0.0, noise_level=1.0, **KINDS[kind])
     grey = replace(episode(still=True), frames=np.full((9, 16, 16, 3), 0, np.uint8))
     world.networks.codec.encode = lambda frames, *_, **__: (torch.zeros(*frames.shape[:2], 64, 12), ())  # type: ignore[method-assign]
     found = excess_nats(world, [grey, grey])
@@ -57,9 +59,10 @@ def test_excess_nats_of_the_exact_density_are_zero_frame_by_frame() -> None:
     assert abs(found["excess_nats_first"]) < 1e-2
 
 
-def test_excess_nats_are_the_divergence_of_a_wrong_mean() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_excess_nats_are_the_divergence_of_a_wrong_mean(kind: str) -> None:
     """A unit Gaussian around 0 that should be around 0.1 costs 0.1**2 / 2 nats per dim, on average over the noise."""
-    world = tiny_world(gain=0.0, noise_level=1.0, flow=replace(TINY.flow, codes=0))
+    world = tiny_world(gain=0.0, noise_level=1.0, **KINDS[kind])
     latents = torch.full((8, 9, 64, 12), 0.1)
     world.networks.codec.encode = lambda frames, *_, **__: (latents[: len(frames)], ())  # type: ignore[method-assign]
     found = excess_nats(world, [episode(seed=s) for s in range(8)])
