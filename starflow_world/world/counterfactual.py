@@ -1,7 +1,8 @@
 """Counterfactual replay: recover the noise of observed frames and step the world with it under other actions.
 
-The flow is invertible: for each observed frame there is exactly one noise z from which the world samples this frame
-given its history. `trace` recovers that noise, `replay` steps the world with it under any actions.
+The flow is invertible: for each observed frame there is noise from which the world samples this frame given its history
+(with one normal per channel exactly one; of a mixture keyed luck chooses one of many). `trace` recovers such noise,
+`replay` steps the world with it under any actions.
 
 Shapes: N rows (alternatives), T steps after the first frame, n tokens per frame, c channels.
 """
@@ -24,8 +25,8 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Steps:
-    """T steps of N rows. actions (N, T, 1 + flat); noise, latents (N, T, n, c); frames (N, T, H, W, 3) u8, decoded;
-    reward, end_probability (N, T): predicted, NaN without an outcome head; nats (N, T)."""
+    """T steps of N rows. actions (N, T, 1 + flat); noise (N, T, n, c + g); latents (N, T, n, c); frames (N, T, H, W, 3)
+    u8, decoded; reward, end_probability (N, T): predicted, NaN without an outcome head; nats (N, T)."""
 
     actions: Tensor
     noise: Tensor
