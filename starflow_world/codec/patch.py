@@ -5,6 +5,9 @@ the leading principal components of the distinct patches of a data set, each sca
 Duplicates are dropped so that a rare object weighs as much as a wall; the largest latent is 2, well inside the soft
 clip of the flow's means. The basis is saved in the checkpoint, since the signs of singular vectors depend on the
 machine.
+
+A frame whose sides are no multiples of a token's is padded at the bottom and right with its edge pixels, and cropped
+when it is decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +53,7 @@ class PatchCodec(nn.Module):
     def grid(self) -> tuple[int, int]:
         """Return the number of tokens per column and per row of a frame."""
         scale = self.config.patch * self.config.merge
-        return self.size[0] // scale, self.size[1] // scale
+        return -(-self.size[0] // scale), -(-self.size[1] // scale)
 
     def begin(self, rows: int) -> Streams:
         """Return None for each batch element: this codec has no memory."""
@@ -80,7 +83,8 @@ class PatchCodec(nn.Module):
         patches = patches.round().clamp(0, 255).to(torch.uint8)
         p = self.config.patch
         pixels = patches.unflatten(3, (p, p, 3)).unflatten(2, (h * m, w * m)).transpose(3, 4)
-        return pixels.reshape(*latents.shape[:2], *self.size, 3), streams
+        pixels = pixels.reshape(*latents.shape[:2], h * m * p, w * m * p, 3)
+        return pixels[:, :, : self.size[0], : self.size[1]], streams
 
     def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
         """Return None for each batch element. Raises ValueError if a stream was stored."""
@@ -95,29 +99,34 @@ class PatchCodec(nn.Module):
                 f"frames: expected uint8 (rows, frames, {height}, {width}, 3), found {frames.dtype} "
                 f"{tuple(frames.shape)}; resize the frames to the world's size"
             )
-        cells = frames.unflatten(3, (width // p, p)).unflatten(2, (height // p, p)).transpose(3, 4)
+        rows, columns = (p * self.config.merge * count for count in self.grid)
+        if (rows, columns) != self.size:
+            row, column = (torch.arange(count, device=frames.device) for count in (rows, columns))
+            frames = frames[:, :, row.clamp(max=height - 1)][:, :, :, column.clamp(max=width - 1)]
+        cells = frames.unflatten(3, (columns // p, p)).unflatten(2, (rows // p, p)).transpose(3, 4)
         return cells.flatten(4, 6).flatten(2, 3)
 
     @torch.no_grad()
     def fit(self, frames: Tensor, most: int = 4096) -> None:
-        """Fit the basis (kind pca) to at most `most` distinct patches of frames (N, H, W, 3) u8."""
+        """Fit the basis (kind pca) to at most `most` distinct patches of frames (N, H, W, 3) u8.
+
+        n distinct patches need n - 1 components; components beyond that are zero.
+        """
         if self.config.kind != "pca":
             return
         distinct = torch.unique(self._patches(frames[None]).flatten(0, 2), dim=0)
         if len(distinct) > most:
             distinct = distinct[torch.linspace(0, len(distinct) - 1, most).long()]
-        if len(distinct) <= self.config.components:
-            raise DataError(
-                f"codec: expected more than {self.config.components} distinct patches, found {len(distinct)}; "
-                "give more data or fewer components"
-            )
         patches = distinct.double()
-        mean = patches.mean(0)
+        mean, count = patches.mean(0), min(self.config.components, len(patches) - 1)
+        self.mean.copy_(mean)
+        self.analysis.zero_()
+        self.synthesis.zero_()
+        if not count:
+            return
         _, singular, basis = torch.linalg.svd(patches - mean, full_matrices=False)
-        count = self.config.components
         deviation = (singular[:count] / len(patches) ** 0.5).clamp_min(1e-3)
         largest = ((patches - mean) @ basis[:count].T / deviation).abs().max()
         deviation = deviation * largest / LARGEST_LATENT
-        self.mean.copy_(mean)
-        self.analysis.copy_(basis[:count].T / deviation)
-        self.synthesis.copy_(basis[:count] * deviation[:, None])
+        self.analysis[:, :count] = basis[:count].T / deviation
+        self.synthesis[:count] = basis[:count] * deviation[:, None]

@@ -210,10 +210,9 @@ class WorldConfig:
             raise ConfigError(f"context: expected less than window {self.window}, found {self.context}")
         positive(self, "noise_level")
         between(self, 0, math.inf, "guidance")
-        scale = self.codec.patch * self.codec.merge
-        if self.height % scale or self.width % scale or self.grid[0] * self.grid[1] * self.window > MOST_TOKENS:
-            expected = f"multiples of patch * merge = {scale}, and at most {MOST_TOKENS} tokens in a window"
-            raise ConfigError(f"height, width: expected {expected}, found {self.height} x {self.width}")
+        if (tokens := self.grid[0] * self.grid[1] * self.window) > MOST_TOKENS:
+            expected = f"frames of at most {MOST_TOKENS} tokens in a window"
+            raise ConfigError(f"height, width: expected {expected}, found {tokens} for {self.height} x {self.width}")
         text = (0, 0) if self.text.kind == "none" else (self.text.length, self.text.width)
         sizes = (self.flow.channels, self.flow.text_length, self.flow.text_width)
         if sizes != (self.channels, *text):
@@ -231,6 +230,6 @@ class WorldConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Return the number of tokens per column and per row of a frame, (h, w)."""
+        """Return the number of tokens per column and per row of a frame, (h, w); the last ones may be padded."""
         scale = self.codec.patch * self.codec.merge
-        return self.height // scale, self.width // scale
+        return -(-self.height // scale), -(-self.width // scale)

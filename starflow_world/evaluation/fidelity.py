@@ -41,6 +41,8 @@ def cells_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndar
     """Return a mask (..., rows, columns) of the cells in which imagined and real frames (..., H, W, 3) u8 agree."""
     p = world.config.codec.patch
     error = (imagined.astype(np.float32) - real.astype(np.float32)) ** 2
+    edges = ((0, 0),) * (error.ndim - 3) + ((0, -error.shape[-3] % p), (0, -error.shape[-2] % p), (0, 0))
+    error = np.pad(error, edges, mode="edge")
     height, width = error.shape[-3] // p, error.shape[-2] // p
     cells = error.reshape(*error.shape[:-3], height, p, width, p, 3).mean(axis=(-4, -2, -1))
     return np.sqrt(cells) <= RIGHT

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from starflow_world.codec import Codec
@@ -54,12 +55,12 @@ def novelty(latents: Tensor, known: Tensor, side: int, sigma: float) -> Tensor:
     return far.amax(-1).square() / (2 * sigma**2)
 
 
-def residual(codec: Codec, frames: Tensor, latents: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return the root mean square error (T, n), in grey levels, of decoded latents against frames (T, H, W, 3) u8."""
+def residual(codec: Codec, frames: Tensor, latents: Tensor, side: int) -> Tensor:
+    """Return the root mean square error (T, n), in grey levels, of decoded latents against frames (T, H, W, 3) u8; each
+    token has side x side pixels, fewer at the bottom and right of a frame that is padded."""
     back = codec.decode(latents[None])[0][0].to(frames.device)
     wrong = (back.float() - frames.float()).square().mean(-1)
-    (h, w), (height, width) = grid, wrong.shape[1:]
-    return wrong.unflatten(2, (w, width // w)).unflatten(1, (h, height // h)).mean((2, 4)).sqrt().flatten(1)
+    return F.avg_pool2d(wrong, side, ceil_mode=True).sqrt().flatten(1)
 
 
 def complexity(frames: np.ndarray) -> np.ndarray:

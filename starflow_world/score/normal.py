@@ -95,7 +95,8 @@ def frame_statistics(
     codec, (h, w) = world.networks.codec, world.config.grid
     latents, shown = torch.from_numpy(evidence.latents), torch.from_numpy(frames)
     strange = novelty(latents, known, world.config.codec.merge, world.config.noise_level)
-    lost = residual(codec, shown, latents.to(world.dynamics.device), (h, w))
+    side = world.config.codec.patch * world.config.codec.merge
+    lost = residual(codec, shown, latents.to(world.dynamics.device), side)
     surprise, peak = evidence.surprise.sum(1), np.sort(evidence.surprise, axis=1)[:, -WORST:].sum(1)
     statistics = (
         surprise, peak, evidence.against.sum(1), strange.amax(1).double().numpy(), lost.amax(1).double().numpy(),

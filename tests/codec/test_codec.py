@@ -112,10 +112,39 @@ def test_more_components_keep_more():
     assert errors[-1] < 1.0
 
 
-def test_too_few_patches_for_a_basis_are_refused():
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_distinct_patches_than_components_are_kept_exactly_and_the_rest_is_zero(count):
     codec = PatchCodec(CodecConfig("pca", patch=4, components=8), (8, 8))
-    with pytest.raises(DataError, match="expected more than 8 distinct patches, found 2"):
-        codec.fit(drawn_from(pictures(2, 4, 4), 50, 8, 8))
+    frames = drawn_from(pictures(count, 4, 4), 50, 8, 8)
+    codec.fit(frames)
+    latents, _ = codec.encode(frames[None])
+    assert torch.equal(codec.decode(latents)[0], frames[None])
+    noisy = latents + torch.randn(latents.shape) * (torch.arange(8) >= count - 1)
+    assert torch.equal(codec.decode(noisy)[0][0], frames)
+    assert not latents[..., count - 1 :].any()
+
+
+@pytest.mark.parametrize(("kind", "size", "patch", "merge", "grid"), [
+    ("pca", (56, 56), 8, 2, (4, 4)), ("patch", (10, 10), 1, 2, (5, 5)), ("patch", (7, 10), 2, 2, (2, 3)),
+    ("pca", (5, 64), 4, 1, (2, 16)), ("patch", (1, 1), 4, 2, (1, 1)),
+])
+def test_frames_of_any_size_are_padded_with_their_edges_and_cropped(kind, size, patch, merge, grid):
+    codec = PatchCodec(CodecConfig(kind, patch=patch, components=9, merge=merge), size)
+    frames = pictures(3, 2, 4, 4)[:, :, torch.arange(size[0]) % 4][:, :, :, torch.arange(size[1]) % 4]
+    codec.fit(frames.flatten(0, 1))
+    latents, _ = codec.encode(frames)
+    assert codec.grid == grid
+    assert latents.shape[:3] == (3, 2, grid[0] * grid[1])
+    back, _ = codec.decode(latents)
+    assert back.shape == frames.shape
+    assert kind == "pca" or torch.equal(back, frames)
+    whole = PatchCodec(codec.config, tuple(patch * merge * side for side in grid))
+    whole.load_state_dict(codec.state_dict())
+    padded = whole.decode(latents)[0]
+    assert torch.equal(padded[:, :, : size[0], : size[1]], back)
+    if kind == "patch":
+        assert (padded[:, :, size[0] :] == padded[:, :, size[0] - 1 : size[0]]).all()
+        assert (padded[:, :, :, size[1] :] == padded[:, :, :, size[1] - 1 : size[1]]).all()
 
 
 def test_the_basis_is_saved_with_the_weights(tmp_path):

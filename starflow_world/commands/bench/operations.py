@@ -101,7 +101,7 @@ class Operations:
     def codec(self) -> float:
         """Return the operations of decoding a frame; encoding takes as many."""
         codec = self.config.codec
-        patches = self.config.height * self.config.width // codec.patch**2
+        patches = self.tokens * codec.merge**2
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
 
     @property
