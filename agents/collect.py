@@ -32,7 +32,7 @@ from starflow_world.io.files import claim, recorded, remove_leftovers
 from starflow_world.world import World, find_world
 
 COLLECTION = "collection.json"
-PACKAGES = ("gymnasium", "minigrid", "numpy", "h5py", "opencv-python-headless")
+PACKAGES = ("gymnasium", "minigrid", "MinAtar", "numpy", "h5py", "opencv-python-headless")
 NO_END_STEPS = 64
 MOST_STEPS = 10_000
 """Steps after which an episode in an env without a time limit raises an error."""
@@ -42,12 +42,13 @@ REWARD_STEPS = 256
 
 def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | None = None, seed: int,
             env_kwargs: dict[str, Any] | None = None, wrappers: Sequence[Any] = (), max_steps: int | None = None,
-            reward: str = "auto", frame_size: int | tuple[int, int] = 64, ends: bool = True, hold: int = 1,
-            progress: bool = True, actors: int = 0, time_limit: float = 300.0, address: str | None = None) -> Path:
+            reward: str = "auto", frame_size: int | tuple[int, ...] = 64, view: str = "render", ends: bool = True,
+            hold: int = 1, progress: bool = True, actors: int = 0, time_limit: float = 300.0,
+            address: str | None = None) -> Path:
     """Play `episodes` episodes of a Gymnasium env into `out`, and return that folder.
 
-    policy None: the default of the env (`default_policy`). env_kwargs, wrappers, max_steps, frame_size: see
-    `Environment`. reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is;
+    policy None: the default of the env (`default_policy`). env_kwargs, wrappers, max_steps, frame_size, view:
+    see `Environment`. reward "event" stores 1 where the env's reward is positive and else 0, "raw" stores it as it is;
     "auto" is the kind that `out` has already, else "event" for MiniGrid and where only 0 and one positive value are
     seen, else "raw". With ends=False actions that would terminate are resampled and each episode runs to its time limit
     (default 64 steps). Every action is repeated `hold` times; ends=False requires hold=1. actors: number of Ray actors
@@ -62,7 +63,7 @@ def collect(env_id: str, out: Path | str, *, episodes: int, policy: Policy | Non
     out, max_steps = Path(out), NO_END_STEPS if max_steps is None and not ends else max_steps
     kind = _recipe(recorded(out / COLLECTION)).get("reward", reward) if reward == "auto" else reward
     source = Environment(env_id, env_kwargs or {}, tuple(wrappers), frame_size, max_steps,
-                         "raw" if kind == "auto" else kind)
+                         "raw" if kind == "auto" else kind, view)
     env = source.make()
     try:
         check_env(env, source.size)
@@ -264,7 +265,7 @@ def stored_rewards(rewards: np.ndarray, kind: str) -> np.ndarray:
 
 
 def play(env: gymnasium.Env, policy: Policy, *, seed: int, index: int, reward: str = "event",
-         frame_size: int | tuple[int, int] = 64, options: dict[str, Any] | None = None) -> Episode:
+         frame_size: int | tuple[int, ...] = 64, options: dict[str, Any] | None = None) -> Episode:
     """Play one episode to its end. The same env, policy settings, seed, index and reset options give the same episode.
 
     Raises DataError for invalid frames or a changing frame size, and for an episode of more than 10,000 steps in an env

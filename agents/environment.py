@@ -3,8 +3,10 @@
 import difflib
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from io import StringIO
 from typing import Any
 
@@ -21,7 +23,11 @@ WRAPPERS = (  # allowed gymnasium.wrappers: arguments in JSON, no statistics acr
     "MaxAndSkipObservation", "RepeatAction", "RescaleAction", "RescaleObservation", "ReshapeObservation",
     "ResizeObservation", "StickyAction", "TimeAwareObservation", "TimeLimit",
 )
-REWARDS = ("event", "raw")
+OWN_VIEW = "minigrid.wrappers.RGBImgPartialObsWrapper"
+"""Wrapper that draws what the agent of a MiniGrid sees; argument tile_size, the pixels of a cell."""
+REWARDS, VIEWS = ("event", "raw"), ("render", "observation")
+PACKAGES_OF_IDS = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MinAtar/": "minatar"}
+"""Packages of the extra `envs` that register environments, by the beginnings of their ids."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +37,17 @@ class Environment:
     env: its id, or `module:Id` for an id that importing `module` registers. env_kwargs: arguments of `gymnasium.make`.
     wrappers: applied in this order, each a dotted name (`gymnasium.wrappers.ClipAction`) or a pair of name and
     arguments. frame_size: side of square frames in pixels, or (height, width). max_steps: time limit of an episode;
-    None: the environment's own. reward: "raw", or "event" for 1 where a reward is positive and else 0.
+    None: the environment's own. reward: "raw", or "event" for 1 where a reward is positive and else 0. view: "render",
+    frames are what `render()` returns, or "observation", the image that is the observation or in it.
     """
 
     env: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     wrappers: tuple[Any, ...] = ()
-    frame_size: int | tuple[int, int] = 64
+    frame_size: int | tuple[int, ...] = 64
     max_steps: int | None = None
     reward: str = "event"
+    view: str = "render"
 
     def __post_init__(self) -> None:
         height, width = height_width(self.frame_size)
@@ -52,6 +60,8 @@ class Environment:
                               f"found {self.max_steps!r}")
         if self.reward not in REWARDS:
             raise ConfigError(f"reward: expected one of {', '.join(REWARDS)}, found {self.reward!r}")
+        if self.view not in VIEWS:
+            raise ConfigError(f"view: expected one of {', '.join(VIEWS)}, found {self.view!r:.80}")
         try:
             json.dumps([self.env_kwargs, self.wrappers])
             dict(**self.env_kwargs)
@@ -65,21 +75,25 @@ class Environment:
         return height_width(self.frame_size)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON; wrappers only if there are any, as in records of older versions."""
+        """Return the fields for JSON; wrappers and view only if they are not the default, as in older records."""
+        left_out = {key for key, default in (("wrappers", ()), ("view", "render")) if getattr(self, key) == default}
         values = dict(json.loads(json.dumps(asdict(self))))
-        return values if self.wrappers else {key: value for key, value in values.items() if key != "wrappers"}
+        return {key: value for key, value in values.items() if key not in left_out}
 
     def make(self) -> gymnasium.Env:
-        """Make the environment, rendering RGB frames. Raises ConfigError with a one-line message.
+        """Make the environment; its `render` returns the frames of `view`. Raises ConfigError with a one-line message.
 
         A MiniGrid is drawn without highlight, in tiles that fill the frame.
         """
-        kwargs = {**self.env_kwargs, "render_mode": "rgb_array", "disable_env_checker": True}
-        if self.env.startswith(("MiniGrid-", "BabyAI-")):
-            with suppress(ImportError):
-                import minigrid  # noqa: F401  (registers its environments)
-            if self.max_steps is not None:
-                kwargs.setdefault("max_steps", self.max_steps)
+        kwargs = {**self.env_kwargs, "disable_env_checker": True}
+        if self.view == "render":
+            kwargs["render_mode"] = "rgb_array"
+        package = next((package for begin, package in PACKAGES_OF_IDS.items() if self.env.startswith(begin)), "")
+        if package and not _register(package):
+            raise ConfigError(f"env: expected the package {package} for {self.env:.80}, found none; "
+                              "pip install 'starflow-world[envs]'")
+        if package == "minigrid" and self.max_steps is not None:
+            kwargs.setdefault("max_steps", self.max_steps)
         try:
             env = gymnasium.make(self.env, max_episode_steps=None if self.max_steps is None else -1, **kwargs)
         except Exception as error:  # an environment is foreign code
@@ -89,6 +103,10 @@ class Environment:
             env = _wrapped(env, wrapper)
         if self.max_steps is not None:
             env = gymnasium.wrappers.TimeLimit(env, self.max_steps)
+        if package == "minatar":
+            env = _Fresh(env)
+        if self.view == "observation":
+            return _Observed(env, self)
         if is_minigrid(env):
             world: Any = env.unwrapped
             rows, columns = self.size
@@ -97,9 +115,46 @@ class Environment:
         return env
 
 
+class _Fresh(gymnasium.Wrapper):
+    """MinAtar game that forgets the last action of the episode before, which the first step may repeat."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        world: Any = self.env.unwrapped
+        world.game.last_action = 0
+        return self.env.reset(**kwargs)
+
+
+class _Observed(gymnasium.Wrapper):
+    """Environment whose `render` returns the image of the last observation."""
+
+    render_mode = "rgb_array"
+
+    def __init__(self, env: gymnasium.Env, source: Environment) -> None:
+        super().__init__(env)
+        named = [wrapper if isinstance(wrapper, str) else wrapper[0] for wrapper in source.wrappers]
+        if is_minigrid(env) and OWN_VIEW not in named:
+            raise ConfigError(f"view: expected an observation that is an image, found the symbols of {source.env}; add "
+                              f"the wrapper {OWN_VIEW} (--wrappers)")
+        self._seen: Any = None
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._seen, info = self.env.reset(**kwargs)
+        return self._seen, info
+
+    def step(self, action: Any) -> Any:
+        self._seen, *rest = self.env.step(action)
+        return self._seen, *rest
+
+    def render(self) -> Any:
+        if isinstance(self._seen, Mapping):
+            return next((value for value in self._seen.values() if getattr(value, "ndim", 0) == 3), None)
+        return self._seen
+
+
 def height_width(frame_size: Any) -> tuple[int, int]:
     """Return (height, width) of frames given the side of a square or both. Raises ConfigError."""
-    sides = tuple(frame_size) if isinstance(frame_size, list | tuple) else (frame_size, frame_size)
+    sides = tuple(frame_size) if isinstance(frame_size, list | tuple) else (frame_size,)
+    sides = sides * 2 if len(sides) == 1 else sides
     if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
         raise ConfigError(f"frame_size: expected pixels >= 1, or a height and a width, found {frame_size!r}")
     return sides
@@ -110,7 +165,12 @@ def check_env(env: Any, size: tuple[int, int]) -> None:
     check_single(env)
     with redirect_stdout(StringIO()):  # BabyAI prints its rejected samples
         env.reset(seed=0)
-    shown(env.render(), size)
+    try:
+        frame = env.render()
+    except Exception as error:
+        raise ConfigError(f"env: expected one that renders RGB frames, found {type(error).__name__} from render() of "
+                          f"{env} ({_in_one_line(error)}); choose another, or --view observation") from error
+    shown(frame, size)
 
 
 def check_single(env: Any) -> str:
@@ -124,7 +184,7 @@ def check_single(env: Any) -> str:
 
 
 def make_env(env_id: str, *, env_kwargs: dict[str, Any] | None = None, max_steps: int | None = None,
-             frame_size: int | tuple[int, int] = 64) -> gymnasium.Env:
+             frame_size: int | tuple[int, ...] = 64) -> gymnasium.Env:
     """Make an environment by its id, as `Environment.make` does."""
     return Environment(env_id, env_kwargs or {}, frame_size=frame_size, max_steps=max_steps).make()
 
@@ -148,13 +208,15 @@ def source_environment(world: World, env: str | None = None) -> Environment:
 def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
     """Apply a wrapper given as a dotted name, or as a pair of dotted name and arguments."""
     name, kwargs = (wrapper, {}) if isinstance(wrapper, str) else wrapper if len(wrapper) == 2 else (None, {})
-    known = {f"gymnasium.wrappers.{short}": short for short in WRAPPERS}
+    known = {OWN_VIEW, *(f"gymnasium.wrappers.{short}" for short in WRAPPERS)}
     if name not in known or not isinstance(kwargs, dict):
         near = difflib.get_close_matches(str(name), known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are gymnasium.wrappers.({', '.join(WRAPPERS)})"
+        all_known = f"known are gymnasium.wrappers.({', '.join(WRAPPERS)}) and {OWN_VIEW}"
+        hint = f"did you mean {near[0]}?" if near else all_known
         raise ConfigError(f"wrappers: expected a name, or a pair of name and arguments, found {wrapper!r:.120}; {hint}")
     try:
-        return getattr(gymnasium.wrappers, known[name])(env, **kwargs)
+        module, _, short = str(name).rpartition(".")
+        return getattr(import_module(module), short)(env, **kwargs)
     except Exception as error:
         raise ConfigError(f"wrappers: expected arguments of {name}, found {kwargs!r:.120} ({_in_one_line(error)})"
                           ) from error
@@ -163,12 +225,25 @@ def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
 def _hint(env_id: str) -> str:
     """Return a hint: the registered environment with the nearest id, or how to name one's own."""
     module, name = env_id.rpartition(":")[::2]
+    for package in set(PACKAGES_OF_IDS.values()):
+        _register(package)
     near = difflib.get_close_matches(name, gymnasium.registry, 1)
     if name in gymnasium.registry:
         return "check env_kwargs and the packages that it needs"
     if near and (not module or module in sys.modules):
         return f"did you mean {near[0]!r}?"
     return "name your own as module:Id, with the module's folder on PYTHONPATH"
+
+
+def _register(package: str) -> bool:
+    """Register the environments of a package of PACKAGES_OF_IDS; return whether it is installed."""
+    with suppress(ModuleNotFoundError):
+        if package == "minigrid":
+            import minigrid  # noqa: F401  (registers its environments)
+        elif not any(name.startswith("MinAtar/") for name in gymnasium.registry):
+            import_module("minatar.gym").register_envs()
+        return True
+    return False
 
 
 def _in_one_line(error: Exception) -> str:

@@ -28,8 +28,10 @@ class Collect:
     """Seed; every episode follows from it and its index."""
     max_steps: int = 0
     """Time limit in steps; 0: the environment's own."""
-    frame_size: int = 64
-    """Height and width of the frames, in pixels."""
+    frame_size: tuple[int, ...] = (64,)
+    """Height and width of the frames in pixels, or one number for both."""
+    view: str = "render"
+    """What is recorded: the frames of render(), or observation: the image in the observation."""
     reward: str = "auto"
     """Stored reward: event (1 where it is positive, else 0), raw, or auto: event for MiniGrid and where there is one
     positive value, else raw."""
@@ -52,6 +54,6 @@ class Collect:
         policy = None if self.policy == "auto" else make_policy(self.policy)
         collect(self.env, self.out, episodes=self.episodes, policy=policy, seed=self.seed, env_kwargs=self.env_kwargs,
                 wrappers=read_wrappers(self.wrappers), max_steps=self.max_steps or None, frame_size=self.frame_size,
-                reward=self.reward, ends=not self.no_end, hold=self.hold, actors=self.actors,
+                view=self.view, reward=self.reward, ends=not self.no_end, hold=self.hold, actors=self.actors,
                 time_limit=self.time_limit, address=self.address or None)
         print(self.out)

@@ -15,6 +15,7 @@ REGISTRY = ConstructorRegistry()
 
 EXTRAS = {  # package: the extra that installs it, and what it is for
     "minigrid": ("envs", "BabyAI and MiniGrid environments"),
+    "minatar": ("envs", "MinAtar's games"),
     "pygame": ("envs", "classic-control rendering, and the keyboard"),
     "stable_baselines3": ("sb3", "train-agent"),
     "ray": ("ray", "--actors and RayVectorEnv"),
