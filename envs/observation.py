@@ -8,8 +8,8 @@ import numpy as np
 from starflow_world.errors import DataError
 
 
-def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return a rendered or observed frame as a new array (H, W, 3) u8, scaled to (height, width).
+def shown(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a rendered or observed frame as a new array (H, W, 3) u8, scaled to (height, width); None: not scaled.
 
     Accepts grey (H, W) or (H, W, 1), RGB, and RGBA, whose alpha is dropped; channels may come first. Integers range
     from 0 to 255, floats and bools from 0 to 1. Raises DataError.
@@ -23,7 +23,7 @@ def shown(frame: Any, size: tuple[int, int]) -> np.ndarray:
             found += f" from {np.min(frame):g} to {np.max(frame):g}"
         raise DataError("frame: expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), integers from 0 to 255 or floats "
                         f"from 0 to 1, found {found}; choose an env with render_mode='rgb_array'")
-    if pixels.shape[:2] == size:
+    if size is None or pixels.shape[:2] == size:
         return pixels.copy()  # environments may draw all frames into one buffer
     return np.asarray(cv2.resize(np.ascontiguousarray(pixels), size[::-1], interpolation=cv2.INTER_AREA))
 

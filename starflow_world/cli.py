@@ -17,8 +17,8 @@ from starflow_world.commands.flags import REGISTRY, missing_extra
 from starflow_world.errors import StarflowError
 
 VERBS = {  # where the settings of each verb are
-    "demo": "demo.Demo", "doctor": "doctor.Doctor", "info": "info.Info", "collect": "collect.Collect",
-    "rollout": "rollout.Rollout", "train": "train.TrainWorld", "make": "make.MakeWorld",
+    "demo": "demo.Demo", "doctor": "doctor.Doctor", "info": "info.Info", "new": "new.New",
+    "collect": "collect.Collect", "rollout": "rollout.Rollout", "train": "train.TrainWorld",
     "evaluate": "evaluate.Evaluate", "check": "check.CheckWorld", "bench": "bench.Bench",
     "planner": "planner.RunPlanner", "whatif": "whatif.WhatIf",
     "train-agent": "train_agent.TrainAgent", "rank": "rank.RankPolicies", "calibrate": "calibrate.Calibrate",

@@ -61,7 +61,7 @@ class PatchCodec(nn.Module):
 
     def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
         """Encode frames (B, T, H, W, 3) u8 as latents (B, T, n, c) float; return the streams unchanged."""
-        patches = self._patches(frames)
+        patches = self.patches(frames)
         if self.config.kind == "patch":
             sites = patches.float() / 127.5 - 1
         else:
@@ -92,7 +92,8 @@ class PatchCodec(nn.Module):
             raise ValueError(f"the memory of a codec, {seen!r:.80}, in a world whose codec has none")
         return self.begin(len(steps))
 
-    def _patches(self, frames: Tensor) -> Tensor:
+    def patches(self, frames: Tensor) -> Tensor:
+        """Return the patches (B, T, N, 3 p^2) u8 of frames (B, T, H, W, 3) u8, row by row."""
         p, (height, width) = self.config.patch, self.size
         if frames.dtype != torch.uint8 or frames.ndim != 5 or tuple(frames.shape[2:]) != (height, width, 3):
             raise DataError(
@@ -106,6 +107,12 @@ class PatchCodec(nn.Module):
         cells = frames.unflatten(3, (columns // p, p)).unflatten(2, (rows // p, p)).transpose(3, 4)
         return cells.flatten(4, 6).flatten(2, 3)
 
+    def distinct(self, frames: Tensor) -> Tensor:
+        """Return the distinct patches (N, 3 p^2) u8 of frames (N, H, W, 3) u8 in lexicographic order."""
+        patches, size = self.patches(frames[None]).cpu().numpy().tobytes(), 3 * self.config.patch**2
+        found = sorted({patches[begin : begin + size] for begin in range(0, len(patches), size)})
+        return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.uint8).view(-1, size).to(frames.device)
+
     @torch.no_grad()
     def fit(self, frames: Tensor, most: int = 4096) -> None:
         """Fit the basis (kind pca) to at most `most` distinct patches of frames (N, H, W, 3) u8.
@@ -114,7 +121,7 @@ class PatchCodec(nn.Module):
         """
         if self.config.kind != "pca":
             return
-        distinct = torch.unique(self._patches(frames[None]).flatten(0, 2), dim=0)
+        distinct = self.distinct(frames)
         if len(distinct) > most:
             distinct = distinct[torch.linspace(0, len(distinct) - 1, most).long()]
         patches = distinct.double()

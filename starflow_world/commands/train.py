@@ -27,6 +27,9 @@ class TrainWorld:
     """Go on with an interrupted run in `out`."""
     init: Path | None = None
     """Checkpoint folder or name of a shipped world to start from; or a folder that convert wrote."""
+    minutes: float = 0.0
+    """Time that the whole training of a world may take on this machine: sets the number of steps from the time of some
+    real ones. 0: as the recipe says. A resumed run keeps its steps."""
     cache: Path | None = None
     """Folder for uncompressed copies of the episodes; none: .cache in their own folders."""
 
@@ -37,7 +40,8 @@ class TrainWorld:
         from starflow_world.training import train
         from starflow_world.training.distributed import torchrun_processes
 
-        recipe, command = load_recipe(self.config, self.overrides), f"starflow-world train {' '.join(sys.argv[2:])}"
+        overrides = (*self.overrides, f"train.minutes={self.minutes}") if self.minutes else self.overrides
+        recipe, command = load_recipe(self.config, overrides), f"starflow-world train {' '.join(sys.argv[2:])}"
         with torchrun_processes(environment()) as processes:
             train(recipe, self.data, self.out, valid=self.valid, resume=self.resume, init=self.init, command=command,
                   processes=processes, cache=self.cache)

@@ -20,6 +20,8 @@ class TrainConfig:
     """Training settings of a world; a batch has `frames` frames in windows of `lengths`, and `starts` first frames."""
 
     steps: int = 1000
+    minutes: float = 0.0
+    """Time of the whole training, from which `steps` is set when a run begins; 0: `steps` counts."""
     frames: int = 256
     parts: tuple[str, ...] = ()
     """Dotted names of the modules or parameters that are trained, such as flow.shallow; empty: all."""
@@ -53,7 +55,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of(self, "precision", ("auto", "bf16", "f32"))
         between(self, 1, math.inf, "steps", "frames", "valid_every")
-        between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes")
+        between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes", "minutes")
         between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
         between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
         positive(self, "learning_rate")
@@ -180,9 +182,12 @@ Recipe = RecipeConfig | VideoRecipe
 def load_recipe(path: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read the recipe of a world (key `world`) or of a video model (key `video`), such as configs/*.yaml.
 
-    `overrides` are `section.key=value` strings such as `train.steps=100`. Raises ConfigError.
+    `overrides` are `section.key=value` strings such as `train.steps=100`, which replaces `train.minutes` too. Raises
+    ConfigError.
     """
-    values = read_yaml(path)
+    values, keys = read_yaml(path), {override.partition("=")[0] for override in overrides}
+    if "train.steps" in keys and "train.minutes" not in keys and isinstance(values.get("train"), dict):
+        values["train"].pop("minutes", None)
     for override in overrides:
         _override(values, override)
     return _video_recipe(values) if "video" in values else _world_recipe(values)

@@ -5,6 +5,8 @@ run. A step with a loss or gradient that is not finite is skipped and counted; t
 training (distributed.py) each process holds a share of every batch and a shard of the weights.
 """
 
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,12 +33,15 @@ from starflow_world.training.state import STATE
 
 DENOISER_EVERY = 4
 MOST_STARTS = 1000
+TIMED_STEPS, FOR_STEPS = 16, 0.95
+"""Steps that are timed for `train.minutes`, and the share of the time for steps; saves and validation take the rest."""
 
 
 class WorldTrainer(Trainer[RecipeConfig]):
     """Trainer of a world; `card` is written to its card.json."""
 
-    may_change = ("train.steps", "train.save_minutes", "train.valid_every", "train.checkpointing", "world.action_space")
+    may_change = ("train.steps", "train.minutes", "train.save_minutes", "train.valid_every", "train.checkpointing",
+                  "world.action_space")
 
     def __init__(
         self, world: WorldConfig, config: TrainConfig, windows: Windows, *, init: Path | str | None = None,
@@ -170,6 +175,9 @@ def train_world(
     if processes.main:
         print_facts(recipe.world, facts)
     card = {"data": data.name, "episodes": len(dataset), **origin(data), "seed": recipe.train.seed, "command": command}
+    if recipe.train.minutes:
+        steps = begun.train.steps if begun else steps_in_time(recipe, windows, processes)
+        recipe = replace(recipe, train=replace(recipe.train, steps=steps))
     trainer = WorldTrainer(
         recipe.world, recipe.train, windows, init=None if resume else init, processes=processes, card=card
     )
@@ -190,6 +198,22 @@ def train_world(
     if processes.main:
         write_curves(out / METRICS, out / "curves.png")
     return out
+
+
+def steps_in_time(recipe: RecipeConfig, windows: Windows, processes: Processes = ALONE) -> int:
+    """Return the number of steps that `train.minutes` allow on this machine, and print it. They are timed, after some
+    for warm-up, with a trainer that is thrown away."""
+    trainer = WorldTrainer(recipe.world, recipe.train, windows, processes=processes)
+    for _ in range(DENOISER_EVERY):
+        trainer.advance()
+    begun = time.monotonic()
+    for _ in range(TIMED_STEPS):
+        trainer.advance()
+    each = processes.means({"seconds": (time.monotonic() - begun) / TIMED_STEPS})["seconds"]
+    steps = max(1, int(60 * recipe.train.minutes * FOR_STEPS / each))
+    if processes.main:
+        print(f"train: {steps} steps of {each:.3g} seconds in {recipe.train.minutes:g} minutes", file=sys.stderr)
+    return steps
 
 
 def _held_out(
