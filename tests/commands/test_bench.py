@@ -115,7 +115,7 @@ def test_the_published_way_needs_fewer_rounds_than_tokens_and_at_least_two() -> 
 
 
 def test_errors_are_measured_for_every_decoder() -> None:
-    world = env_world()
+    world = env_world(**PUBLISHED)
     found = decoding_errors(world, DecodeConfig(tolerance=0.03), of_one_age(world, 2), random_actions(world, 2, 2))
     assert found["sequential"][0] < 1e-5
     assert found["own"][0] < min(found["jacobi"][0], found["own, loose"][0])

@@ -40,16 +40,16 @@ class Operations:
 
     def deep(self, tokens: float, past: float) -> float:
         """Return the operations of a pass of the deep block over `tokens` new tokens after `past` keys."""
-        flow = self.config.flow
-        ends = 2 * (flow.channels + self._described()) * flow.deep_width
+        flow, g = self.config.flow, self.config.flow.sites**2
+        out = 4 * flow.channels if flow.components == 1 else 2 * g * flow.head_inner
         layers = self.layers(flow.deep_layers, flow.deep_width, tokens, self.keys(past, tokens))
-        return tokens * (ends + self.head()) + layers
+        return tokens * (self._read() + out * flow.deep_width) + layers
 
     def kept(self, tokens: float, past: float) -> float:
         """Return the operations of a pass that only fills the cache; its last layer stops at keys and values."""
         flow, width = self.config.flow, self.config.flow.deep_width
         before = self.layers(flow.deep_layers - 1, width, tokens, self.keys(past, tokens))
-        return tokens * (2 * (flow.channels + self._described()) * width + 6 * width**2) + before
+        return tokens * (self._read() + 6 * width**2) + before
 
     def shallow(self) -> float:
         """Return the operations of a pass of one shallow block over a frame."""
@@ -62,19 +62,20 @@ class Operations:
         flat = 1 + spaces.flatdim(space_from_json(self.config.action_space))
         return 2.0 * flat * self.config.flow.deep_width
 
-    def head(self) -> float:
-        """Return the operations of the deep block's density per token."""
-        flow, g, per_site = self.config.flow, self.config.flow.sites**2, self._per_site
-        if flow.components == 1:
-            return 4.0 * flow.channels * flow.deep_width
-        inner, m = flow.head_inner, flow.components
-        within = inner * (per_site + m) * g * (g - 1) / 2
-        return 2.0 * (flow.deep_width * g * inner + within + g * inner * (inner + m + 2 * per_site))
+    def drawn(self) -> float:
+        """Return the operations of drawing a token from its mixture, site after site; 0 with one normal."""
+        g = self.config.flow.sites**2
+        return self._sites((g - 1) / 2) + self._posterior() * (g - 1) / g
+
+    def judged(self) -> float:
+        """Return the operations of the log-probability of a given token under its mixture; 0 with one normal."""
+        g = self.config.flow.sites**2
+        return self._sites((g if self.dense else (g - 1) / 2) if g > 1 else 0) + self._posterior() * (g > 1)
 
     def features(self) -> float:
         """Return the operations of the features of the last frame; 0 without."""
         flow, width = self.config.flow, self.config.flow.features_width
-        told = 2.0 * self.sites * width * flow.deep_width
+        told = 2.0 * self.sites * width * flow.deep_width + self.tokens * self._posterior()
         return self._net(width, flow.features_layers, flow.deep_width) + told if width else 0.0
 
     def outcome(self) -> float:
@@ -83,7 +84,7 @@ class Operations:
         if not width:
             return 0.0
         conditioned = 2 * self.sites * flow.deep_width * width
-        read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1)
+        read = 2 * self.sites * width**2 + 2 * width * (head.bins + 1) + self.tokens * self._posterior()
         return conditioned + self._net(width, head.layers, flow.text_width) + read
 
     def denoiser(self) -> float:
@@ -113,6 +114,22 @@ class Operations:
         flow = self.config.flow
         return flow.components * flow.sites**2 if flow.components > 1 else 0
 
+    def _posterior(self) -> float:
+        """Return the operations of the codebook's posteriors per token."""
+        return 4.0 * self._per_site * self._described()
+
+    def _read(self) -> float:
+        """Return the operations of reading an input token of the deep block."""
+        return 2.0 * (self.config.flow.channels + self._described()) * self.config.flow.deep_width + self._posterior()
+
+    def _sites(self, before: float) -> float:
+        """Return the operations of a mixture's sites per token; each reads `before` sites of the token on average."""
+        flow, g = self.config.flow, self.config.flow.sites**2
+        if flow.components == 1:
+            return 0.0
+        read = before * (self._per_site + flow.components)
+        return 2.0 * g * flow.head_inner * (read + flow.head_inner + flow.components + 2 * self._per_site)
+
     def _net(self, width: int, layers: int, condition: int) -> float:
         per_site = self._per_site + self._described() // self.config.flow.sites**2
         looks = per_site * width + width**2 + layers * 10 * width**2  # 3 x 3, then 1 x 1
@@ -122,11 +139,14 @@ class Operations:
         """Return the operations, by part, of an env step of a row with `length` frames: `deep` passes over a chunk
         each, `shallow` passes over a frame each, everything else once."""
         chunk = self.config.decode.chunk or self.tokens
-        past = self.config.flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
+        flow = self.config.flow
+        past = flow.text_length + length * self.tokens + (self.tokens - chunk) / 2
+        judged = 1 if flow.shallow_blocks or flow.denoiser_layers else 2  # the nats, and the step that cleans the frame
         return {
-            "deep sweeps": deep * self.deep(chunk, past),
+            "deep sweeps": deep * (self.deep(chunk, past) + chunk * self.drawn()),
             "shallow sweeps": shallow * self.shallow(), "features": self.features() + self.action(),
-            "heads": self.outcome(), "denoiser": self.denoiser(), "decode": self.codec(),
+            "heads": self.outcome() + judged * self.tokens * self.judged(), "denoiser": self.denoiser(),
+            "decode": self.codec(),
         }
 
     def slide(self) -> float:
@@ -141,4 +161,4 @@ class Operations:
         total = frames * (self.action() + flow.shallow_blocks * self.shallow()) + (frames - 1) * self.features()
         prefix = 2.0 * text * flow.text_width * flow.deep_width
         prefix += self.layers(flow.deep_layers, flow.deep_width, text, self.keys(video if self.dense else 0, text))
-        return total + prefix + self.deep(video, text)
+        return total + prefix + self.deep(video, text) + video * self.judged()
