@@ -24,10 +24,11 @@ from starflow_world.evaluation.ablations import collapsed
 from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, spots
 from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
 from starflow_world.evaluation.intervals import Share
+from starflow_world.evaluation.returns import return_figures
 from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
 from starflow_world.world import World
 
-TEXT_SAMPLES = 200
+TEXT_SAMPLES, RETURNS = 200, 40
 BEGINS = (0, 8, 16)
 
 
@@ -48,6 +49,7 @@ def measure_world(
         figures |= open_loop(world, episodes, horizons, BEGINS, needs_memory=rule)
     if ending is not None and world.networks.outcome is not None:
         figures |= outcomes(world, ending)
+    figures |= return_figures(world, episodes[:RETURNS])
     if babyai:
         figures |= _babyai(world, episodes, out)
     return figures | cost(world, max(episodes, key=len))
