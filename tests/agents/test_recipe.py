@@ -21,6 +21,9 @@ TINY = ["train.steps=2", "train.frames=16", "train.starts=2", "world.flow.deep_w
         "world.flow.head_inner=16", "world.flow.features_width=8", "train.precision=f32"]
 
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
+
 class Ball(gymnasium.Env):
     """A ball of one cell on 6 x 8 cells that an action moves; drawn with 5 x 5 pixels for each cell."""
 
