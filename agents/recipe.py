@@ -25,7 +25,7 @@ TEXT_WIDTH, TEXT_ROOM, LONG_RUN = 64, 1.5, 500
 
 def new_recipe(source: Environment, out: Path | None = None, *, view: str = "auto", minutes: float = 60.0) -> str:
     """Play an environment for seconds, write its recipe to `out` (None: configs/ENVIRONMENT.yaml) and return a summary
-    with the commands that come next. minutes: time to train; 0: STEPS steps.
+    with the command that comes next. minutes: time to train; 0: STEPS steps.
 
     Raises ConfigError, ActionError or DataError where no world can learn from the environment.
     """
@@ -48,30 +48,24 @@ def new_recipe(source: Environment, out: Path | None = None, *, view: str = "aut
         f"texts: {_texts(seen)}", f"rewards: {_rewards(seen)}", f"actions: {seen.action_space}",
     )
     return "\n".join((f"{out}, from {_amount(seen)}:", *(f"  {line}" for line in found), "next:",
-                      *(f"  {command}" for command in commands(name, seen, out))))
+                      f"  {shlex.join(['starflow-world', 'make', str(out)])}"))
 
 
-def commands(name: str, seen: Survey, recipe: Path) -> tuple[str, str]:
-    """Return the command lines that collect the data of a recipe, and that train on them."""
+def data_section(seen: Survey) -> str:
+    """Return the section `data` of a recipe: how its episodes are collected, by `make` or `collect`."""
     source, mean = seen.source, sum(map(len, seen.episodes)) / len(seen.episodes)
-    words = ["starflow-world", "collect", "--env", source.env]
+    given: dict[str, Any] = {"env": source.env, "policy": seen.policy}
     if source.env_kwargs:
-        words += ["--env-kwargs", json.dumps(source.env_kwargs)]
+        given["env_kwargs"] = source.env_kwargs
     if source.wrappers:
-        words += ["--wrappers", *(w if isinstance(w, str) else json.dumps(w) for w in source.wrappers)]
+        given["wrappers"] = source.wrappers
     if source.view != "render":
-        words += ["--view", source.view]
-    words += ["--frame-size", *map(str, dict.fromkeys(source.size))]
-    if seen.policy != "auto":
-        words += ["--policy", seen.policy]
+        given["view"] = source.view
     if seen.reward == "raw":
-        words += ["--reward", "raw"]
-    if source.max_steps or seen.endless:
-        words += ["--max-steps", str(source.max_steps or LONG_RUN)]
-    episodes = min(10_000, max(100, math.ceil(DATA_FRAMES / mean / 100) * 100))
-    words += ["--episodes", str(episodes), "--seed", "1", "--out", f"data/{name}"]
-    return shlex.join(words), shlex.join(["starflow-world", "train", str(recipe), "--data", f"data/{name}", "--out",
-                                          f"runs/{name}"])
+        given["reward"] = "raw"
+    given["max_steps"] = source.max_steps or (LONG_RUN if seen.endless else 0)
+    given["episodes"] = min(10_000, max(100, math.ceil(DATA_FRAMES / mean / 100) * 100))
+    return "data:\n" + "".join(f"  {key}: {json.dumps(value)}\n" for key, value in given.items())
 
 
 def recipe_text(name: str, seen: Survey, candidates: list[Candidate], minutes: float) -> str:
@@ -92,7 +86,7 @@ def recipe_text(name: str, seen: Survey, candidates: list[Candidate], minutes: f
 # action space: {_one_line(seen.action_space)}
 # rewards: {_rewards(seen)}
 #   (their kind and largest size, and the step limit, are taken from the data)
-world:
+{data_section(seen)}world:
   name: {json.dumps(name)}
   # frames: {source.view}, {height} x {width}: {seen.why}
   height: {height}

@@ -58,4 +58,5 @@ def collect_split(
 
     policy = None if data.policy == "auto" else make_policy(data.policy)
     collect(data.env, out, episodes=episodes, policy=policy, seed=seed, env_kwargs=data.env_kwargs,
-            wrappers=data.wrappers, max_steps=data.max_steps or None, frame_size=size, reward=data.reward, ends=ends)
+            wrappers=data.wrappers, max_steps=data.max_steps or None, frame_size=size, reward=data.reward,
+            view=data.view, ends=ends)

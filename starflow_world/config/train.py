@@ -136,6 +136,7 @@ class DataConfig:
     env: str
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     wrappers: tuple[Any, ...] = ()
+    view: str = "render"
     policy: str = "auto"
     reward: str = "auto"
     max_steps: int = 64

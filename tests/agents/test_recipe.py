@@ -72,7 +72,7 @@ def registered() -> Any:
         del gymnasium.registry[name]
 
 
-def test_a_recipe_says_what_was_found_and_its_commands_make_a_world(
+def test_a_recipe_says_what_was_found_and_its_command_makes_a_world(
     registered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -88,10 +88,9 @@ def test_a_recipe_says_what_was_found_and_its_commands_make_a_world(
     assert 0.03 <= world.noise_level <= 0.12
     assert "# action space: Discrete(4)" in text
     assert "rewards: 0 to 1, stored as event" in said
-    collecting, training = (shlex.split(line)[1:] for line in said.splitlines()[-2:])
-    collecting[collecting.index("--episodes") + 1] = "3"
-    main(collecting)
-    main([*training, *TINY])
+    assert recipe.data is not None
+    assert recipe.data.episodes >= 100
+    main([*shlex.split(said.splitlines()[-1])[1:], *TINY, "data.episodes=3", "data.valid=2"])
     assert (tmp_path / "runs/ball0/model.safetensors").exists()
     with pytest.raises(ConfigError, match=r"configs/ball0.yaml: expected no such file"):
         new_recipe(Environment("Ball0-v0"))
@@ -112,14 +111,15 @@ def test_a_longer_text_than_the_recipe_allows_is_said_before_training(
 def test_negative_and_many_valued_rewards_are_raw(registered: Any, tmp_path: Path) -> None:
     said = new_recipe(Environment(registered(gains=(0.0, -1.0))), tmp_path / "a.yaml")
     assert "rewards: -1 to 0, stored as raw" in said
-    assert "--reward raw" in said
+    assert 'reward: "raw"' in (tmp_path / "a.yaml").read_text()
 
 
 def test_endless_episodes_get_a_time_limit(registered: Any, tmp_path: Path) -> None:
     def step(self: Any, action: Any) -> Any:
         return (*Ball.step(self, action)[:2], False, False, {})
 
-    assert "--max-steps 500" in new_recipe(Environment(registered(step=step)), tmp_path / "a.yaml")
+    new_recipe(Environment(registered(step=step)), tmp_path / "a.yaml")
+    assert "max_steps: 500" in (tmp_path / "a.yaml").read_text()
 
 
 def test_the_view_is_chosen_by_what_gives_frames(registered: Any) -> None:
