@@ -179,8 +179,8 @@ def _batch(config: WorldConfig) -> starflow_world.training.world.Batch:
 
 @pytest.mark.parametrize("reads_text", [False, True])
 def test_training_the_denoiser_does_not_change_the_gradients_of_the_flow(reads_text):
-    flow = replace(SMALL.flow, denoiser_layers=1, denoiser_text=reads_text)
-    config, found = world_config(flow=flow), []
+    flow = replace(PUBLISHED["flow"], denoiser_text=reads_text)  # type: ignore[type-var]
+    config, found = world_config(**PUBLISHED | {"flow": flow}), []
     for denoiser in (True, False):
         torch.manual_seed(0)
         networks = randomise(Networks(config))
