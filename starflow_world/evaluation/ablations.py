@@ -52,6 +52,15 @@ def without_last_layer(world: World) -> World:
     return _world(networks, world)
 
 
+def without_deep_block(world: World) -> World:
+    """Return the world whose deep block says nothing: the last layer of its head is zero, as before training."""
+    networks = copy.deepcopy(world.networks)
+    head = networks.flow.deep.head
+    for parameter in (head.out if isinstance(head, MixtureHead) else head).parameters():
+        parameter.data.zero_()
+    return _world(networks, world)
+
+
 def ablations(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[str, dict[str, float]]:
     """Return the excess nats per frame after the first of the whole world and of each ablation, and the loss: how many
     nats an ablation costs on the same frames; with standard errors over episodes. exact_1: the share of exact frames
@@ -62,6 +71,7 @@ def ablations(world: World, episodes: Sequence[Episode], seed: int = 0) -> dict[
     if world.networks.text is not None:
         found["no text"] = frame_excess(world, episodes, seed=seed, text=False)
     found["no last deep layer"] = frame_excess(without_last_layer(world), episodes, seed=seed)
+    found["no deep block"] = frame_excess(without_deep_block(world), episodes, seed=seed)
     if (likely := collapsed(world)) is not None:
         found["most likely component"] = frame_excess(likely, episodes, seed=seed)
     figures = {name: _figures(some, whole) for name, some in found.items()}

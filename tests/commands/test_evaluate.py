@@ -40,7 +40,7 @@ def test_chance_and_ablations_are_printed_and_written(
     assert written["chance"]["legal_1"]["total"] == 20
     assert written["chance"]["most_likely"]["known_tiles_1"]["share"] == 0
     assert set(written["ablations"]) == {"whole", "one frame of history", "no action", "no last deep layer",
-                                         "most likely component"}
+                                         "no deep block", "most likely component"}
     printed = capsys.readouterr().out
     for name in ("law_excess", "event_distance_of_law", "legal_rollouts_4", "ledger_4", "no last deep layer"):
         assert name in printed

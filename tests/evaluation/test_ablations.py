@@ -47,7 +47,7 @@ def test_every_ablation_is_measured_on_the_same_frames() -> None:
     before = {name: tensor.clone() for name, tensor in world.networks.state_dict().items()}
     table = ablations(world, some)
     assert list(table) == ["whole", "one frame of history", "no action", "no text", "no last deep layer",
-                           "most likely component"]
+                           "no deep block", "most likely component"]
     assert [name for name, row in table.items() if "exact_1" in row] == ["whole", "most likely component"]
     assert table["whole"]["loss"] == table["whole"]["loss_error"] == 0
     for name, row in table.items():
