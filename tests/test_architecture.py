@@ -439,7 +439,8 @@ def test_faults_of_names_branches_compilers_and_paths_are_found():
     assert list(branches_on_a_missing_part(branch)) == [f"{PACKAGE}.world:1 self.flow.features is not None"]
     for text in ("import ctypes", "from torch.utils import cpp_extension", "run(['gcc', 'x.c'])", "run('cc -O2')"):
         assert list(calls_a_compiler(Source(f"{PACKAGE}.flow", False, text))), text
-    page = "`starflow_world/nowhere.py` `starflow_world.nowhere` `nowhere.py` [here](nowhere.md) `runs/x` `babyai.yaml`"
+    page = ("`starflow_world/nowhere.py` `starflow_world.nowhere` `nowhere.py` [here](nowhere.md) `runs/x` "
+            "`cartpole-pixels.yaml`")
     assert len(list(missing_paths("README.md", page))) == 4
 
 

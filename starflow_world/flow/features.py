@@ -11,8 +11,25 @@ from starflow_world.flow.density import AffineHead, MixtureHead
 from starflow_world.flow.sites import SiteNet, pooled_text, to_tokens
 
 
-class Features(nn.Module):
+class NoFeatures(nn.Module):
+    """Features of a flow that reads the last frame by attention alone, as published: none."""
+
+    silent = True
+    """Whether nothing is ever added."""
+
+    def forward(self, described: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return additions (N, n, d) given N previous frames, described (N, n, ...), and actions (N, d): zeros."""
+        return action.new_zeros(len(action), described.shape[1], action.shape[1])
+
+    def with_text(self, added: Tensor, text: Tensor | None) -> Tensor:
+        """Return additions `added` (B, ..., d) with those of text (k B, L, text width): `added`."""
+        return added
+
+
+class Features(NoFeatures):
     """Network from the tokens of the previous frame and the action to additions to the deep block's inputs."""
+
+    silent = False
 
     def __init__(self, config: FlowConfig, head: AffineHead | MixtureHead) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from starflow_world.flow.block import Block, Tables
 from starflow_world.flow.cache import KVCache, Visible
 from starflow_world.flow.denoiser import Denoiser
 from starflow_world.flow.density import AffineHead, Density, MixtureHead
-from starflow_world.flow.features import Features
+from starflow_world.flow.features import Features, NoFeatures
 from starflow_world.flow.guidance import guided
 from starflow_world.flow.jacobi import Inverse, solve
 from starflow_world.flow.layers import grid_positions, rotary_table, text_positions
@@ -41,7 +41,7 @@ class Flow(nn.Module):
         if config.components > 1:
             head = MixtureHead(config.deep_width, c, config.sites**2, config.components, config.head_inner)
         self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width, head=head)
-        self.features = Features(config, head) if config.features_width else None
+        self.features = Features(config, head) if config.features_width else NoFeatures()
         self.denoiser = Denoiser(config) if config.denoiser_layers else None
 
     @property
@@ -94,13 +94,11 @@ class Flow(nn.Module):
         text (k B, L, text width), action (B, T, d). The first frames are taken to have no predecessor. None without
         actions and features.
         """
-        if self.features is None and action is None:
+        if self.features.silent and action is None:
             return None
         if action is None:
             action = u.new_zeros(*u.shape[:2], self.config.deep_width)
         added = action[:, :, None].expand(-1, -1, u.shape[2], -1)
-        if self.features is None:
-            return added
         if u.shape[1] > 1:
             told = self.told(u[:, :-1].flatten(0, 1), action[:, 1:].flatten(0, 1), grid)
             added = added + F.pad(told.unflatten(0, (len(u), -1)), (0, 0, 0, 0, 1, 0))
@@ -113,14 +111,11 @@ class Flow(nn.Module):
 
         present (B, 1, 1): whether last exists; text (k B, L, text width), action (B, d).
         """
-        added = action[:, None].expand(-1, last.shape[1], -1)
-        if self.features is None:
-            return added
-        return self.features.with_text(added + self.told(last, action, grid) * present, text)
+        added = action[:, None] + self.told(last, action, grid) * present
+        return self.features.with_text(added, text)
 
     def told(self, last: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the features (N, n, d) of frames last (N, n, c) and actions (N, d), in float32 or wider."""
-        assert self.features is not None
         with torch.autocast(last.device.type, enabled=False):
             return self.features(self.describe(last), action.to(last.dtype), grid)
 

@@ -44,7 +44,7 @@ def sample_frames(
     u = u if prefix is None else torch.cat((prefix, u), dim=1)
     noise = noise if prefix is None else torch.cat((noise[:, :1].expand(-1, given, -1, -1), noise), dim=1)
 
-    if action is None and flow.features is not None:
+    if action is None and not flow.features.silent:
         action = noise.new_zeros(len(noise), total, flow.config.deep_width)
 
     for begin, known, end in spans(total, window, keep):
