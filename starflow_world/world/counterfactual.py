@@ -19,7 +19,7 @@ from starflow_world.errors import DataError
 from starflow_world.world import World
 from starflow_world.world.state import Transition, WorldState
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 """Decoding tolerance of a replay, in noise units. The error of a frame stays in the context of all later frames."""
 
 

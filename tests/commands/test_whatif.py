@@ -179,7 +179,8 @@ def test_a_policy_chooses_from_its_step_on_and_sees_its_own_course(tiny):
     assert torch.equal(found.again.actions[:, :3], found.other.actions[:, :3])
     assert not torch.equal(found.again.actions, found.other.actions)
     assert len(seen) == 14 - 3
-    assert np.array_equal(np.stack(seen[1:]), found.other.frames[0, 3:-1].numpy())
+    apart = np.stack(seen[1:]).astype(int) - found.other.frames[0, 3:-1].numpy()
+    assert np.abs(apart).max() <= 1  # decoded in another batch
     assert torch.equal(found.other.actions, what_if(tiny, episode, at=4, policy=Watching(), seed=2).other.actions)
 
 
