@@ -89,6 +89,13 @@ class TextForgotten(Dynamics):
         texts = [FORGOTTEN if length else text for text, length in zip(state.texts, state.length.tolist(), strict=True)]
         return replace(super().rebuilt(replace(state, texts=tuple(texts))), texts=state.texts)
 
+    def _encode(self, cache: KVCache, u: Tensor, text: Tensor | None, actions: Tensor) -> KVCache:
+        return super()._encode(cache, u, None if text is None else 0 * text, actions)
+
+    def next_frame(self, state: WorldState, flat: Tensor) -> NextFrame:
+        first = (state.length == 0)[:, None, None]
+        return super().next_frame(replace(state, text=None if state.text is None else state.text * first), flat)
+
     def _prompt(self, text: str) -> tuple[Tensor, KVCache]:
         if text != FORGOTTEN:
             return super()._prompt(text)
