@@ -117,7 +117,8 @@ class Flow(nn.Module):
     def told(self, last: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the features (N, n, d) of frames last (N, n, c) and actions (N, d), in float32 or wider."""
         with torch.autocast(last.device.type, enabled=False):
-            return self.features(self.describe(last), action.to(last.dtype), grid)
+            described = last if self.features.silent else self.describe(last)
+            return self.features(described, action.to(last.dtype), grid)
 
     def guess(self, last: Tensor, present: Tensor, noise: Tensor) -> Tensor:
         """Return the initial Jacobi iterate (B, n, c) of a frame: the last one, and for first frames the noise, or the

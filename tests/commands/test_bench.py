@@ -54,7 +54,7 @@ def test_operations_of_a_step_are_those_that_a_counter_sees(world: World) -> Non
     assert sum(parts.values()) == counter.get_total_flops()
     assert parts["deep sweeps"] > 0
     assert (parts["shallow sweeps"] > 0) == (len(world.networks.flow.shallow) > 0)
-    assert (parts["features"] > Operations(world.config).action()) == (world.networks.flow.features is not None)
+    assert (parts["features"] > Operations(world.config).action()) == (not world.networks.flow.features.silent)
 
 
 @torch.inference_mode()
@@ -95,7 +95,8 @@ def test_masked_work_is_not_counted() -> None:
 
 @pytest.mark.parametrize("block", [1, 32, 5])
 def test_the_published_way_decodes_what_sequential_decoding_does_slides_included(world: World, block: int) -> None:
-    """Of a mixture in one frame: a change below the published threshold may choose another component behind it."""
+    """Of a mixture in one frame, for all but a few tokens: a change below the published threshold may choose another
+    component."""
     state = of_one_age(world, 3)
     exact, baseline = world.decoded(DecodeConfig(chunk=1)), Published(world, state, block=block)
     tolerance = 1e-5 if block == 1 else THRESHOLD**0.5
@@ -104,7 +105,9 @@ def test_the_published_way_decodes_what_sequential_decoding_does_slides_included
         state, transition = exact.step(state, flat)
         frames = baseline.step(flat)
         wanted = state.tokens[torch.arange(3), state.length - 1]
-        assert (baseline.u - wanted).square().mean().sqrt() < tolerance * wanted.square().mean().sqrt()
+        apart = (baseline.u - wanted).square().mean(-1)
+        apart = apart.mean() if exactly else apart.flatten().quantile(0.9)
+        assert apart.sqrt() < tolerance * wanted.square().mean().sqrt()
         assert frames.shape == transition.frames.shape
         assert block > 1 or (frames.int() - transition.frames.int()).abs().max() <= 1
 

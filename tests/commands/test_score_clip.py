@@ -72,7 +72,7 @@ def streamed(model: VideoModel, x: Tensor, text: Tensor) -> list[float]:
             cache, _ = flow.extend(cache.rollback(length), inputs, None, tables, text=length)
         before = flow.deep.shift(u[:, :1, :1].flatten(1, 2)) if t == begin else u[:, t - 1, -1:]
         cache, affine = flow.extend(cache, torch.cat((before, u[:, t, :-1]), dim=1), None, tables, text=length)
-        found.append(float((affine.nats(u[:, t]) + logdet[:, t]).sum()))
+        found.append(float(affine.nats(u[:, t]).sum() + logdet[:, t].sum()))
     return found
 
 
