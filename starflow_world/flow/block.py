@@ -50,18 +50,18 @@ class Block(nn.Module):
 
     def __init__(
         self, channels: int, width: int, layers: int, head_width: int, *, reverse: bool = False, text_width: int = 0,
-        head: AffineHead | MixtureHead | None = None,
+        head: MixtureHead | None = None,
     ) -> None:
         super().__init__()
         self.reverse = reverse
         self.heads, self.head_width = width // head_width, head_width
         self.start = nn.Parameter(torch.randn(channels) * 0.02)
-        self.head = AffineHead(width, channels) if head is None else head
-        described = self.head.sites * self.head.codebook.components if isinstance(self.head, MixtureHead) else 0
+        described = 0 if head is None else head.sites * head.codebook.components
         self.project_in = nn.Linear(channels + described, width)
         self.project_text = nn.Linear(text_width, width) if text_width else None
         self.layers = nn.ModuleList(Layer(width, head_width) for _ in range(layers))
         self.norm = FinalNorm(width)
+        self.head = AffineHead(width, channels) if head is None else head
 
     def shift(self, x: Tensor) -> Tensor:
         """Return the network's inputs for tokens x (B, S, c): the start token, then all tokens but the last."""

@@ -19,7 +19,7 @@ from starflow_world.config.world import DecodeConfig, FlowConfig
 from starflow_world.flow.block import Block, Tables
 from starflow_world.flow.cache import KVCache, Visible
 from starflow_world.flow.denoiser import Denoiser
-from starflow_world.flow.density import AffineHead, Density, MixtureHead
+from starflow_world.flow.density import Density, MixtureHead
 from starflow_world.flow.features import Features, NoFeatures
 from starflow_world.flow.guidance import guided
 from starflow_world.flow.jacobi import Inverse, solve
@@ -37,11 +37,11 @@ class Flow(nn.Module):
         self.shallow = ShallowBlocks(
             Block(c, config.shallow_width, config.shallow_layers, e, reverse=(count - k) % 2 == 1) for k in range(count)
         )
-        head: AffineHead | MixtureHead = AffineHead(config.deep_width, c)
+        head = None
         if config.components > 1:
             head = MixtureHead(config.deep_width, c, config.sites**2, config.components, config.head_inner)
         self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width, head=head)
-        self.features = Features(config, head) if config.features_width else NoFeatures()
+        self.features = Features(config, self.deep.head) if config.features_width else NoFeatures()
         self.denoiser = Denoiser(config) if config.denoiser_layers else None
 
     @property
