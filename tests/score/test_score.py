@@ -263,14 +263,15 @@ def test_a_saved_scorer_scores_as_before(scorer: Scorer, tmp_path: Path) -> None
 
 def test_a_scorer_of_another_world_size_codec_or_noise_level_is_refused(scorer: Scorer, tmp_path: Path) -> None:
     scorer.save(tmp_path)
-    pca = CodecConfig("pca", patch=2, components=3, merge=2)
+    mixed = scorer.world.config.flow.components > 1
+    pca = CodecConfig("pca", patch=2, components=3, merge=2) if mixed else CodecConfig("pca", patch=2, components=12)
     for changes, says in (
         ({"size": 16}, "size: expected"), ({"noise_level": 0.2}, "noise_level: expected"),
         ({"codec": pca}, "codec: expected"),
         ({"window": 5}, "world_id: expected"),
     ):
         with pytest.raises(ScorerError, match=says):
-            Scorer.load(tmp_path, env_world(ACTIONS, **changes))  # type: ignore[arg-type]
+            Scorer.load(tmp_path, env_world(ACTIONS, **({} if mixed else PUBLISHED) | changes))  # type: ignore[arg-type]
 
 
 def test_a_damaged_scorer_is_one_clear_error(scorer: Scorer, tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_a_clip_is_learned_by_heart(tmp_path, record_property, kind):
     better = np.mean(history[-10:]) - history[0]
     record_property("nats_per_dim", better)
     print(f"150 steps on one clip: {better:.2f} nats per dim better, {seconds:.0f} s")
-    assert better >= 1.0
+    floor = -0.5 * (1 + math.log(2 * math.pi)) - math.log(0.1)  # what is left is the noise
+    assert better >= 1.0 or np.mean(history[-10:]) > floor - 0.05, floor - np.mean(history[-10:])
     assert seconds < 60
 
 
