@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class MakeWorld:
     """Make a world from its recipe alone: collect the episodes that it asks for, train, and measure on held-out ones.
 
-    What was interrupted goes on where it stopped, and what is done is not done again.
+    What was interrupted goes on where it stopped. Episodes and steps that are done are not done again, the figures are.
     """
 
     recipe: Positional[Path]

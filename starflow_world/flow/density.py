@@ -29,7 +29,7 @@ UNIT_SCALE = math.log(math.e - 1)
 LEAST_CHANCE, EDGE = 1e-5, 1e-4
 """Components below LEAST_CHANCE are not taken for the one that an observed site came from; the choosing number of a
 site stays EDGE away from where another component begins, so that rounding does not choose that one."""
-MOST_CONTENTS = 1 << 15
+MOST_CONTENTS, NEVER = 1 << 15, -30.0
 HALF_LOG_TAU = 0.5 * math.log(2 * math.pi)
 
 
@@ -183,8 +183,7 @@ class Codebook(nn.Module):
         count = len(chosen)
         self.code.zero_()[:count] = chosen.to(self.code)
         self.spread.fill_(level)[:count] = (variance + level**2).sqrt().to(self.spread)
-        self.chance.fill_(-math.inf)[:count] = (share + 1e-6).log().to(self.chance)
-        self.chance.clamp_(min=-30.0)
+        self.chance.fill_(NEVER)[:count] = (share + 1e-6).log().to(self.chance)
 
     def posterior(self, sites: Tensor) -> Tensor:
         """Return the probability (..., M) of each cluster given noisy sites (..., k)."""

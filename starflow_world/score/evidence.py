@@ -7,8 +7,9 @@ scoring and is known to the scorer: a perfect prediction of a frame has log-like
 
 is the nats by which a prediction falls short of that, in expectation over the token's own noise; what was before it is
 given with its noise. With one normal per token it is the closed form KL(N(clean, sigma^2) || N(mean, scale^2)), with a
-mixture a bound by Jensen (flow/density.py): against the mean of 256 keyed draws it is 0.00 nats a token too high where
-components are apart. With shallow blocks there is no closed form, and it is the excess on the drawn noise.
+mixture a bound by Jensen (flow/density.py). Against means of 256 draws of the token's noise it is 0.00, 0.01 and 0.03
+nats a token too high in the worlds dynamic-obstacles, babyai-gotolocal and cartpole-pixels, with standard errors of
+0.01 to 0.02. With shallow blocks there is no closed form, and it is the excess on the drawn noise.
 
 `against` is log p(x | history, no action) - log p(x | history, action), where only the present frame's action is
 dropped. One pass computes both terms: a second stream of tokens holds the frames without their actions; its frame t

@@ -25,7 +25,7 @@ train: {steps: 2, frames: 8, lengths: [4], starts: 2, warmup: 1, precision: f32}
 """
 
 
-def test_a_recipe_alone_makes_a_world_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_a_recipe_alone_makes_a_world_and_what_is_collected_and_trained_is_not_done_again(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text(RECIPE)
     main(["make", str(recipe), "--folder", str(tmp_path)])

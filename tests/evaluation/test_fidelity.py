@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.commands.evaluate.measure import cost, json_figures
+from starflow_world.config.world import DecodeConfig
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.fidelity import (
     actions_of,
@@ -113,9 +114,9 @@ def test_events_that_never_happen_and_are_not_predicted_are_no_hits() -> None:
 
 
 def test_cost_counts_operations_and_agrees_with_sequential_decoding() -> None:
-    found = cost(tiny_world(), episode(length=20))
+    found = cost(tiny_world().decoded(DecodeConfig(tolerance=1e-5)), episode(length=20))
     assert found["gflop_per_step"] > 0
-    assert found["jacobi_error"] < 5e-2
+    assert found["jacobi_error"] < 1e-2
     assert found["steps_per_second_64"] > 0
 
 
