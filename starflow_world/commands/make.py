@@ -1,6 +1,6 @@
 """`starflow-world make`: a world from its recipe alone: collect, train, evaluate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ class MakeWorld:
     overrides: Positional[tuple[str, ...]] = ()
     """Changes to the recipe as section.key=value, such as train.steps=100."""
     folder: Path = Path(".")
-    """Folder in which data/NAME, data/NAME-valid, data/NAME-eval and runs/NAME are written."""
+    """Folder in which data/NAME, data/NAME-valid, ... and runs/NAME are written."""
 
     def run(self) -> None:
         """Collect, train and evaluate."""
@@ -41,11 +41,16 @@ class MakeWorld:
         size = (recipe.world.height, recipe.world.width)
         collect_split(recipe.data, data / name, size, recipe.data.episodes, recipe.data.seed)
         collect_split(recipe.data, valid, size, recipe.data.valid, recipe.data.seed + 1)
+        starts = data / f"{name}-starts" if recipe.data.starts else None
+        if starts is not None:
+            short = replace(recipe.data, max_steps=1, policy="random")
+            collect_split(short, starts, size, recipe.data.starts, recipe.data.seed + 3)
         judged = valid
         if recipe.data.eval:
             judged = data / f"{name}-eval"
             collect_split(recipe.data, judged, size, recipe.data.eval, recipe.data.seed + 2, ends=False)
-        TrainWorld(self.recipe, data / name, out, self.overrides, valid, resume=(out / TRAINING).exists()).run()
+        resume = (out / TRAINING).exists()
+        TrainWorld(self.recipe, data / name, out, self.overrides, valid, starts, resume=resume).run()
         Evaluate(judged, str(out), outcomes=valid, out=out / "evaluate", card=True).run()
 
 

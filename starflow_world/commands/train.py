@@ -23,6 +23,9 @@ class TrainWorld:
     """Changes to the recipe as section.key=value, such as train.steps=100."""
     valid: Path | None = None
     """Folder of held-out episodes."""
+    starts: Path | None = None
+    """Folder of episodes of which only the first frames are learned, instead of those of `data`: many short ones cost
+    little and show a world more first frames."""
     resume: bool = False
     """Go on with an interrupted run in `out`."""
     init: Path | None = None
@@ -43,7 +46,7 @@ class TrainWorld:
         overrides = (*self.overrides, f"train.minutes={self.minutes}") if self.minutes else self.overrides
         recipe, command = load_recipe(self.config, overrides), f"starflow-world train {' '.join(sys.argv[2:])}"
         with torchrun_processes(environment()) as processes:
-            train(recipe, self.data, self.out, valid=self.valid, resume=self.resume, init=self.init, command=command,
-                  processes=processes, cache=self.cache)
+            train(recipe, self.data, self.out, valid=self.valid, starts=self.starts, resume=self.resume,
+                  init=self.init, command=command, processes=processes, cache=self.cache)
         if processes.main:
             print(self.out)

@@ -17,7 +17,8 @@ from starflow_world.io.yaml import parse_yaml, read_yaml
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training settings of a world; a batch has `frames` frames in windows of `lengths`, and `starts` first frames."""
+    """Training settings of a world; a step has `frames` frames in windows of `lengths`, `starts` first frames of episodes,
+    and `events` frames that bring a reward or an end."""
 
     steps: int = 1000
     minutes: float = 0.0
@@ -29,10 +30,8 @@ class TrainConfig:
     starts: int = 32
     start_weight: float = 0.1
     """Weight of real first frames in the flow's loss; later frames have weight 1."""
-    start_rate: float = 0.3
-    """Share of windows that begin at a true episode start."""
-    end_rate: float = 0.3
-    """Share of windows that end with the last frame of their episode."""
+    events: int = 32
+    """Frames with an unusual reward or an end, each behind the frame before it, from which the reward head learns."""
     action_dropout: float = 0.1
     text_dropout: float = 0.1
     learning_rate: float = 2e-3
@@ -55,13 +54,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         one_of(self, "precision", ("auto", "bf16", "f32"))
         between(self, 1, math.inf, "steps", "frames", "valid_every")
-        between(self, 0, math.inf, "starts", "warmup", "seed", "save_minutes", "minutes")
+        between(self, 0, math.inf, "starts", "events", "warmup", "seed", "save_minutes", "minutes")
         between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
-        between(self, 0, 1, "start_rate", "end_rate", "action_dropout", "text_dropout")
+        between(self, 0, 1, "action_dropout", "text_dropout")
         positive(self, "learning_rate")
         positive(self, "site_learning_rate")
-        if self.start_rate + self.end_rate > 1:
-            raise ConfigError(f"start_rate + end_rate: expected at most 1, found {self.start_rate + self.end_rate}")
         if not self.lengths or min(self.lengths) < 1:
             raise ConfigError(f"lengths: expected window lengths >= 1, found {self.lengths}")
 
@@ -146,11 +143,13 @@ class DataConfig:
     """Held-out episodes, played like those to learn from."""
     eval: int = 0
     """Held-out episodes without ends, for long open loops (collect --no-end); 0: those of `valid` are used."""
+    starts: int = 0
+    """Further episodes of one step, for first frames alone; 0: first frames are those of `episodes`."""
     seed: int = 1
 
     def __post_init__(self) -> None:
         between(self, 1, math.inf, "episodes", "valid")
-        between(self, 0, math.inf, "eval", "seed", "max_steps")
+        between(self, 0, math.inf, "eval", "starts", "seed", "max_steps")
 
 
 @dataclass(frozen=True)

@@ -59,27 +59,37 @@ def losses(
         guess = flow.denoiser_output(x.detach(), None if text is None else text.detach(), tables)
         denoiser_loss = config.denoiser_weight * (guess - target).square()[:, -max(1, x.shape[1] - 1) :].mean()
     total_weight = processes.mean(weight.sum()).clamp_min(1e-6)  # all weights of a batch may be zero
+    outcome = outcome_loss(networks, hidden, x, text, batch) / max(1, batch.rewards[:, 1:].numel())
     return Losses(
         nats.detach().sum(-1).mean() / dims,
         (floor - nats.detach().sum(-1)),
         -(nats.sum(-1) * weight).sum() / total_weight / dims,
         denoiser_loss,
-        config.outcome_weight * _outcome_loss(networks, hidden, x, text, batch),
+        config.outcome_weight * outcome,
     )
 
 
 def frame_weights(batch: Batch, config: TrainConfig) -> Tensor:
-    """Return the weights (B, T) of frames in the flow's loss. The first frame of a window in mid-episode has weight 0,
-    since the world never samples a frame without its history. First frames of episodes have the small `start_weight`,
-    because their large loss would dominate that of the transitions."""
-    weight = torch.ones(batch.frames.shape[:2], device=batch.frames.device)
+    """Return the weights (B, T) of frames in the flow's loss: those of the batch, but 0 for the first frame of a window
+    in mid-episode, since the world never samples a frame without its history. First frames of episodes have the small
+    `start_weight`, because their large loss would dominate that of the transitions."""
+    weight = batch.weights.clone()
     weight[:, 0] = torch.where(batch.actions[:, 0, 0] == 0, config.start_weight, 0.0)
     return weight
 
 
-def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
-    """Return the reward head's loss on all frames but the first. Its gradient is not propagated into the hidden states,
-    because it would dominate the gradient of the flow."""
+def event_loss(networks: Networks, batch: Batch, noise: Tensor, tables: Tables) -> Tensor:
+    """Return the reward head's loss on a batch of events, summed; noise (B, T, n, c) is standard normal."""
+    clean, _ = networks.codec.encode(batch.frames)
+    x, text = clean + networks.config.noise_level * noise, networks.encode_text(batch.texts)
+    with torch.no_grad():
+        _, hidden = networks.flow.nats(x, text, networks.action(batch.actions), tables)
+    return outcome_loss(networks, hidden, x, text, batch)
+
+
+def outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | None, batch: Batch) -> Tensor:
+    """Return the reward head's weighted loss, summed over all frames but the first. Its gradient is not propagated into
+    the hidden states, because it would dominate the gradient of the flow."""
     if networks.outcome is None or hidden.shape[1] == 1:
         return hidden.new_zeros(())
     known, x = hidden[:, 1:].detach().flatten(0, 1), x[:, 1:].detach()
@@ -87,4 +97,4 @@ def _outcome_loss(networks: Networks, hidden: Tensor, x: Tensor, text: Tensor | 
     described = networks.flow.describe(x.flatten(0, 1))
     outcome = networks.outcome(known, described, each, networks.config.grid)
     reward, end = networks.outcome.loss(outcome, batch.rewards[:, 1:].flatten(), batch.ends[:, 1:].flatten())
-    return reward.mean() + end.mean()
+    return ((reward + end) * batch.outcome_weights[:, 1:].flatten()).sum()

@@ -25,7 +25,7 @@ from starflow_world.model.networks import Networks
 from starflow_world.training.batches import Batch, Sampler
 from starflow_world.training.distributed import ALONE, Processes, checkpoint_activations, full_tensor, shard_module
 from starflow_world.training.loop import METRICS, Trainer, begun_recipe, cut_metrics, freeze_outside, open_folder
-from starflow_world.training.objective import Losses, losses
+from starflow_world.training.objective import Losses, event_loss, losses
 from starflow_world.training.optimizers import world_optimizers
 from starflow_world.training.precision import resolve_precision
 from starflow_world.training.recipe import check_data, check_init, complete_recipe, data_facts, print_facts
@@ -44,8 +44,8 @@ class WorldTrainer(Trainer[RecipeConfig]):
                   "world.action_space")
 
     def __init__(
-        self, world: WorldConfig, config: TrainConfig, windows: Windows, *, init: Path | str | None = None,
-        processes: Processes = ALONE, card: Mapping[str, Any] | None = None,
+        self, world: WorldConfig, config: TrainConfig, windows: Windows, *, starts: Windows | None = None,
+        init: Path | str | None = None, processes: Processes = ALONE, card: Mapping[str, Any] | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -54,6 +54,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
             _initialise(networks, init)
         freeze_outside(networks, config.parts)
         self.sampler = Sampler(windows, config, processes)
+        self.openings = self.sampler if starts is None else Sampler(starts, replace(config, lengths=(1,)), processes)
         if config.checkpointing:
             checkpoint_activations(networks)
         networks.to(processes.device)
@@ -92,9 +93,24 @@ class WorldTrainer(Trainer[RecipeConfig]):
             figures["excess"] = float(lost.excess[:, 1:].mean())
         if self.config.starts:
             share = self.config.start_weight * self.config.starts / self.config.frames
-            first = self._backward(self.sampler.starts(self.step), 1, share, denoiser=denoiser)
+            first = self._backward(self.openings.starts(self.step), 1, share, denoiser=denoiser)
             figures["start_excess"] = float(first.excess.mean())
+        events = self.sampler.events(self.step) if self.networks.outcome is not None else None
+        if events is not None:
+            figures["event"] = self._learn_events(events)
         return self.finish(figures)
+
+    def _learn_events(self, batch: Batch) -> float:
+        """Add the gradient of the reward head on events, as if they were frames of the step's batch; return the mean
+        weighted loss."""
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + 1)
+        noise, batch, networks = self.noise(batch, generator), batch.to(self.processes.device), self.networks
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            lost = event_loss(networks, batch, noise, self.tables)
+        share = self.config.outcome_weight * self.processes.count / self.config.frames
+        if lost.requires_grad:
+            (share * lost).backward()
+        return lost.item() / len(batch)
 
     def noise(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Draw standard normal noise (B, T, n, c) for this process's share of a batch."""
@@ -151,12 +167,13 @@ class WorldTrainer(Trainer[RecipeConfig]):
 
 
 def train_world(
-    recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None, resume: bool = False,
-    init: Path | str | None = None, command: str = "", processes: Processes = ALONE, cache: Path | str | None = None,
+    recipe: RecipeConfig, data: Path | str, out: Path | str, *, valid: Path | str | None = None,
+    starts: Path | str | None = None, resume: bool = False, init: Path | str | None = None, command: str = "",
+    processes: Processes = ALONE, cache: Path | str | None = None,
 ) -> Path:
     """Train a world on the episodes in `data`, write it to the folder `out`, and return that folder.
 
-    `resume` continues from the last save; `init` is a checkpoint with initial weights. Learning curves are JSON lines
+    `starts` has episodes of which only the first frames are learned, instead of those in `data`. `resume` continues from the last save; `init` is a checkpoint with initial weights. Learning curves are JSON lines
     in `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed copies of
     the episodes (default: .cache in the folder of each dataset). All `processes` must call this with the same
     arguments; on SIGINT or SIGTERM they save and raise KeyboardInterrupt. Raises DataError before the first step if
@@ -169,17 +186,25 @@ def train_world(
     facts, before = data_facts(dataset, windows), None if init is None or resume else checkpoint.load_config(init)[0]
     recipe = complete_recipe(recipe, facts, windows, init=before, begun=begun)
     check_data(recipe.world, facts, "the recipe")
-    held_out = None if valid is None else _held_out(recipe, valid, cache, data, processes)
+    held_out = opening = None
+    if valid is not None:
+        silent = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
+        held_out = Sampler(_fitting(recipe, valid, cache, data, processes), silent, processes)
+    if starts is not None:
+        opening = _fitting(recipe, starts, cache, data, processes)
     if init is not None and before is not None:
         check_init(recipe.world, before, init, data)
     if processes.main:
         print_facts(recipe.world, facts)
     card = {"data": data.name, "episodes": len(dataset), **origin(data), "seed": recipe.train.seed, "command": command}
+    if opening is not None:
+        card["starts"] = len(opening.lengths)
     if recipe.train.minutes:
         steps = begun.train.steps if begun else steps_in_time(recipe, windows, processes)
         recipe = replace(recipe, train=replace(recipe.train, steps=steps))
     trainer = WorldTrainer(
-        recipe.world, recipe.train, windows, init=None if resume else init, processes=processes, card=card
+        recipe.world, recipe.train, windows, starts=opening, init=None if resume else init, processes=processes,
+        card=card,
     )
     if resume:
         trainer.resume(out)
@@ -216,14 +241,14 @@ def steps_in_time(recipe: RecipeConfig, windows: Windows, processes: Processes =
     return steps
 
 
-def _held_out(
-    recipe: RecipeConfig, valid: Path | str, cache: Path | str | None, data: Path, processes: Processes
-) -> Sampler:
-    """Return a sampler of held-out windows, without dropout of actions and texts."""
-    episodes = EpisodeDataset(valid)
+def _fitting(
+    recipe: RecipeConfig, folder: Path | str, cache: Path | str | None, data: Path, processes: Processes
+) -> Windows:
+    """Return the episodes of a further folder. Raises DataError unless they fit the world that learns from `data`."""
+    episodes = EpisodeDataset(folder)
     windows = processes.in_turn(lambda: episodes.memory_map(cache))
     check_data(recipe.world, data_facts(episodes, windows), f"the world that learns from {data}")
-    return Sampler(windows, replace(recipe.train, action_dropout=0.0, text_dropout=0.0), processes)
+    return windows
 
 
 def _write_starts(out: Path, windows: Windows, *, texts: bool, most: int = MOST_STARTS) -> None:

@@ -146,7 +146,7 @@ def denoised(made: Baseline, x: Tensor, level: Tensor, last: Tensor, flat: Tenso
 
 def fit(made: Baseline, windows: Windows, recipe: RecipeConfig, minutes: float) -> int:
     """Train the network of a baseline for `minutes`; return the number of steps."""
-    settings = replace(recipe.train, lengths=(2,), action_dropout=0.0, start_rate=0.0, end_rate=0.0)
+    settings = replace(recipe.train, lengths=(2,), action_dropout=0.0, events=0)
     sampler, generator = Sampler(windows, settings), torch.Generator().manual_seed(0)
     inside = {id(p) for layer in made.net.layers for p in layer.parameters() if p.ndim == 2}
     matrices = [p for p in made.net.parameters() if id(p) in inside]

@@ -9,7 +9,7 @@ from starflow_world.cli import main
 from starflow_world.world import World
 
 RECIPE = """
-data: {env: CartPolePixels-v0, policy: balance, episodes: 3, max_steps: 6, valid: 2}
+data: {env: CartPolePixels-v0, policy: balance, episodes: 3, max_steps: 6, valid: 2, starts: 5}
 world:
   name: small
   height: 16
@@ -33,6 +33,7 @@ def test_a_recipe_alone_makes_a_world_and_what_is_collected_and_trained_is_not_d
     card, digest = json.loads((folder / "card.json").read_text()), World.load(folder).world_id
     assert card["env"] == "CartPolePixels-v0"
     assert card["steps"] == 2
+    assert card["starts"] == 5
     assert "excess_nats" in card["figures"]
     episodes = sorted((tmp_path / "data" / "small").glob("*.h5")), (folder / "model.safetensors").stat().st_mtime_ns
     main(["make", str(recipe), "--folder", str(tmp_path)])

@@ -110,7 +110,7 @@ def test_what_is_missing_is_named():
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"start_rate": 1.1}, "start_rate"), ({"start_rate": 0.7, "end_rate": 0.4}, "start_rate . end_rate"),
+    ({"events": -1}, "events"),
     ({"steps": 0}, "steps"), ({"frames": 0}, "frames"), ({"valid_every": 0}, "valid_every"), ({"starts": -1}, "starts"),
     ({"lengths": ()}, "lengths"), ({"lengths": (0,)}, "lengths"), ({"learning_rate": 0.0}, "learning_rate"),
     ({"precision": "f16"}, "precision"), ({"seed": -1}, "seed"), ({"save_minutes": -1.0}, "save_minutes"),

@@ -15,7 +15,7 @@ from tests.squares import fill
 
 LENGTHS = (12, 12, 5, 20, 4, 7)
 CONFIG = TrainConfig(
-    frames=64, lengths=(4,), starts=16, start_rate=0.3, end_rate=0.2, action_dropout=0.1, text_dropout=0.25
+    frames=64, lengths=(4,), starts=16, events=16, action_dropout=0.1, text_dropout=0.25
 )
 CHI_SQUARE = {1: 10.83, 2: 13.82, 3: 16.27, 5: 20.52}  # p = 1e-3
 
@@ -39,23 +39,36 @@ def chi_square(seen: np.ndarray, expected: np.ndarray) -> float:
     return float(((seen - expected) ** 2 / expected).sum())
 
 
-def test_windows_begin_and_end_at_the_promised_rates_and_long_episodes_count_more(folder):
-    made = sampler(folder)
-    seen, expected = np.zeros(3), np.zeros(3)
-    counts, rows = np.zeros(len(LENGTHS)), 0
+def test_every_frame_but_the_first_counts_as_often_as_any_other(folder):
+    """Weights times draws are the same for each frame: those of the flow alone, those of the reward head with events."""
+    made = sampler(folder, lengths=(2, 4, 7), events=8)
+    size, offset = sum(LENGTHS), np.cumsum([0, *LENGTHS])
+    flow, outcome, judged = np.zeros(size), np.zeros(size), 0
+    for step in range(8000):
+        for batch, kinds in ((made.batch(step), (True, True)), (made.events(step), (False, True))):
+            episodes, times = places(batch)
+            index = (offset[episodes] + times)[:, 1:].flatten()
+            np.add.at(flow, index, batch.weights[:, 1:].flatten().numpy() * kinds[0])
+            np.add.at(outcome, index, batch.outcome_weights[:, 1:].flatten().numpy() * kinds[1])
+            judged += len(index) * kinds[0]
+    later = np.delete(np.arange(size), offset[:-1])
+    for total in (flow, outcome):
+        assert total[later] == pytest.approx(judged / len(later), rel=0.07)
+        assert total[offset[:-1]] == pytest.approx(0)
+
+
+def test_events_are_drawn_alike(folder):
+    made, counts = sampler(folder), np.zeros(len(LENGTHS))
     for step in range(250):
-        episodes, times = places(made.batch(step))
-        for index, begin in zip(episodes[:, 0], times[:, 0], strict=True):
-            room = LENGTHS[index] - 4
-            counts[index] += 1
-            if room:
-                anywhere = 0.5 / (room + 1)
-                seen[0 if begin == 0 else 2 if begin == room else 1] += 1
-                expected += (0.3 + anywhere, 1 - 0.5 - 2 * anywhere, 0.2 + anywhere)
-        rows += len(episodes)
-    assert rows == 250 * 16
-    assert chi_square(seen, expected) < CHI_SQUARE[2]
-    assert chi_square(counts, rows * np.array(LENGTHS) / sum(LENGTHS)) < CHI_SQUARE[5]
+        episodes, times = places(made.events(step))
+        assert (times[:, 1] == np.array(LENGTHS)[episodes[:, 1]] - 1).all()  # in these episodes the end brings a reward
+        assert (np.diff(times, axis=1) == 1).all()
+        counts += np.bincount(episodes[:, 0], minlength=len(LENGTHS))
+    assert chi_square(counts, 250 * 16 * np.ones(len(LENGTHS)) / len(LENGTHS)) < CHI_SQUARE[5]
+
+
+def test_without_events_none_are_drawn(folder):
+    assert sampler(folder, events=0).events(0) is None
 
 
 def test_no_window_crosses_an_episode_and_what_belongs_together_stays_together(folder):
