@@ -342,7 +342,7 @@ SABOTAGES: dict[str, tuple[str, type[Dynamics], type[Flow], type[ActionEncoder]]
 AS_PUBLISHED = {"log-det sign", "log-det missing one block", "nats of the guided model"}
 """Kinds that need shallow blocks or one normal per channel."""
 
-SIDES = {"leak between rows": 8}
+SIDES = {"leak between rows": 12}
 """Sides of the frames in pixels, 4 where none is given: a frame of few tokens is solved before a row can leak."""
 
 
