@@ -25,6 +25,7 @@ from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws,
 from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
 from starflow_world.evaluation.intervals import Share
 from starflow_world.evaluation.returns import return_figures
+from starflow_world.evaluation.texts import changed_text
 from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
 from starflow_world.world import World
 
@@ -49,6 +50,7 @@ def measure_world(
         figures |= open_loop(world, episodes, horizons, BEGINS, needs_memory=rule)
     if ending is not None and world.networks.outcome is not None:
         figures |= outcomes(world, ending)
+        figures |= changed_text(world, ending)
     figures |= return_figures(world, episodes[:RETURNS])
     if babyai:
         figures |= _babyai(world, episodes, out)
