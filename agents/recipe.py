@@ -135,7 +135,7 @@ def _name(env: str) -> str:
 
 def _components(codec: Candidate) -> int:
     """Return the components of the mixture: room for each distinct content, few for continuous pictures."""
-    return min(32, max(4, codec.contents + 4)) if codec.contents <= SPRITES else 8
+    return min(48, max(4, codec.contents + 4)) if codec.contents <= SPRITES else 8
 
 
 def _noise(codec: Candidate) -> float:

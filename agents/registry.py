@@ -4,14 +4,15 @@ import gymnasium
 
 from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
 from starflow_world.agents.cartpole import BalancePolicy
+from starflow_world.agents.minatar import ArcadePolicy
 from starflow_world.agents.policy import CarefulPolicy, Policy, RandomPolicy
 from starflow_world.errors import ConfigError
 
 POLICIES: dict[str, type[Policy]] = {
     "random": RandomPolicy, "careful": CarefulPolicy, "bot": BotPolicy, "tinker": TinkerPolicy, "mixed": MixedPolicy,
-    "balance": BalancePolicy,
+    "balance": BalancePolicy, "arcade": ArcadePolicy,
 }
-PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy)
+PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy, ArcadePolicy)
 
 
 def make_policy(name: str) -> Policy:
