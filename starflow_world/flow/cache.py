@@ -61,6 +61,12 @@ class KVCache:
         keys = torch.zeros(shape, dtype=dtype, device=device)
         return KVCache(keys, torch.zeros_like(keys), torch.zeros(rows, dtype=torch.long))
 
+    @cached_property
+    def common(self) -> int | None:
+        """Return the number of valid positions if it is the same for all batch elements."""
+        first = int(self.length[0]) if len(self.length) else 0
+        return first if bool((self.length == first).all()) else None
+
     @property
     def rows(self) -> int:
         """Return the number of batch elements, B."""
@@ -77,9 +83,13 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store key and value (B, S, H, e) after the valid positions; return both storages, (B, H, capacity, e)."""
-        keys, values, row = self.keys[layer], self.values[layer], torch.arange(self.rows)[:, None]
-        position = (self.length[:, None] + torch.arange(key.shape[1])).to(keys.device)
-        row = row.to(keys.device)
+        keys, values, count = self.keys[layer], self.values[layer], key.shape[1]
+        if self.common is not None:
+            place = slice(self.common, self.common + count)
+            keys[:, :, place], values[:, :, place] = key.transpose(1, 2), value.transpose(1, 2)
+            return keys, values
+        row = torch.arange(self.rows)[:, None].to(keys.device)
+        position = (self.length[:, None] + torch.arange(count)).to(keys.device)
         keys[row, :, position] = key.to(keys.dtype)
         values[row, :, position] = value.to(values.dtype)
         return keys, values

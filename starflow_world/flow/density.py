@@ -185,17 +185,22 @@ class Codebook(nn.Module):
         self.spread.fill_(level)[:count] = (variance + level**2).sqrt().to(self.spread)
         self.chance.fill_(NEVER)[:count] = (share + 1e-6).log().to(self.chance)
 
-    def posterior(self, sites: Tensor) -> Tensor:
-        """Return the probability (..., M) of each cluster given noisy sites (..., k)."""
+    def quadratic(self) -> tuple[Tensor, Tensor]:
+        """Return weights (M, 2 k) and bias (M,) that map the squares of a site's channels and the channels themselves to
+        the logarithms of the posterior, up to a constant."""
         precise = self.spread.square().reciprocal()
-        squares = sites.square() @ precise.T - 2 * sites @ (self.code * precise).T
         constant = (self.code.square() * precise).sum(-1) + 2 * self.spread.log().sum(-1)
-        return (self.chance - 0.5 * (squares + constant)).softmax(-1)
+        return torch.cat((-0.5 * precise, self.code * precise), dim=-1), self.chance - 0.5 * constant
 
-    def describe(self, tokens: Tensor) -> Tensor:
+    def posterior(self, sites: Tensor, quadratic: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the probability (..., M) of each cluster given noisy sites (..., k); `quadratic`: what the method of
+        this name gives, if it is known."""
+        return F.linear(torch.cat((sites.square(), sites), dim=-1), *(quadratic or self.quadratic())).softmax(-1)
+
+    def describe(self, tokens: Tensor, quadratic: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return tokens (..., g k) with the posteriors of their sites beside each site's channels, (..., g (k + M))."""
         sites = tokens.unflatten(-1, (-1, self.size))
-        return torch.cat((sites, self.posterior(sites)), dim=-1).flatten(-2)
+        return torch.cat((sites, self.posterior(sites, quadratic)), dim=-1).flatten(-2)
 
 
 class MixtureHead(nn.Module):
@@ -260,28 +265,27 @@ class Mixture(_Joined):
         """Return the tokens of noise (B, S, c + g), and the scales of the chosen components, both (B, S, c)."""
         g, book = self.head.sites, self.head.codebook
         z, chooser = noise[..., :-g].unflatten(-1, (g, -1)), torch.special.ndtr(noise[..., -g:].double())
-        width = book.size + book.components
-        columns = None if self.head.within is None else self.head.within.weight.unflatten(1, (g, width))
-        inner, null, drawn, scales = list(self.base.unbind(2)), None, [], []
-        if self.null is not None:
-            null = list(self.null.unbind(2))
+        width, within = book.size + book.components, self.head.within
+        columns = None if within is None else within.weight.unflatten(1, (g, width))
+        quadratic, contents = book.quadratic(), torch.cat((book.code, book.spread), dim=-1)
+        inner, null, drawn, scales = self.base, self.null, [], []
         for site in range(g):
-            chance, offset, factor = self.head.parts(inner[site])
+            chance, offset, factor = self.head.parts(inner[..., 0, :])
             if null is not None:
-                other = self.head.parts(null[site])[0]
+                other = self.head.parts(null[..., 0, :])[0]
                 chance = ((1 + self.guidance) * chance - self.guidance * other).log_softmax(-1)
             below = chance.double().exp().cumsum(-1)
             which = (chooser[..., site, None] * below[..., -1:] > below).sum(-1).clamp(max=book.components - 1)
-            drawn.append(book.code[which] + book.spread[which] * (offset + factor * z[..., site, :]))
-            scales.append(book.spread[which] * factor)
+            code, spread = contents[which].chunk(2, dim=-1)
+            drawn.append(code + spread * (offset + factor * z[..., site, :]))
+            scales.append(spread * factor)
             if columns is not None and site + 1 < g:
                 with torch.autocast(noise.device.type, enabled=False):
-                    described = book.describe(drawn[-1].to(columns.dtype))
+                    described = book.describe(drawn[-1].to(columns.dtype), quadratic)
                     said = F.linear(described, columns[(site + 1) * self.head.inner :, site])
-                for later, part in enumerate(said.unflatten(-1, (-1, self.head.inner)).unbind(-2), site + 1):
-                    inner[later] = inner[later] + part
-                    if null is not None:
-                        null[later] = null[later] + part
+                said = said.unflatten(-1, (-1, self.head.inner))
+                inner = inner[..., 1:, :] + said
+                null = None if null is None else null[..., 1:, :] + said
         return torch.cat(drawn, dim=-1), torch.cat(scales, dim=-1)
 
     def joint(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from starflow_world.flow.cache import KVCache, Visible
 
 TIME_PAIRS = 8
+MASKED = 512
+"""Most positions of a cache to which a CPU attends as a whole, through a mask; in a larger one, row by row."""
 
 
 def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,7 +71,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
     kernel is 2 to 8 times slower there (torch 2.13, 16 to 536 keys).
     """
     if isinstance(mask, Visible):
-        if query.device.type == "cpu":
+        if query.device.type == "cpu" and mask.capacity > MASKED:
             return _row_by_row(query, key, value, mask)
         mask = mask.whole
     if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
@@ -85,7 +87,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
 
 
 def _row_by_row(query: Tensor, key: Tensor, value: Tensor, visible: Visible) -> Tensor:
-    """Compute attention per batch element over its valid keys only, which is faster on a CPU than masking."""
+    """Compute attention per batch element over its valid keys only, which is faster on a CPU than masking the
+    whole of a large cache."""
     masks = {end: visible.own[..., -end:] if visible.count > 1 else None for end in set(visible.ends)}
     rows = [
         attend(q, k.narrow(2, 0, end), v.narrow(2, 0, end), masks[end], causal=False)
