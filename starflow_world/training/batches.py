@@ -4,8 +4,9 @@ A window of L frames is placed at random so that it would cover every frame but 
 it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A frame's weight is one over how
 often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less (as they do
 in windows that lie inside) or more teaches that episodes end less or more often than they do. The reward head also
-learns from batches of events: frames with an end or a reward other than the most frequent one. All windows of a batch
-have the same length; there is no padding, so an episode shorter than a length is drawn in shorter windows only.
+learns from batches of events: frames with an end or a reward other than the most frequent one. At first these count like
+any other frame, from which it learns sooner what they look like, and in the second half of the training as often as they
+occur, from which it learns how likely they are. All windows of a batch have the same length; there is no padding, so an episode shorter than a length is drawn in shorter windows only.
 """
 
 from dataclasses import dataclass, replace
@@ -80,13 +81,13 @@ class Sampler:
         room, beyond = self.windows.lengths[episodes] - length, max(length - 2, 0)
         last = room + max(length - 2, 0)
         start = np.floor(rng.random(rows) * (last + beyond + 1)).astype(int) - beyond
-        return self._gather(rng, episodes, np.clip(start, 0, room), length)
+        return self._gather(rng, episodes, np.clip(start, 0, room), length, step)
 
     def starts(self, step: int) -> Batch:
         """Draw first frames of episodes, as windows of length 1, for training step `step`."""
         rng = np.random.default_rng((self.config.seed, step, 1))
         episodes = rng.integers(len(self.windows.lengths), size=self.config.starts)
-        return self._gather(rng, episodes, np.zeros(len(episodes), int), 1)
+        return self._gather(rng, episodes, np.zeros(len(episodes), int), 1, step)
 
     def events(self, step: int) -> Batch | None:
         """Draw windows of length 2 whose last frame is an event, for training step `step`; None without any event."""
@@ -95,9 +96,11 @@ class Sampler:
         rng = np.random.default_rng((self.config.seed, step, 2))
         frames = rng.choice(self.event_frames, self.config.events)
         episodes = np.searchsorted(self.windows.offsets, frames, side="right") - 1
-        return self._gather(rng, episodes, frames - self.windows.offsets[episodes] - 1, 2)
+        return self._gather(rng, episodes, frames - self.windows.offsets[episodes] - 1, 2, step)
 
-    def _gather(self, rng: np.random.Generator, episodes: np.ndarray, start: np.ndarray, length: int) -> Batch:
+    def _gather(
+        self, rng: np.random.Generator, episodes: np.ndarray, start: np.ndarray, length: int, step: int
+    ) -> Batch:
         present = np.ones((len(episodes), length, 1), np.float32)
         present[:, 0, 0] = start > 0
         # Never drop a window's first action: a missing one marks the start of an episode, predicted from text alone.
@@ -112,7 +115,7 @@ class Sampler:
         actions = np.concatenate((present, actions * present), axis=-1, dtype=np.float32)
         texts = ["" if drop else self.windows.texts[e] for e, drop in zip(episodes, dropped, strict=True)]
         spans = (self.windows.offsets[episodes] + start)[:, None] + np.arange(length)
-        weights, counted = self.weights[spans], self.outcome_weights[spans]
+        weights, counted = self.weights[spans], self.outcome_weights[spans] ** min(1.0, 2 * step / self.config.steps)
         return Batch(*map(torch.from_numpy, (frames, actions, rewards, ends, weights, counted)), texts)
 
 

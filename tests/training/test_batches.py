@@ -41,10 +41,10 @@ def chi_square(seen: np.ndarray, expected: np.ndarray) -> float:
 
 def test_every_frame_but_the_first_counts_as_often_as_any_other(folder):
     """Weights times draws are the same for each frame: those of the flow alone, those of the reward head with events."""
-    made = sampler(folder, lengths=(2, 4, 7), events=8)
+    made = sampler(folder, lengths=(2, 4, 7), events=8, steps=1)
     size, offset = sum(LENGTHS), np.cumsum([0, *LENGTHS])
     flow, outcome, judged = np.zeros(size), np.zeros(size), 0
-    for step in range(8000):
+    for step in range(1, 8001):  # after the last step of the training, when all weights are in force
         for batch, kinds in ((made.batch(step), (True, True)), (made.events(step), (False, True))):
             episodes, times = places(batch)
             index = (offset[episodes] + times)[:, 1:].flatten()
@@ -55,6 +55,14 @@ def test_every_frame_but_the_first_counts_as_often_as_any_other(folder):
     for total in (flow, outcome):
         assert total[later] == pytest.approx(judged / len(later), rel=0.07)
         assert total[offset[:-1]] == pytest.approx(0)
+
+
+def test_at_first_events_count_like_any_other_frame(folder):
+    made = sampler(folder, steps=100)
+    assert (made.events(0).outcome_weights == 1).all()
+    assert 1 > made.events(10).outcome_weights[:, 1].mean() > made.outcome_weights[made.event_frames].max()
+    known = set(made.outcome_weights[made.event_frames].tolist())
+    assert set(made.events(50).outcome_weights[:, 1].tolist()) <= known, "from the middle on each as often as it occurs"
 
 
 def test_events_are_drawn_alike(folder):
