@@ -65,7 +65,7 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
 
 _ENV_NAMES = {
     "babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels",
-    "dynamic-obstacles": "DynamicObstacles",
+    "dynamic-obstacles": "DynamicObstacles", "babyai-firstperson": "BabyAI-FirstPerson",
 }
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
 

@@ -138,7 +138,9 @@ class WorldTrainer(Trainer[RecipeConfig]):
         mixed = self.sharded and self.config.precision == "bf16"
         for index in range(batches):
             generator = torch.Generator().manual_seed(index)
-            draws = ((held_out.batch(index), later), (held_out.starts(index), first))
+            draws = [(held_out.batch(index), later)]
+            if held_out.config.starts:
+                draws.append((held_out.starts(index), first))
             for batch, excess in draws:
                 noise, batch = self.noise(batch, generator), batch.to(self.processes.device)
                 with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=mixed):

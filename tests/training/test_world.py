@@ -273,3 +273,18 @@ def test_ten_such_batches_in_a_row_end_the_run(data, monkeypatch):
         made.advance()
     with pytest.raises(StarflowError, match="found 10 steps in a row without, up to 20"):
         made.advance()
+
+
+def test_events_teach_the_reward_head_and_not_the_flow(data: Path) -> None:
+    made = trainer(data, events=4)
+    batch = made.sampler.events(0)
+    assert batch is not None
+    made._learn_events(batch)
+    learning = {name.partition(".")[0] for name, p in made.networks.named_parameters() if p.grad is not None}
+    assert "outcome" in learning
+    assert learning <= {"outcome", "text"}
+
+
+def test_a_run_without_first_frames_is_judged_on_later_ones(data: Path) -> None:
+    made = trainer(data, starts=0)
+    assert set(made.validate(made.sampler)) == {"valid_excess"}
