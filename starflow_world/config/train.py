@@ -17,8 +17,8 @@ from starflow_world.io.yaml import parse_yaml, read_yaml
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training settings of a world; a step has `frames` frames in windows of `lengths`, `starts` first frames of episodes,
-    and `events` frames that bring a reward or an end."""
+    """Training settings of a world; a step has `frames` frames in windows of `lengths`, `starts` first frames of
+    episodes, and `events` frames that bring a reward or an end."""
 
     steps: int = 1000
     minutes: float = 0.0

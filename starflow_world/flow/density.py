@@ -186,8 +186,8 @@ class Codebook(nn.Module):
         self.chance.fill_(NEVER)[:count] = (share + 1e-6).log().to(self.chance)
 
     def quadratic(self) -> tuple[Tensor, Tensor]:
-        """Return weights (M, 2 k) and bias (M,) that map the squares of a site's channels and the channels themselves to
-        the logarithms of the posterior, up to a constant."""
+        """Return weights (M, 2 k) and bias (M,) that map the squares of a site's channels, and the channels, to the
+        logarithms of the posterior, up to a constant."""
         precise = self.spread.square().reciprocal()
         constant = (self.code.square() * precise).sum(-1) + 2 * self.spread.log().sum(-1)
         return torch.cat((-0.5 * precise, self.code * precise), dim=-1), self.chance - 0.5 * constant

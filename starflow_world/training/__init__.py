@@ -19,9 +19,9 @@ def train(
     """Train the model of a recipe on the folder `data`, write it to the folder `out`, and return that folder.
 
     A world learns from episodes (training/world.py); a video model from clips and pictures, or from episodes
-    (training/video.py), without `valid` and `starts`. `resume` continues from the last save; `init`, a folder or the name of a
-    shipped world, gives the initial weights; `cache` is the folder for uncompressed copies of episodes (default: .cache
-    in the folder of each dataset). Raises ConfigError, DataError, CheckpointError.
+    (training/video.py), without `valid` and `starts`. `resume` continues from the last save; `init`, a folder or the
+    name of a shipped world, gives the initial weights; `cache` is the folder for uncompressed copies of episodes
+    (default: .cache in the folder of each dataset). Raises ConfigError, DataError, CheckpointError.
     """
     init = None if init is None else find_world(init)
     if isinstance(recipe, RecipeConfig):

@@ -1,12 +1,16 @@
 """Training batches: windows of episodes, drawn from (seed, step) alone, so that a resumed run sees the same batches.
 
-A window of L frames is placed at random so that it would cover every frame but the first of its episode equally often if
-it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A frame's weight is one over how
-often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less (as they do
-in windows that lie inside) or more teaches that episodes end less or more often than they do. The reward head also
-learns from batches of events: frames with an end or a reward other than the most frequent one. At first these count like
-any other frame, from which it learns sooner what they look like, and in the second half of the training as often as they
-occur, from which it learns how likely they are. All windows of a batch have the same length; there is no padding, so an episode shorter than a length is drawn in shorter windows only.
+A window of L frames is placed at random so that it would cover every frame but the first of its episode equally often
+if it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A frame's weight is one over
+how often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less (as they
+do in windows that lie inside) or more teaches that episodes end less or more often than they do.
+
+The reward head also learns from batches of events: frames with an end or a reward other than the most frequent one. At
+first these count like any other frame, from which it learns sooner what they look like, and in the second half of the
+training as often as they occur, from which it learns how likely they are.
+
+All windows of a batch have the same length; there is no padding, so an episode shorter than a length is drawn in
+shorter windows only.
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +61,8 @@ class Sampler:
         self.shares = {}
         drawn, judged = np.zeros(len(windows.rewards)), 0.0
         for length in self.lengths:
-            places = np.where(windows.lengths >= length, windows.lengths + (length - 3 if length > 1 else 0), 0).astype(float)
+            more = length - 3 if length > 1 else 0
+            places = np.where(windows.lengths >= length, windows.lengths + more, 0).astype(float)
             share = np.cumsum(places / places.sum())
             self.shares[length] = share / share[-1]
             rows = max(1, config.frames // length) / len(self.lengths)
@@ -116,7 +121,10 @@ class Sampler:
         texts = ["" if drop else self.windows.texts[e] for e, drop in zip(episodes, dropped, strict=True)]
         spans = (self.windows.offsets[episodes] + start)[:, None] + np.arange(length)
         weights, counted = self.weights[spans], self.outcome_weights[spans] ** min(1.0, 2 * step / self.config.steps)
-        return Batch(*map(torch.from_numpy, (frames, actions, rewards, ends, weights, counted)), texts)
+        return Batch(
+            torch.from_numpy(frames), torch.from_numpy(actions), torch.from_numpy(rewards), torch.from_numpy(ends),
+            torch.from_numpy(weights), torch.from_numpy(counted), texts,
+        )
 
 
 def _covered(frames: int, length: int) -> np.ndarray:

@@ -175,8 +175,9 @@ def train_world(
 ) -> Path:
     """Train a world on the episodes in `data`, write it to the folder `out`, and return that folder.
 
-    `starts` has episodes of which only the first frames are learned, instead of those in `data`. `resume` continues from the last save; `init` is a checkpoint with initial weights. Learning curves are JSON lines
-    in `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed copies of
+    `starts` has episodes of which only the first frames are learned, instead of those in `data`. `resume` continues
+    from the last save; `init` is a checkpoint with initial weights. Learning curves are JSON lines in
+    `out`/metrics.jsonl, with figures of the held-out episodes in `valid`. `cache`: folder for uncompressed copies of
     the episodes (default: .cache in the folder of each dataset). All `processes` must call this with the same
     arguments; on SIGINT or SIGTERM they save and raise KeyboardInterrupt. Raises DataError before the first step if
     episodes or `init` do not fit the recipe, ConfigError if `out` holds another run.

@@ -40,7 +40,7 @@ def chi_square(seen: np.ndarray, expected: np.ndarray) -> float:
 
 
 def test_every_frame_but_the_first_counts_as_often_as_any_other(folder):
-    """Weights times draws are the same for each frame: those of the flow alone, those of the reward head with events."""
+    """Weights times draws are the same for each frame: those of the flow, and those of the reward head with events."""
     made = sampler(folder, lengths=(2, 4, 7), events=8, steps=1)
     size, offset = sum(LENGTHS), np.cumsum([0, *LENGTHS])
     flow, outcome, judged = np.zeros(size), np.zeros(size), 0

@@ -175,7 +175,8 @@ def test_the_denoiser_s_target_is_sigma_times_the_gradient(monkeypatch):
 def _batch(config: WorldConfig) -> starflow_world.training.world.Batch:
     frames = torch.randint(0, 256, (1, 2, config.height, config.width, 3), dtype=torch.uint8)
     actions = torch.tensor([[[0.0, 0, 0, 0, 0], [1, 0, 1, 0, 0]]])
-    return starflow_world.training.world.Batch(frames, actions, torch.zeros(1, 2), torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2), ["go"])
+    nothing, alike = torch.zeros(1, 2), torch.ones(1, 2)
+    return starflow_world.training.world.Batch(frames, actions, nothing, nothing, alike, alike, ["go"])
 
 
 @pytest.mark.parametrize("reads_text", [False, True])
@@ -206,7 +207,8 @@ def test_first_frames_of_windows_in_mid_episode_weigh_nothing_and_true_starts_li
     actions = torch.zeros(2, 3, 5)
     actions[:, 1:, :2] = 1
     actions[1, 0, :2] = 1  # row 0 begins with an episode, row 1 in the middle of one
-    batch = starflow_world.training.world.Batch(frames, actions, torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3), torch.ones(2, 3), ["go", "go"])
+    nothing, alike = torch.zeros(2, 3), torch.ones(2, 3)
+    batch = starflow_world.training.world.Batch(frames, actions, nothing, nothing, alike, alike, ["go", "go"])
     noise, tables = torch.randn(2, 3, 16, 12), networks.flow.tables(config.grid, 3)
     found = losses(networks, batch, noise, tables, replace(FAST, start_weight=0.1), denoiser=False)
     square = torch.ones_like(noise) if networks.flow.closed_form else noise.square()
