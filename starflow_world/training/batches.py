@@ -7,7 +7,9 @@ do in windows that lie inside) or more teaches that episodes end less or more of
 
 The reward head also learns from batches of events: frames with an end or a reward other than the most frequent one. At
 first these count like any other frame, from which it learns sooner what they look like, and in the second half of the
-training as often as they occur, from which it learns how likely they are.
+training as often as they occur, from which it learns how likely they are. They stand in windows of the shortest length,
+and weigh less only at the places of a window where they are drawn more often: hidden states tell how long a window is
+already, and a head that sees more events in short windows than in long ones learns that none happen in long ones.
 
 All windows of a batch have the same length; there is no padding, so an episode shorter than a length is drawn in
 shorter windows only.
@@ -58,7 +60,7 @@ class Sampler:
             longest = f"the longest has {windows.lengths.max()}"
             raise DataError(f"dataset: expected episodes of at least {min(config.lengths)} frames, {longest}; "
                             "lower train.lengths")
-        self.shares = {}
+        self.shares, self.rates = dict[int, np.ndarray](), dict[int, float]()
         drawn, judged = np.zeros(len(windows.rewards)), 0.0
         for length in self.lengths:
             more = length - 3 if length > 1 else 0
@@ -66,16 +68,41 @@ class Sampler:
             share = np.cumsum(places / places.sum())
             self.shares[length] = share / share[-1]
             rows = max(1, config.frames // length) / len(self.lengths)
+            self.rates[length] = rows / places.sum()
             drawn += rows / places.sum() * np.concatenate([_covered(int(n), length) for n in windows.lengths])
             judged += rows * (length - 1)
         later = np.ones(len(drawn), bool)
         later[windows.offsets] = False
         values, counts = np.unique(windows.rewards[later], return_counts=True)
         usual = values[counts.argmax()] if len(values) else 0.0
-        self.event_frames = np.flatnonzero(later & ((windows.rewards != usual) | windows.terminated))
-        self.weights = _inverse(drawn, judged)
-        drawn[self.event_frames] += config.events / max(1, len(self.event_frames))
-        self.outcome_weights = _inverse(drawn, judged)
+        self.event_length = max(2, min(self.lengths))
+        room = np.repeat(windows.lengths, windows.lengths) >= self.event_length
+        self.event_frames = np.flatnonzero(room & later & ((windows.rewards != usual) | windows.terminated))
+        seen = drawn > 0
+        self.weights = np.divide(judged / max(1, seen.sum()), drawn, out=np.zeros(len(drawn)), where=seen)
+        self.event_places, self.event_shares = self._event_places()
+
+    def _event_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return at which place of its window each event stands in batches of events, as cumulated probabilities (E,
+        L - 1) of the places 1, 2, ..., and the share (N, L) of its weight that it has at each place of a window."""
+        events, count = self.event_frames, self.event_length
+        shares = np.ones((len(self.windows.rewards), count))
+        episodes = np.searchsorted(self.windows.offsets, events, side="right") - 1
+        index, frames = events - self.windows.offsets[episodes], self.windows.lengths[episodes]
+
+        def placed(place: int, length: int) -> np.ndarray:
+            begin, room = index - place, frames - length
+            moved = (length - 2) * ((begin == 0).astype(int) + (begin == room)) if length > 1 else 0
+            return ((begin >= 0) & (begin <= room)) * (1.0 + moved)
+
+        own = np.stack([placed(place, count) for place in range(1, count)], axis=-1)
+        own /= own.sum(-1, keepdims=True)
+        for place in range(1, count):
+            longer = [length for length in self.lengths if length > place]
+            usual = sum(self.rates[length] * placed(place, length) for length in longer)
+            more = own[:, place - 1] * self.config.events / max(1, len(events))
+            shares[events, place] = np.divide(usual, usual + more, out=np.ones(len(events)), where=more > 0)
+        return own.cumsum(-1), shares
 
     def batch(self, step: int) -> Batch:
         """Draw the windows of training step `step`."""
@@ -95,13 +122,18 @@ class Sampler:
         return self._gather(rng, episodes, np.zeros(len(episodes), int), 1, step)
 
     def events(self, step: int) -> Batch | None:
-        """Draw windows of length 2 whose last frame is an event, for training step `step`; None without any event."""
+        """Draw windows that hold an event, of which it alone counts, for training step `step`; None without events."""
         if not self.config.events or not len(self.event_frames):
             return None
         rng = np.random.default_rng((self.config.seed, step, 2))
-        frames = rng.choice(self.event_frames, self.config.events)
+        chosen = rng.integers(len(self.event_frames), size=self.config.events)
+        frames = self.event_frames[chosen]
+        place = 1 + (rng.random(len(chosen))[:, None] > self.event_places[chosen][:, :-1]).sum(-1)
         episodes = np.searchsorted(self.windows.offsets, frames, side="right") - 1
-        return self._gather(rng, episodes, frames - self.windows.offsets[episodes] - 1, 2, step)
+        begin = frames - self.windows.offsets[episodes] - place
+        batch = self._gather(rng, episodes, begin, self.event_length, step)
+        alone = torch.from_numpy(place)[self.processes.part(len(place))][:, None] == torch.arange(self.event_length)
+        return replace(batch, outcome_weights=batch.outcome_weights * alone)
 
     def _gather(
         self, rng: np.random.Generator, episodes: np.ndarray, start: np.ndarray, length: int, step: int
@@ -120,10 +152,13 @@ class Sampler:
         actions = np.concatenate((present, actions * present), axis=-1, dtype=np.float32)
         texts = ["" if drop else self.windows.texts[e] for e, drop in zip(episodes, dropped, strict=True)]
         spans = (self.windows.offsets[episodes] + start)[:, None] + np.arange(length)
-        weights, counted = self.weights[spans], self.outcome_weights[spans] ** min(1.0, 2 * step / self.config.steps)
+        weights = self.weights[spans]
+        counted, near = weights.copy(), min(length, self.event_length)
+        counted[:, :near] *= self.event_shares[spans[:, :near], np.arange(near)]
+        counted **= min(1.0, 2 * step / self.config.steps)
         return Batch(
             torch.from_numpy(frames), torch.from_numpy(actions), torch.from_numpy(rewards), torch.from_numpy(ends),
-            torch.from_numpy(weights), torch.from_numpy(counted), texts,
+            torch.from_numpy(weights).float(), torch.from_numpy(counted).float(), texts,
         )
 
 
@@ -136,10 +171,3 @@ def _covered(frames: int, length: int) -> np.ndarray:
     low, high = np.maximum(index - length + 1, 0), np.minimum(index - 1, room)
     inside = np.maximum(high - low + 1, 0)
     return inside + (length - 2) * ((inside > 0) * ((low == 0).astype(int) + (high == room)))
-
-
-def _inverse(drawn: np.ndarray, judged: float) -> np.ndarray:
-    """Return the weights (N,) float32 of frames that are `drawn` (N,) times in a step, 0 for those that never are; of
-    the `judged` frames of a step they add up to as many."""
-    seen = drawn > 0
-    return np.divide(judged / max(1, seen.sum()), drawn, out=np.zeros(len(drawn)), where=seen).astype(np.float32)

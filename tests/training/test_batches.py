@@ -59,17 +59,32 @@ def test_every_frame_but_the_first_counts_as_often_as_any_other(folder):
 
 def test_at_first_events_count_like_any_other_frame(folder):
     made = sampler(folder, steps=100)
-    assert (made.events(0).outcome_weights == 1).all()
-    assert 1 > made.events(10).outcome_weights[:, 1].mean() > made.outcome_weights[made.event_frames].max()
-    known = set(made.outcome_weights[made.event_frames].tolist())
-    assert set(made.events(50).outcome_weights[:, 1].tolist()) <= known, "from the middle on each as often as it occurs"
+    early, middle, late, last = (made.events(step).outcome_weights.sum() for step in (0, 10, 50, 99))
+    assert early == 16
+    assert early > middle > max(late, last)
+
+
+def test_where_a_frame_stands_in_its_window_says_nothing_about_an_event(folder):
+    """At each place of a window events weigh as much, with the further ones, as those of the windows alone would."""
+    made, total = sampler(folder, lengths=(4, 7), events=16, steps=1), np.zeros((2, 7))
+    for step in range(1, 4001):
+        for batch, plain in ((made.batch(step), True), (made.events(step), False)):
+            ends = batch.ends.numpy() > 0
+            size = ends.shape[1]
+            total[0, :size] += (batch.outcome_weights.numpy() * ends).sum(0)
+            total[1, :size] += (batch.weights.numpy() * ends).sum(0) * plain
+    assert total[0, 1:] == pytest.approx(total[1, 1:], rel=0.1)
+    assert total[1, 3] > 0
+    assert total[1, 6] > 0
 
 
 def test_events_are_drawn_alike(folder):
     made, counts = sampler(folder), np.zeros(len(LENGTHS))
     for step in range(250):
-        episodes, times = places(made.events(step))
-        assert (times[:, 1] == np.array(LENGTHS)[episodes[:, 1]] - 1).all()  # in these episodes the end brings a reward
+        batch = made.events(step)
+        episodes, times = places(batch)
+        assert (times[:, -1] == np.array(LENGTHS)[episodes[:, -1]] - 1).all()  # in these episodes the end is the event
+        assert ((batch.outcome_weights > 0).numpy() == [False, False, False, True]).all()
         assert (np.diff(times, axis=1) == 1).all()
         counts += np.bincount(episodes[:, 0], minlength=len(LENGTHS))
     assert chi_square(counts, 250 * 16 * np.ones(len(LENGTHS)) / len(LENGTHS)) < CHI_SQUARE[5]
