@@ -12,7 +12,7 @@ from starflow_world.flow.cache import KVCache, Visible
 
 TIME_PAIRS = 8
 MASKED = 512
-"""Most positions of a cache to which a CPU attends as a whole, through a mask; in a larger one, row by row."""
+"""Most positions of a cache of several rows to which a CPU attends as a whole, through a mask; else row by row."""
 
 
 def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,7 +71,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Visible | N
     kernel is 2 to 8 times slower there (torch 2.13, 16 to 536 keys).
     """
     if isinstance(mask, Visible):
-        if query.device.type == "cpu" and mask.capacity > MASKED:
+        if query.device.type == "cpu" and (len(query) == 1 or mask.capacity > MASKED):
             return _row_by_row(query, key, value, mask)
         mask = mask.whole
     if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
