@@ -1,18 +1,21 @@
 """Training batches: windows of episodes, drawn from (seed, step) alone, so that a resumed run sees the same batches.
 
 A window of L frames is placed at random so that it would cover every frame but the first of its episode equally often
-if it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A frame's weight is one over
-how often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less (as they
-do in windows that lie inside) or more teaches that episodes end less or more often than they do.
+if it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A share of the windows
+(`returns`) is placed where something is shown again that was gone, which only the history tells. A frame's weight is
+one over how often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less
+(as they do in windows that lie inside) or more teaches that episodes end less or more often than they do.
 
-The reward head also learns from batches of events: frames with an end or a reward other than the most frequent one. At
-first these count like any other frame, from which it learns sooner what they look like, and in the second half of the
-training as often as they occur, from which it learns how likely they are. They stand in windows of the shortest length,
-and weigh less only at the places of a window where they are drawn more often: hidden states tell how long a window is
-already, and a head that sees more events in short windows than in long ones learns that none happen in long ones.
+The reward head also learns from batches of events: frames with an end or a reward other than the most frequent one.
+
+At first what is drawn more often counts like any other frame, from which is learned sooner what it looks like, and in
+the second half of the training as often as it occurs, from which is learned how likely it is. Events stand in windows
+of the shortest length, and weigh less only at the places of a window where they are drawn more often: hidden states
+tell how long a window is already, and a head that sees more events in short windows than in long ones learns that none
+happen in long ones.
 
 All windows of a batch have the same length; there is no padding, so an episode shorter than a length is drawn in
-shorter windows only.
+shorter windows only. The shortest are drawn first, from many episodes a batch, and longer ones join them in stages.
 """
 
 from dataclasses import dataclass, replace
@@ -25,6 +28,9 @@ from starflow_world.config.train import TrainConfig
 from starflow_world.data.dataset import Windows
 from starflow_world.errors import DataError
 from starflow_world.training.distributed import ALONE, Processes
+
+CONTENTS = 1000
+"""Contents that return are drawn equally often, but none more often than if there were so many."""
 
 
 @dataclass(frozen=True)
@@ -50,70 +56,98 @@ class Batch:
 
 
 class Sampler:
-    """Sampler of this process's share of each batch from a memory-mapped dataset. Raises DataError if no episode is as
-    long as the shortest of `config.lengths`."""
+    """Sampler of this process's share of each batch from a memory-mapped dataset; `patch`: side of the patches by which
+    `returns` are found. Raises DataError if no episode is as long as the shortest of `config.lengths`."""
 
-    def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE) -> None:
+    def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE, *, patch: int = 8) -> None:
         self.windows, self.config, self.processes = windows, config, processes
-        self.lengths = tuple(length for length in config.lengths if (windows.lengths >= length).any())
+        self.lengths = tuple(sorted({length for length in config.lengths if (windows.lengths >= length).any()}))
         if not self.lengths:
             longest = f"the longest has {windows.lengths.max()}"
             raise DataError(f"dataset: expected episodes of at least {min(config.lengths)} frames, {longest}; "
                             "lower train.lengths")
-        self.shares, self.rates = dict[int, np.ndarray](), dict[int, float]()
-        drawn, judged = np.zeros(len(windows.rewards)), 0.0
-        for length in self.lengths:
-            more = length - 3 if length > 1 else 0
-            places = np.where(windows.lengths >= length, windows.lengths + more, 0).astype(float)
-            share = np.cumsum(places / places.sum())
-            self.shares[length] = share / share[-1]
-            rows = max(1, config.frames // length) / len(self.lengths)
-            self.rates[length] = rows / places.sum()
-            drawn += rows / places.sum() * np.concatenate([_covered(int(n), length) for n in windows.lengths])
-            judged += rows * (length - 1)
-        later = np.ones(len(drawn), bool)
-        later[windows.offsets] = False
+        self.episodes = np.repeat(np.arange(len(windows.lengths)), windows.lengths)
+        self.index = np.arange(len(self.episodes)) - windows.offsets[self.episodes]
+        returned = returns(windows, patch) if config.returns else NOTHING
+        self.begins = {length: self._begins(length, returned) for length in self.lengths}
+        later = self.index > 0
         values, counts = np.unique(windows.rewards[later], return_counts=True)
         usual = values[counts.argmax()] if len(values) else 0.0
-        self.event_length = max(2, min(self.lengths))
-        room = np.repeat(windows.lengths, windows.lengths) >= self.event_length
+        self.event_length = max(2, self.lengths[0])
+        room = windows.lengths[self.episodes] >= self.event_length
         self.event_frames = np.flatnonzero(room & later & ((windows.rewards != usual) | windows.terminated))
-        seen = drawn > 0
-        self.weights = np.divide(judged / max(1, seen.sum()), drawn, out=np.zeros(len(drawn)), where=seen)
-        self.event_places, self.event_shares = self._event_places()
+        places = self._event_places(self._even(self.event_length), self.event_length)
+        self.event_places = (places / places.sum(-1, keepdims=True)).cumsum(-1)
+        self.weights, self.event_shares = list[np.ndarray](), list[np.ndarray]()
+        for stage in range(1, len(self.lengths) + 1):
+            some = [(self._rows(length) / stage, length) for length in self.lengths[:stage]]
+            drawn = np.sum([rows * _covered(self.begins[length], length) for rows, length in some], axis=0)
+            judged = sum(rows * (length - 1) for rows, length in some)
+            seen = drawn > 0
+            weight = np.divide(judged / max(1, seen.sum()), drawn, out=np.zeros(len(drawn)), where=seen)
+            self.weights.append(weight.astype(np.float32))
+            self.event_shares.append(self._event_shares(places, some))
 
-    def _event_places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return at which place of its window each event stands in batches of events, as cumulated probabilities (E,
-        L - 1) of the places 1, 2, ..., and the share (N, L) of its weight that it has at each place of a window."""
-        events, count = self.event_frames, self.event_length
-        shares = np.ones((len(self.windows.rewards), count))
-        episodes = np.searchsorted(self.windows.offsets, events, side="right") - 1
-        index, frames = events - self.windows.offsets[episodes], self.windows.lengths[episodes]
+    def _rows(self, length: int) -> int:
+        return max(1, self.config.frames // length)
 
-        def placed(place: int, length: int) -> np.ndarray:
-            begin, room = index - place, frames - length
-            moved = (length - 2) * ((begin == 0).astype(int) + (begin == room)) if length > 1 else 0
-            return ((begin >= 0) & (begin <= room)) * (1.0 + moved)
+    def _even(self, length: int) -> np.ndarray:
+        """Return the chances (N,) of windows of `length` frames to begin at each frame that let every frame but the
+        first of its episode be drawn as often as any other."""
+        room = self.windows.lengths[self.episodes] - length
+        moved = (length - 2) * ((self.index == 0).astype(float) + (self.index == room)) if length > 1 else 0.0
+        chances = np.where(self.index <= room, 1.0 + moved, 0.0)
+        return chances / chances.sum()
 
-        own = np.stack([placed(place, count) for place in range(1, count)], axis=-1)
-        own /= own.sum(-1, keepdims=True)
-        for place in range(1, count):
-            longer = [length for length in self.lengths if length > place]
-            usual = sum(self.rates[length] * placed(place, length) for length in longer)
-            more = own[:, place - 1] * self.config.events / max(1, len(events))
-            shares[events, place] = np.divide(usual, usual + more, out=np.ones(len(events)), where=more > 0)
-        return own.cumsum(-1), shares
+    def _begins(self, length: int, returned: "Returns") -> np.ndarray:
+        """Return the chances (N,) of windows of `length` frames to begin at each frame: even ones, and a share of
+        windows in which something returns."""
+        even, chances = self._even(length), np.zeros(len(self.index) + 1)
+        fits = (returned.gaps < length) & (self.windows.lengths[self.episodes[returned.frames]] >= length)
+        frames, gaps = returned.frames[fits], returned.gaps[fits]
+        if not len(frames):
+            return even
+        _, which, counts = np.unique(returned.contents[fits], return_inverse=True, return_counts=True)
+        first = self.windows.offsets[self.episodes[frames]]
+        room = first + self.windows.lengths[self.episodes[frames]] - length
+        low, high = np.maximum(frames - length + 1, first), np.minimum(frames - gaps, room)
+        low = np.minimum(low, high)
+        often = np.maximum(counts, len(frames) / CONTENTS)[which]  # what seldom returns is drawn as often as the rest
+        chance = 1 / often / (high - low + 1)
+        np.add.at(chances, low, chance)
+        np.add.at(chances, high + 1, -chance)
+        chances = np.where(even > 0, np.maximum(chances.cumsum()[:-1], 0.0), 0.0)
+        return (1 - self.config.returns) * even + self.config.returns * chances / chances.sum()
+
+    def _event_places(self, begins: np.ndarray, length: int) -> np.ndarray:
+        """Return how often each event stands at each place (E, L - 1) but the first of the L places of a window of
+        events, if windows of `length` frames begin as often as `begins` (N,)."""
+        places = np.arange(1, self.event_length)
+        begin = self.event_frames[:, None] - places
+        inside = (self.index[self.event_frames][:, None] >= places) & (places < length)
+        return np.where(inside, begins[np.maximum(begin, 0)], 0.0)
+
+    def _event_shares(self, places: np.ndarray, some: list[tuple[float, int]]) -> np.ndarray:
+        """Return the share (N, L) of its weight that each frame has at each place of a window if `some` rows of windows
+        of each length are drawn, so that events count no more for being drawn with the windows of events too."""
+        usual = sum(rows * self._event_places(self.begins[length], length) for rows, length in some)
+        own = places / places.sum(-1, keepdims=True)
+        more = own * self.config.events / max(1, len(self.event_frames))
+        shares = np.ones((len(self.index), self.event_length), np.float32)
+        shares[self.event_frames, 1:] = np.divide(usual, usual + more, out=np.ones_like(own), where=more > 0)
+        return shares
+
+    def stage(self, step: int) -> int:
+        """Return how many of the lengths are drawn in a training step: 1, then 2, ..., each for an equal share."""
+        return min(len(self.lengths), 1 + len(self.lengths) * step // self.config.steps)
 
     def batch(self, step: int) -> Batch:
         """Draw the windows of training step `step`."""
         rng = np.random.default_rng((self.config.seed, step, 0))
-        length = int(rng.choice(self.lengths))
-        rows = max(1, self.config.frames // length)
-        episodes = np.searchsorted(self.shares[length], rng.random(rows), side="right")
-        room, beyond = self.windows.lengths[episodes] - length, max(length - 2, 0)
-        last = room + max(length - 2, 0)
-        start = np.floor(rng.random(rows) * (last + beyond + 1)).astype(int) - beyond
-        return self._gather(rng, episodes, np.clip(start, 0, room), length, step)
+        length = int(rng.choice(self.lengths[: self.stage(step)]))
+        begins = self.begins[length].cumsum()
+        chosen = np.searchsorted(begins, rng.random(self._rows(length)) * begins[-1], side="right")
+        return self._gather(rng, self.episodes[chosen], self.index[chosen], length, step)
 
     def starts(self, step: int) -> Batch:
         """Draw first frames of episodes, as windows of length 1, for training step `step`."""
@@ -129,9 +163,7 @@ class Sampler:
         chosen = rng.integers(len(self.event_frames), size=self.config.events)
         frames = self.event_frames[chosen]
         place = 1 + (rng.random(len(chosen))[:, None] > self.event_places[chosen][:, :-1]).sum(-1)
-        episodes = np.searchsorted(self.windows.offsets, frames, side="right") - 1
-        begin = frames - self.windows.offsets[episodes] - place
-        batch = self._gather(rng, episodes, begin, self.event_length, step)
+        batch = self._gather(rng, self.episodes[frames], self.index[frames] - place, self.event_length, step)
         alone = torch.from_numpy(place)[self.processes.part(len(place))][:, None] == torch.arange(self.event_length)
         return replace(batch, outcome_weights=batch.outcome_weights * alone)
 
@@ -152,22 +184,61 @@ class Sampler:
         actions = np.concatenate((present, actions * present), axis=-1, dtype=np.float32)
         texts = ["" if drop else self.windows.texts[e] for e, drop in zip(episodes, dropped, strict=True)]
         spans = (self.windows.offsets[episodes] + start)[:, None] + np.arange(length)
-        weights = self.weights[spans]
+        stage = self.stage(step) - 1
+        strength = min(1.0, 2 * step / self.config.steps)
+        weights = self.weights[stage][spans] ** strength
         counted, near = weights.copy(), min(length, self.event_length)
-        counted[:, :near] *= self.event_shares[spans[:, :near], np.arange(near)]
-        counted **= min(1.0, 2 * step / self.config.steps)
+        counted[:, :near] *= self.event_shares[stage][spans[:, :near], np.arange(near)] ** strength
         return Batch(
             torch.from_numpy(frames), torch.from_numpy(actions), torch.from_numpy(rewards), torch.from_numpy(ends),
             torch.from_numpy(weights).float(), torch.from_numpy(counted).float(), texts,
         )
 
 
-def _covered(frames: int, length: int) -> np.ndarray:
-    """Return how many of the places of a window of `length` frames cover each frame of an episode (frames,) behind the
-    window's first."""
-    if frames < length:
-        return np.zeros(frames)
-    index, room = np.arange(frames), frames - length
-    low, high = np.maximum(index - length + 1, 0), np.minimum(index - 1, room)
-    inside = np.maximum(high - low + 1, 0)
-    return inside + (length - 2) * ((inside > 0) * ((low == 0).astype(int) + (high == room)))
+@dataclass(frozen=True)
+class Returns:
+    """Contents that are shown again: `contents` (R,) is shown in `frames` (R,), not in the frame before, and last shown
+    `gaps` (R,) > 1 frames earlier in the same episode."""
+
+    frames: np.ndarray
+    gaps: np.ndarray
+    contents: np.ndarray
+
+
+NOTHING = Returns(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.uint64))
+
+
+def returns(windows: Windows, patch: int, most: int = 500_000, chunk: int = 8192) -> Returns:
+    """Find what returns in the first `most` frames, as equal patches of `patch` x `patch` pixels at any place. Only the
+    history tells what returns: in frames that are drawn evenly it is too seldom seen for the history to be learned."""
+    rng, found = np.random.default_rng(0), list[Returns]()
+    ends = (windows.offsets + windows.lengths)[windows.offsets < most]
+    height, width = (size // patch * patch for size in windows.frames.shape[1:3])
+    words = -(-patch * patch * 3 // 8)
+    factors = rng.integers(1 << 63, size=words, dtype=np.uint64) * 2 + 1
+    begin = 0
+    while begin < ends[-1]:
+        next_end, last_end = np.searchsorted(ends, (begin, begin + chunk), side="right")
+        end = int(ends[max(next_end, last_end - 1)])  # whole episodes
+        frames = np.asarray(windows.frames[begin:end, :height, :width])
+        cells = frames.reshape(-1, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
+        flat = cells.reshape(len(frames), -1, patch * patch * 3)
+        padded = np.zeros((*flat.shape[:2], words * 8), np.uint8)
+        padded[..., : flat.shape[2]] = flat
+        contents = (padded.view(np.uint64) * factors).sum(-1)
+        episode = np.searchsorted(windows.offsets, np.arange(begin, end), side="right").astype(np.uint64)
+        key = (contents ^ (episode * np.uint64(0x9E3779B97F4A7C15))[:, None]).ravel()
+        order = key.argsort(kind="stable")
+        frame, same = order // contents.shape[1], key[order][1:] == key[order][:-1]
+        gap = np.diff(frame)
+        again = np.flatnonzero(same & (gap > 1))
+        found.append(Returns(begin + frame[again + 1], gap[again], contents.ravel()[order[again + 1]]))
+        begin = end
+    return Returns(*(np.concatenate([getattr(part, name) for part in found]) for name in vars(found[0])))
+
+
+def _covered(begins: np.ndarray, length: int) -> np.ndarray:
+    """Return how often each frame (N,) stands behind the first of a window of `length` frames, given how often windows
+    begin at each frame, `begins` (N,)."""
+    sums = np.concatenate((np.zeros(length), begins.cumsum()))
+    return sums[length - 1 : -1] - sums[: len(begins)]

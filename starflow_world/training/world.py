@@ -53,8 +53,9 @@ class WorldTrainer(Trainer[RecipeConfig]):
         if init is not None:
             _initialise(networks, init)
         freeze_outside(networks, config.parts)
-        self.sampler = Sampler(windows, config, processes)
-        self.openings = self.sampler if starts is None else Sampler(starts, replace(config, lengths=(1,)), processes)
+        self.sampler = Sampler(windows, config, processes, patch=world.codec.patch)
+        opening = replace(config, lengths=(1,), returns=0.0)
+        self.openings = self.sampler if starts is None else Sampler(starts, opening, processes)
         if config.checkpointing:
             checkpoint_activations(networks)
         networks.to(processes.device)
@@ -138,7 +139,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         mixed = self.sharded and self.config.precision == "bf16"
         for index in range(batches):
             generator = torch.Generator().manual_seed(index)
-            draws = [(held_out.batch(index), later)]
+            draws = [(held_out.batch(self.config.steps + index), later)]
             if held_out.config.starts:
                 draws.append((held_out.starts(index), first))
             for batch, excess in draws:
@@ -191,7 +192,7 @@ def train_world(
     check_data(recipe.world, facts, "the recipe")
     held_out = opening = None
     if valid is not None:
-        silent = replace(recipe.train, action_dropout=0.0, text_dropout=0.0)
+        silent = replace(recipe.train, action_dropout=0.0, text_dropout=0.0, returns=0.0)
         held_out = Sampler(_fitting(recipe, valid, cache, data, processes), silent, processes)
     if starts is not None:
         opening = _fitting(recipe, starts, cache, data, processes)
@@ -235,7 +236,8 @@ def steps_in_time(recipe: RecipeConfig, windows: Windows, processes: Processes =
     for _ in range(DENOISER_EVERY):
         trainer.advance()
     begun = time.monotonic()
-    for _ in range(TIMED_STEPS):
+    for index in range(TIMED_STEPS):
+        trainer.step = index * recipe.train.steps // TIMED_STEPS  # windows grow in the course of a training
         trainer.advance()
     each = processes.means({"seconds": (time.monotonic() - begun) / TIMED_STEPS})["seconds"]
     steps = max(1, int(60 * recipe.train.minutes * FOR_STEPS / each))

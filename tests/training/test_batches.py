@@ -9,9 +9,10 @@ import torch
 
 from starflow_world.config.train import TrainConfig
 from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import episode_path, write_episode
 from starflow_world.errors import DataError
-from starflow_world.training.batches import Batch, Sampler
-from tests.squares import fill
+from starflow_world.training.batches import Batch, Sampler, returns
+from tests.squares import episode, fill
 
 LENGTHS = (12, 12, 5, 20, 4, 7)
 CONFIG = TrainConfig(
@@ -160,12 +161,51 @@ def test_a_batch_follows_from_seed_and_step_alone(folder):
 
 
 def test_every_batch_has_one_length_and_the_promised_number_of_frames(folder):
-    made, seen = sampler(folder, lengths=(2, 5, 7, 50)), set()
+    made, seen = sampler(folder, lengths=(7, 2, 5, 50), steps=30), set()
     for step in range(40):
         shape = made.batch(step).frames.shape
         seen.add(shape[1])
         assert shape[0] == 64 // shape[1]
+        assert shape[1] <= (2, 5, 7, 7)[step // 10], "shortest windows first"
     assert seen == {2, 5, 7}  # no episode has 50 frames
     assert sampler(folder, frames=3).batch(0).frames.shape[0] == 1
     with pytest.raises(DataError, match="expected episodes of at least 50 frames, the longest has 20"):
         sampler(folder, lengths=(50, 60))
+
+
+# ---- what returns ----------------------------------------------------------------------------------------------------
+
+
+def shown(folder: Path, episodes: tuple[str, ...]) -> Sampler:
+    """Sampler of episodes whose frames show a letter, as the colour of one of four patches of 4 x 4 pixels."""
+    for index, letters in enumerate(episodes):
+        frames = np.zeros((len(letters), 8, 8, 3), np.uint8)
+        for t, letter in enumerate(letters):
+            frames[t, :4, 4 * (t % 2) : 4 * (t % 2) + 4] = ord(letter)
+        write_episode(episode_path(folder, index), replace(episode(index, len(letters)), frames=frames))
+    config = replace(CONFIG, lengths=(3,), frames=300, returns=0.5, steps=1, events=0)
+    return Sampler(EpisodeDataset(folder).memory_map(), config, patch=4)
+
+
+def test_what_is_shown_again_after_it_was_gone_is_found_at_any_place_in_its_own_episode(tmp_path):
+    made = shown(tmp_path, ("aabaca", "bcdefa"))
+    found = returns(made.windows, 4)
+    seen = sorted(zip(found.frames.tolist(), found.gaps.tolist(), strict=True))
+    assert seen == [(3, 2), (5, 2)], "a after b, and a after c; what another episode showed is not remembered"
+    assert len(set(found.contents.tolist())) == 1
+    chunks = returns(made.windows, 4, chunk=1)
+    assert sorted(chunks.frames.tolist()) == [3, 5]
+    assert len(returns(made.windows, 4, most=3).frames) == 2, "whole episodes"
+
+
+def test_windows_of_what_returns_hold_it_twice_and_it_counts_no_more_for_that(tmp_path):
+    made = shown(tmp_path, ("a" * 25,) * 12 + ("bcb" + "d" * 20,))
+    drawn = weight = total = 0.0
+    for step in range(1, 41):
+        batch = made.batch(step)
+        letters = batch.frames.amax((2, 3, 4))
+        again = (letters == torch.tensor([ord(letter) for letter in "bcb"], dtype=torch.uint8)).all(1)
+        drawn, weight = drawn + float(again.float().mean()) / 40, weight + float(batch.weights[again][:, 2].sum())
+        total += float(batch.weights[:, 1:].sum())
+    assert drawn == pytest.approx(0.5, abs=0.05)
+    assert weight / total == pytest.approx(1 / (12 * 24 + 22), rel=0.1), "as often as any frame but the first"
