@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
@@ -85,6 +86,7 @@ class Environment:
 
         A MiniGrid is drawn without highlight, in tiles that fill the frame.
         """
+        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # pygame's SDL would swallow SIGTERM: nothing could end us
         kwargs = {**self.env_kwargs, "disable_env_checker": True}
         if self.view == "render":
             kwargs["render_mode"] = "rgb_array"

@@ -1,7 +1,10 @@
 """What a world was learned from stands in its card, and the real environment is made from there."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +113,18 @@ def test_an_id_with_its_module_is_imported_first(tmp_path: Path, monkeypatch: py
         assert make_env("own_environments:Own-v0", max_steps=5).spec.max_episode_steps == 5
     finally:
         gymnasium.registry.pop("Own-v0", None)
+
+
+def test_a_process_that_has_drawn_an_environment_still_ends_on_sigterm() -> None:
+    """SDL, by which pygame draws, would take the signal for a closed window that nobody looks at."""
+    code = """
+import os, signal
+from starflow_world.agents.environment import make_env
+env = make_env("CartPole-v1")
+env.reset(), env.render(), print("drawn", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    free = {key: value for key, value in os.environ.items() if key != "SDL_NO_SIGNAL_HANDLERS"}
+    ended = subprocess.run([sys.executable, "-c", code], env=free, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGTERM, ended.stderr
+    assert "drawn" in ended.stdout
