@@ -63,6 +63,12 @@ class Block(nn.Module):
         self.norm = FinalNorm(width)
         self.head = AffineHead(width, channels) if head is None else head
 
+    def look_back(self) -> None:
+        """Let half of the heads of each layer begin by attending to the same place in earlier frames: from heads that
+        begin anywhere, what happened before the last frame is learned too late to be of use."""
+        for layer in self.layers:
+            cast(Layer, layer).attention.look_back()
+
     def shift(self, x: Tensor) -> Tensor:
         """Return the network's inputs for tokens x (B, S, c): the start token, then all tokens but the last."""
         return torch.cat((self.start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]), dim=1)

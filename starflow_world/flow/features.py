@@ -1,9 +1,13 @@
 """Features of the previous frame, the action and the text, which the deep block's inputs are given beside the tokens.
 
 A small convolutional network over sites runs once per frame, not once per Jacobi sweep, and tells the deep block what
-was around each token: without it the block would have to look up every neighbour by attention.
+was around each token: without it the block would have to look up every neighbour by attention. What was at the token
+itself is told as it was, so that later frames can look it up. The sum is normalised: features of a world without chance
+grow to 30 times the size of what attention adds, and then what happened before the last frame is never learned.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starflow_world.config.world import FlowConfig
@@ -36,12 +40,14 @@ class Features(NoFeatures):
         self.side = config.sites
         described = config.channels + (head.sites * head.codebook.components if isinstance(head, MixtureHead) else 0)
         self.net = SiteNet(described, config.features_width, config.features_layers, self.side, config.deep_width)
-        self.tell = nn.Linear(config.features_width * self.side**2, config.deep_width, bias=False)
+        self.tell = nn.Linear(config.features_width * self.side**2 + described, config.deep_width, bias=False)
         self.text = nn.Linear(config.text_width, config.deep_width, bias=False) if config.text_width else None
 
     def forward(self, described: Tensor, action: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return additions (N, n, d) given N previous frames, described (N, n, ...), and actions (N, d)."""
-        return self.tell(to_tokens(self.net(described, grid, action), self.side))
+        around = to_tokens(self.net(described, grid, action), self.side)
+        told = self.tell(torch.cat((around, described), dim=-1))
+        return F.rms_norm(told, told.shape[-1:])
 
     def with_text(self, added: Tensor, text: Tensor | None) -> Tensor:
         """Return additions (k B, ..., d): `added` (B, ..., d) and the mean of the text (k B, L, text width), from which

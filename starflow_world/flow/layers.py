@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from starflow_world.flow.cache import KVCache, Visible
 
 TIME_PAIRS = 8
+SHARPNESS = 5.0
+"""By how much the logit of the place that a head begins to look at exceeds the mean over places, per rotary pair."""
 MASKED = 512
 """Most positions of a cache of several rows to which a CPU attends as a whole, through a mask; else row by row."""
 
@@ -23,14 +25,17 @@ def rotary_table(positions: Tensor, head_width: int, dtype: torch.dtype = torch.
     spatial = head_width // 2 - TIME_PAIRS
     if spatial < 2 or spatial % 2:
         raise ValueError(f"head width: expected 20 + 4k (rotary pairs: rows, columns, 8 for time), found {head_width}")
-    count = torch.arange(spatial // 2, dtype=torch.float64)
-    row_column = 10000.0 ** (-2 * count / spatial)
-    time = 10000.0 ** (-torch.arange(TIME_PAIRS, dtype=torch.float64) / TIME_PAIRS)
+    row_column, time = rotary_frequencies(spatial // 2), rotary_frequencies(TIME_PAIRS)
     row, column, frame = positions.double().unbind(-1)
     angles = torch.cat(
         (row[..., None] * row_column, column[..., None] * row_column, frame[..., None] * time), dim=-1
     )
     return torch.complex(angles.cos().to(dtype), angles.sin().to(dtype))
+
+
+def rotary_frequencies(pairs: int) -> Tensor:
+    """Return the radians per unit of position (pairs,) f64 of the rotary pairs of one axis, from 1 down to 1e-4."""
+    return 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
 
 
 def grid_positions(frames: int, grid: tuple[int, int], scale: float) -> Tensor:
@@ -126,6 +131,20 @@ class Attention(nn.Module):
         causal = mask is None and cache is None
         attended = attend(query, key.to(query.dtype), value.to(query.dtype), mask, causal=causal)
         return self.out(attended.transpose(1, 2).flatten(-2))
+
+    @torch.no_grad()
+    def look_back(self) -> None:
+        """Let half of the heads begin by attending to the token at the same place 1, 2, ... frames before, by the
+        biases of their queries and keys: at the fastest rotary pairs of rows, columns and time keys lag so far in time.
+        """
+        query, key, _ = self.qkv.bias.view(3, self.heads, -1, 2)
+        half, spatial = self.heads // 2, query.shape[1] - TIME_PAIRS
+        lags = torch.arange(1, half + 1)[:, None] * rotary_frequencies(TIME_PAIRS)[:2]
+        angle = torch.cat((torch.zeros(half, 2), lags), dim=1)
+        size = (SHARPNESS * (2 * query.shape[1]) ** 0.5) ** 0.5
+        pairs = [0, spatial // 2, spatial, spatial + 1]
+        query[:half, pairs] = torch.tensor((size, 0.0)).to(query)
+        key[:half, pairs] = size * torch.stack((angle.cos(), angle.sin()), dim=-1).to(key)
 
     def write(self, x: Tensor, rotary: Tensor, cache: KVCache, layer: int) -> None:
         """Store the keys and values of x (B, S, d) in the cache, as `forward` does, without computing attention."""

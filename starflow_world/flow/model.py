@@ -42,6 +42,8 @@ class Flow(nn.Module):
             head = MixtureHead(config.deep_width, c, config.sites**2, config.components, config.head_inner)
         self.deep = Block(c, config.deep_width, config.deep_layers, e, text_width=config.text_width, head=head)
         self.features = Features(config, self.deep.head) if config.features_width else NoFeatures()
+        if config.features_width:
+            self.deep.look_back()
         self.denoiser = Denoiser(config) if config.denoiser_layers else None
 
     @property

@@ -78,6 +78,24 @@ def test_every_site_of_the_last_frame_is_told_to_the_tokens_around_it(make_clip)
     assert torch.equal(told, torch.tensor([[True, True, True, False]] * 3 + [[False] * 4]))
 
 
+def test_what_is_told_has_the_size_of_a_token_however_large_the_features_become(clip):
+    """Else what attention adds to it is lost beside it, and the past is never learned."""
+    with torch.no_grad():
+        clip.flow.features.tell.weight.mul_(100)
+    told = conditions(clip) - clip.action[:, :, None]
+    torch.testing.assert_close(told[:, 1:].square().mean(-1), torch.ones_like(told[:, 1:, :, 0]), rtol=0, atol=1e-3)
+
+
+def test_what_was_at_a_token_is_told_even_where_the_network_is_silent(clip):
+    with torch.no_grad():
+        for parameter in clip.flow.features.net.parameters():
+            parameter.zero_()
+    plain, u = conditions(clip), clip.x.clone()
+    u[0, 0, 5] += 1
+    told = (conditions(clip, u) != plain)[0, 1].any(-1)
+    assert told.nonzero().flatten().tolist() == [5]
+
+
 @pytest.mark.parametrize("frame", [1, 3])
 def test_the_next_frame_is_told_what_it_is_told_in_a_clip(clip, frame):
     present = torch.ones(2, 1, 1, dtype=torch.bool)

@@ -96,6 +96,19 @@ def test_attention_scores_are_divided_by_the_root_of_the_head_width():
     assert torch.allclose(found[:, 1], last, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(("grid", "head_width"), [((3, 4), 20), ((8, 8), 32), ((5, 5), 64)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_a_head_that_looks_back_begins_at_the_same_place_so_many_frames_before(grid, head_width, frames):
+    heads, tokens = 2 * frames, 8 * grid[0] * grid[1]
+    attention = Attention(heads * head_width, head_width).double()
+    attention.look_back()
+    table = rotary_table(grid_positions(8, grid, 4.0), head_width, torch.float64)[None]
+    query, key, _ = attention.qkv.bias.view(3, 1, 1, 1, heads, head_width).expand(3, 1, tokens, 1, heads, head_width)
+    query, key = (rotate(t, table)[0, :, 0, frames - 1] for t in (query, key))
+    most = (query[-tokens // 8 :] @ key.T).argmax(-1)
+    assert most.tolist() == [place + (7 - frames) * tokens // 8 for place in range(tokens // 8)]
+
+
 def test_the_final_norm_is_a_root_mean_square_norm_in_the_dtype_of_its_weight():
     norm, x = FinalNorm(6), normals(4, 6)
     norm.weight.data = torch.arange(6.0) / 10

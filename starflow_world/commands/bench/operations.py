@@ -75,7 +75,8 @@ class Operations:
     def features(self) -> float:
         """Return the operations of the features of the last frame; 0 without."""
         flow, width = self.config.flow, self.config.flow.features_width
-        told = 2.0 * self.sites * width * flow.deep_width + self.tokens * self._posterior()
+        inputs = self.sites * width + self.tokens * (flow.channels + self._described())
+        told = 2.0 * inputs * flow.deep_width + self.tokens * self._posterior()
         return self._net(width, flow.features_layers, flow.deep_width) + told if width else 0.0
 
     def outcome(self) -> float:
