@@ -86,7 +86,7 @@ class Environment:
 
         A MiniGrid is drawn without highlight, in tiles that fill the frame.
         """
-        os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # pygame's SDL would swallow SIGTERM: nothing could end us
+        os.putenv("SDL_NO_SIGNAL_HANDLERS", "1")  # else pygame's SDL swallows SIGTERM, and nothing ends this process
         kwargs = {**self.env_kwargs, "disable_env_checker": True}
         if self.view == "render":
             kwargs["render_mode"] = "rgb_array"
