@@ -28,9 +28,9 @@ class TrainConfig:
     """Dotted names of the modules or parameters that are trained, such as flow.shallow; empty: all."""
     lengths: tuple[int, ...] = (4, 8, 16, 32)
     """Lengths of windows in frames: the shortest alone at first, joined by the next in equal shares of the steps."""
-    returns: float = 0.5
-    """Share of windows that are drawn because something returns in them that was gone, so that the history is learned;
-    the frames in them count less in return, more and more in the first half of the training."""
+    reappearing: float = 0.5
+    """Share of windows that are drawn because something that was gone reappears in them, so that history is learned.
+    Their frames come to count less for that in the first half of the training."""
     starts: int = 32
     start_weight: float = 0.1
     """Weight of real first frames in the flow's loss; later frames have weight 1."""
@@ -60,7 +60,7 @@ class TrainConfig:
         between(self, 1, math.inf, "steps", "frames", "valid_every")
         between(self, 0, math.inf, "starts", "events", "warmup", "seed", "save_minutes", "minutes")
         between(self, 0, math.inf, "start_weight", "outcome_weight", "denoiser_weight")
-        between(self, 0, 1, "action_dropout", "text_dropout", "returns")
+        between(self, 0, 1, "action_dropout", "text_dropout", "reappearing")
         positive(self, "learning_rate")
         positive(self, "site_learning_rate")
         if not self.lengths or min(self.lengths) < 1:

@@ -2,7 +2,7 @@
 
 A window of L frames is placed at random so that it would cover every frame but the first of its episode equally often
 if it could reach beyond the episode by L - 2 frames; where it would, it is moved inside. A share of the windows
-(`returns`) is placed where something is shown again that was gone, which only the history tells. A frame's weight is
+(`reappearing`) is placed where something is shown again that was gone, which only history tells. A frame's weight is
 one over how often it is drawn, so that the loss is that of all frames alike: a loss in which the last frames count less
 (as they do in windows that lie inside) or more teaches that episodes end less or more often than they do.
 
@@ -28,9 +28,7 @@ from starflow_world.config.train import TrainConfig
 from starflow_world.data.dataset import Windows
 from starflow_world.errors import DataError
 from starflow_world.training.distributed import ALONE, Processes
-
-CONTENTS = 1000
-"""Contents that return are drawn equally often, but none more often than if there were so many."""
+from starflow_world.training.reappearances import CONTENTS, NOTHING, Reappearances, reappearances
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class Batch:
 
 
 class Sampler:
-    """Sampler of this process's share of each batch from a memory-mapped dataset; `patch`: side of the patches by which
-    `returns` are found. Raises DataError if no episode is as long as the shortest of `config.lengths`."""
+    """Sampler of this process's share of each batch from a memory-mapped dataset; `patch`: side of the patches that may
+    reappear. Raises DataError if no episode is as long as the shortest of `config.lengths`."""
 
     def __init__(self, windows: Windows, config: TrainConfig, processes: Processes = ALONE, *, patch: int = 8) -> None:
         self.windows, self.config, self.processes = windows, config, processes
@@ -68,8 +66,9 @@ class Sampler:
                             "lower train.lengths")
         self.episodes = np.repeat(np.arange(len(windows.lengths)), windows.lengths)
         self.index = np.arange(len(self.episodes)) - windows.offsets[self.episodes]
-        returned = returns(windows, patch) if config.returns else NOTHING
-        self.begins = {length: self._begins(length, returned) for length in self.lengths}
+        again = reappearances(windows, patch) if config.reappearing else NOTHING
+        self.begins = {length: self._begins(length, again) for length in self.lengths}
+        self.sums = {length: begins.cumsum() for length, begins in self.begins.items()}
         later = self.index > 0
         values, counts = np.unique(windows.rewards[later], return_counts=True)
         usual = values[counts.argmax()] if len(values) else 0.0
@@ -99,25 +98,25 @@ class Sampler:
         chances = np.where(self.index <= room, 1.0 + moved, 0.0)
         return chances / chances.sum()
 
-    def _begins(self, length: int, returned: "Returns") -> np.ndarray:
+    def _begins(self, length: int, again: Reappearances) -> np.ndarray:
         """Return the chances (N,) of windows of `length` frames to begin at each frame: even ones, and a share of
-        windows in which something returns."""
+        windows in which something reappears."""
         even, chances = self._even(length), np.zeros(len(self.index) + 1)
-        fits = (returned.gaps < length) & (self.windows.lengths[self.episodes[returned.frames]] >= length)
-        frames, gaps = returned.frames[fits], returned.gaps[fits]
+        fits = (again.gaps < length) & (self.windows.lengths[self.episodes[again.frames]] >= length)
+        frames, gaps = again.frames[fits], again.gaps[fits]
         if not len(frames):
             return even
-        _, which, counts = np.unique(returned.contents[fits], return_inverse=True, return_counts=True)
+        _, which, counts = np.unique(again.contents[fits], return_inverse=True, return_counts=True)
         first = self.windows.offsets[self.episodes[frames]]
         room = first + self.windows.lengths[self.episodes[frames]] - length
         low, high = np.maximum(frames - length + 1, first), np.minimum(frames - gaps, room)
         low = np.minimum(low, high)
-        often = np.maximum(counts, len(frames) / CONTENTS)[which]  # what seldom returns is drawn as often as the rest
+        often = np.maximum(counts, len(frames) / CONTENTS)[which]  # what seldom reappears is drawn as often as the rest
         chance = 1 / often / (high - low + 1)
         np.add.at(chances, low, chance)
         np.add.at(chances, high + 1, -chance)
         chances = np.where(even > 0, np.maximum(chances.cumsum()[:-1], 0.0), 0.0)
-        return (1 - self.config.returns) * even + self.config.returns * chances / chances.sum()
+        return (1 - self.config.reappearing) * even + self.config.reappearing * chances / chances.sum()
 
     def _event_places(self, begins: np.ndarray, length: int) -> np.ndarray:
         """Return how often each event stands at each place (E, L - 1) but the first of the L places of a window of
@@ -145,8 +144,8 @@ class Sampler:
         """Draw the windows of training step `step`."""
         rng = np.random.default_rng((self.config.seed, step, 0))
         length = int(rng.choice(self.lengths[: self.stage(step)]))
-        begins = self.begins[length].cumsum()
-        chosen = np.searchsorted(begins, rng.random(self._rows(length)) * begins[-1], side="right")
+        sums = self.sums[length]
+        chosen = np.searchsorted(sums, rng.random(self._rows(length)) * sums[-1], side="right")
         return self._gather(rng, self.episodes[chosen], self.index[chosen], length, step)
 
     def starts(self, step: int) -> Batch:
@@ -193,48 +192,6 @@ class Sampler:
             torch.from_numpy(frames), torch.from_numpy(actions), torch.from_numpy(rewards), torch.from_numpy(ends),
             torch.from_numpy(weights).float(), torch.from_numpy(counted).float(), texts,
         )
-
-
-@dataclass(frozen=True)
-class Returns:
-    """Contents that are shown again: `contents` (R,) is shown in `frames` (R,), not in the frame before, and last shown
-    `gaps` (R,) > 1 frames earlier in the same episode."""
-
-    frames: np.ndarray
-    gaps: np.ndarray
-    contents: np.ndarray
-
-
-NOTHING = Returns(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.uint64))
-
-
-def returns(windows: Windows, patch: int, most: int = 500_000, chunk: int = 8192) -> Returns:
-    """Find what returns in the first `most` frames, as equal patches of `patch` x `patch` pixels at any place. Only the
-    history tells what returns: in frames that are drawn evenly it is too seldom seen for the history to be learned."""
-    rng, found = np.random.default_rng(0), list[Returns]()
-    ends = (windows.offsets + windows.lengths)[windows.offsets < most]
-    height, width = (size // patch * patch for size in windows.frames.shape[1:3])
-    words = -(-patch * patch * 3 // 8)
-    factors = rng.integers(1 << 63, size=words, dtype=np.uint64) * 2 + 1
-    begin = 0
-    while begin < ends[-1]:
-        next_end, last_end = np.searchsorted(ends, (begin, begin + chunk), side="right")
-        end = int(ends[max(next_end, last_end - 1)])  # whole episodes
-        frames = np.asarray(windows.frames[begin:end, :height, :width])
-        cells = frames.reshape(-1, height // patch, patch, width // patch, patch, 3).swapaxes(2, 3)
-        flat = cells.reshape(len(frames), -1, patch * patch * 3)
-        padded = np.zeros((*flat.shape[:2], words * 8), np.uint8)
-        padded[..., : flat.shape[2]] = flat
-        contents = (padded.view(np.uint64) * factors).sum(-1)
-        episode = np.searchsorted(windows.offsets, np.arange(begin, end), side="right").astype(np.uint64)
-        key = (contents ^ (episode * np.uint64(0x9E3779B97F4A7C15))[:, None]).ravel()
-        order = key.argsort(kind="stable")
-        frame, same = order // contents.shape[1], key[order][1:] == key[order][:-1]
-        gap = np.diff(frame)
-        again = np.flatnonzero(same & (gap > 1))
-        found.append(Returns(begin + frame[again + 1], gap[again], contents.ravel()[order[again + 1]]))
-        begin = end
-    return Returns(*(np.concatenate([getattr(part, name) for part in found]) for name in vars(found[0])))
 
 
 def _covered(begins: np.ndarray, length: int) -> np.ndarray:

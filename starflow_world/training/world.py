@@ -54,7 +54,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
             _initialise(networks, init)
         freeze_outside(networks, config.parts)
         self.sampler = Sampler(windows, config, processes, patch=world.codec.patch)
-        opening = replace(config, lengths=(1,), returns=0.0)
+        opening = replace(config, lengths=(1,), reappearing=0.0)
         self.openings = self.sampler if starts is None else Sampler(starts, opening, processes)
         if config.checkpointing:
             checkpoint_activations(networks)
@@ -139,7 +139,7 @@ class WorldTrainer(Trainer[RecipeConfig]):
         mixed = self.sharded and self.config.precision == "bf16"
         for index in range(batches):
             generator = torch.Generator().manual_seed(index)
-            draws = [(held_out.batch(self.config.steps + index), later)]
+            draws = [(held_out.batch(held_out.config.steps + index), later)]
             if held_out.config.starts:
                 draws.append((held_out.starts(index), first))
             for batch, excess in draws:
@@ -192,7 +192,7 @@ def train_world(
     check_data(recipe.world, facts, "the recipe")
     held_out = opening = None
     if valid is not None:
-        silent = replace(recipe.train, action_dropout=0.0, text_dropout=0.0, returns=0.0)
+        silent = replace(recipe.train, action_dropout=0.0, text_dropout=0.0, reappearing=0.0)
         held_out = Sampler(_fitting(recipe, valid, cache, data, processes), silent, processes)
     if starts is not None:
         opening = _fitting(recipe, starts, cache, data, processes)

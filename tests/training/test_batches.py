@@ -11,7 +11,8 @@ from starflow_world.config.train import TrainConfig
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import episode_path, write_episode
 from starflow_world.errors import DataError
-from starflow_world.training.batches import Batch, Sampler, returns
+from starflow_world.training.batches import Batch, Sampler
+from starflow_world.training.reappearances import reappearances
 from tests.squares import episode, fill
 
 LENGTHS = (12, 12, 5, 20, 4, 7)
@@ -173,7 +174,7 @@ def test_every_batch_has_one_length_and_the_promised_number_of_frames(folder):
         sampler(folder, lengths=(50, 60))
 
 
-# ---- what returns ----------------------------------------------------------------------------------------------------
+# ---- what reappears -------------------------------------------------------------------------------------------------
 
 
 def shown(folder: Path, episodes: tuple[str, ...]) -> Sampler:
@@ -183,22 +184,22 @@ def shown(folder: Path, episodes: tuple[str, ...]) -> Sampler:
         for t, letter in enumerate(letters):
             frames[t, :4, 4 * (t % 2) : 4 * (t % 2) + 4] = ord(letter)
         write_episode(episode_path(folder, index), replace(episode(index, len(letters)), frames=frames))
-    config = replace(CONFIG, lengths=(3,), frames=300, returns=0.5, steps=1, events=0)
+    config = replace(CONFIG, lengths=(3,), frames=300, reappearing=0.5, steps=1, events=0)
     return Sampler(EpisodeDataset(folder).memory_map(), config, patch=4)
 
 
 def test_what_is_shown_again_after_it_was_gone_is_found_at_any_place_in_its_own_episode(tmp_path):
     made = shown(tmp_path, ("aabaca", "bcdefa"))
-    found = returns(made.windows, 4)
+    found = reappearances(made.windows, 4)
     seen = sorted(zip(found.frames.tolist(), found.gaps.tolist(), strict=True))
     assert seen == [(3, 2), (5, 2)], "a after b, and a after c; what another episode showed is not remembered"
     assert len(set(found.contents.tolist())) == 1
-    chunks = returns(made.windows, 4, chunk=1)
+    chunks = reappearances(made.windows, 4, chunk=1)
     assert sorted(chunks.frames.tolist()) == [3, 5]
-    assert len(returns(made.windows, 4, most=3).frames) == 2, "whole episodes"
+    assert len(reappearances(made.windows, 4, most=3).frames) == 2, "whole episodes"
 
 
-def test_windows_of_what_returns_hold_it_twice_and_it_counts_no_more_for_that(tmp_path):
+def test_windows_of_what_reappears_hold_it_twice_and_it_counts_no_more_for_that(tmp_path):
     made = shown(tmp_path, ("a" * 25,) * 12 + ("bcb" + "d" * 20,))
     drawn = weight = total = 0.0
     for step in range(1, 41):

@@ -21,6 +21,7 @@ from starflow_world.config.world import WorldConfig
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.errors import ConfigError, StarflowError
 from starflow_world.model.networks import Networks
+from starflow_world.training.batches import Sampler
 from starflow_world.training.objective import losses
 from starflow_world.training.optimizers import schedule
 from starflow_world.training.world import WorldTrainer
@@ -138,6 +139,15 @@ def test_the_learning_rate_rises_while_warming_up_and_falls_to_zero():
 
 
 # ---- the denoiser ----------------------------------------------------------------------------------------------------
+
+
+def test_held_out_windows_are_of_all_lengths_whatever_the_steps_of_the_run(data, monkeypatch):
+    made, seen = trainer(data, lengths=(2, 4), steps=3), set()
+    held_out = Sampler(EpisodeDataset(data).memory_map(), replace(FAST, lengths=(2, 4), steps=1000, starts=0))
+    drawn = held_out.batch
+    monkeypatch.setattr(held_out, "batch", lambda step: seen.add((batch := drawn(step)).frames.shape[1]) or batch)
+    made.validate(held_out, batches=12)
+    assert seen == {2, 4}
 
 
 def test_the_denoiser_s_target_is_sigma_times_the_gradient(monkeypatch):
