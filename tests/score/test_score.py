@@ -22,6 +22,7 @@ from tests.patchwork import ACTIONS, episode, some
 from tests.worlds import KINDS, PUBLISHED, TINY, env_world, no_text
 
 LENGTHS = (3, 9, 14, 6, 11)
+DRAWS = 120
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -87,7 +88,7 @@ def test_surprise_is_the_excess_over_the_noise_floor_without_its_sampling_noise(
     world = env_world(ACTIONS, **(OTHERS | KINDS)[kind])
     one, sigma, shape = episode(3), world.config.noise_level, (world.dynamics.tokens, world.config.channels)
     drawn: list[tuple[float, float]] = []
-    for seed in range(40):
+    for seed in range(DRAWS):
         found = episode_evidence(world, [one], seeds=[seed], batch=1)[0]
         noise = normals(torch.tensor([make_key(seed)]), torch.tensor([2]), "observation", shape)[0].double()
         floor = (-0.5 * noise.square() - np.log(sigma) - 0.5 * np.log(2 * np.pi)).sum()
@@ -96,10 +97,10 @@ def test_surprise_is_the_excess_over_the_noise_floor_without_its_sampling_noise(
     if kind == "as published":
         np.testing.assert_allclose(surprise, excess, atol=2e-3)
         return
-    difference, error = surprise.mean() - excess.mean(), (excess - surprise).std() / 40**0.5
+    difference, error = surprise.mean() - excess.mean(), (excess - surprise).std() / DRAWS**0.5
     assert difference > -4 * error
     assert kind == "mixtures" or difference < 4 * error
-    assert surprise.std() < 0.6 * excess.std()
+    assert surprise.std() < 0.5 * excess.std()
     assert (surprise > 0).all()
 
 

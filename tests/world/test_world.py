@@ -146,11 +146,14 @@ def test_rows_before_their_first_frame_may_stand_beside_others(world):
             assert far(cached(together[0], row), cached(state, 0)) < 1e-6
 
 
-def test_ends_are_drawn_at_the_probability_that_is_told_or_at_a_threshold(world):
+def test_ends_are_drawn_at_the_probability_that_is_told_or_at_a_threshold(worlds):
+    world = other_world(worlds[F64])
+    world.networks.load_state_dict(worlds[F64].networks.state_dict())
+    world.networks.outcome.read.bias.data[-1] -= 4.0  # these random weights would end nearly every row
     state = aged(world, 3)[[0] * 300].with_keys(range(300))
     _, seen = world.step(state, [1] * 300)
     spread = (seen.end_probability * (1 - seen.end_probability)).sum().sqrt()
-    assert 0.02 < seen.end_probability.mean() < 0.995  # the premise: these random weights end some rows
+    assert 0.02 < seen.end_probability.mean() < 0.98  # the premise: some rows end
     assert abs(seen.end.sum() - seen.end_probability.sum()) <= 4 * spread
     sharp = other_world(world, outcome=replace(world.config.outcome, end="threshold"))
     sharp.networks.load_state_dict(world.networks.state_dict())
