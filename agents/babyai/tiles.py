@@ -14,8 +14,9 @@ from tqdm import tqdm
 from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.agents.environment import make_env
 from starflow_world.data.episodes import Episode
-from starflow_world.evaluation.fidelity import RIGHT, actions_of, frames_right
+from starflow_world.evaluation.fidelity import actions_of, frames_right
 from starflow_world.evaluation.intervals import Share
+from starflow_world.evaluation.tiles import RIGHT
 from starflow_world.world import World
 
 ENV = "BabyAI-GoToLocalS8N4-v0"

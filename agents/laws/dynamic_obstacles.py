@@ -17,7 +17,8 @@ import numpy as np
 
 from starflow_world.agents.environment import Environment
 from starflow_world.data.episodes import Episode
-from starflow_world.evaluation.law import Frequencies, nearest_tiles
+from starflow_world.evaluation.law import Frequencies
+from starflow_world.evaluation.tiles import nearest_tiles
 
 FLOOR, WALL, GOAL, BALL, AGENT, AGENT_ON_GOAL = 0, 1, 2, 3, 4, 8
 """Symbols; the agent's four directions are AGENT + 0 to 3: right, down, left, up."""

@@ -19,7 +19,8 @@ from starflow_world.agents.environment import Environment
 from starflow_world.data.episodes import Episode
 from starflow_world.envs.observation import shown
 from starflow_world.errors import DataError
-from starflow_world.evaluation.law import Frequencies, nearest_tiles
+from starflow_world.evaluation.law import Frequencies
+from starflow_world.evaluation.tiles import nearest_tiles
 
 GAMES = ("Breakout", "Freeway", "SpaceInvaders")
 CELLS = 10

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.evaluation.fidelity import frame_excess, standard_error
 from starflow_world.evaluation.intervals import Share
-from starflow_world.evaluation.law import UNREADABLE, Frequencies, Law
+from starflow_world.evaluation.law import Frequencies, Law
+from starflow_world.evaluation.tiles import UNREADABLE
 from starflow_world.noise import make_key
 from starflow_world.world import World
 from starflow_world.world.state import WorldState

@@ -4,9 +4,9 @@ Three measures: the likelihood of real frames (excess nats over the noise floor 
 world), the accuracy of imagined frames, one step ahead and in open loop (baseline: repeat the last frame), and the
 accuracy of predicted rewards and terminations.
 
-A cell is a patch of the codec; it is right if its root mean square error is at most `RIGHT` grey levels. Frames that
-depend on events before the world's guaranteed context are identified by the environment's `MemoryRule` and reported
-separately.
+A cell is a patch of the codec; it is right if its root mean square error is at most `tiles.RIGHT` grey levels. Frames
+that depend on events before the world's guaranteed context are identified by the environment's `MemoryRule` and
+reported separately.
 """
 
 import math
@@ -22,10 +22,9 @@ from tqdm import tqdm
 
 from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.evaluation.intervals import Share
+from starflow_world.evaluation.tiles import RIGHT, tile_figures
 from starflow_world.noise import make_key, normals
 from starflow_world.world import World
-
-RIGHT = 4.0
 
 MemoryRule = Callable[[Episode, int, int], np.ndarray]
 """Function of (episode, context, begin) that returns a mask (T - begin,) of the frames from `begin` on that depend on
@@ -130,28 +129,30 @@ def one_step(
     world: World, episodes: Sequence[Episode], seed: int = 0, needs_memory: MemoryRule = memoryless
 ) -> dict[str, Share | float]:
     """Imagine each frame given the real history; return the shares of exact frames and of right changed cells, with the
-    "repeat the last frame" baseline, and the mean number of Jacobi sweeps."""
+    "repeat the last frame" baseline, the mean number of Jacobi sweeps, and in grid worlds what comes into view."""
     count = min(len(e) for e in episodes)
     frames = np.stack([e.frames[:count] for e in episodes])
     flat = actions_of(episodes, count)
     fair = ~np.stack([needs_memory(e, world.config.context, 0)[:count] for e in episodes])
     state, _ = world.start(frames[:, :1], flat[:, :1], text=world.texts_for([e.text for e in episodes]), seed=seed)
     exact = copied = changed = memory = Share(0, 0)
-    sweeps = []
+    sweeps, made = [], []
     for t in tqdm(range(1, count), desc="one step ahead", unit="frame"):
         _, imagined = world.step(state, flat[:, t])
         state, _ = world.observe(state, flat[:, t], frames[:, t], reuse=True)
-        right = cells_right(world, imagined.frames[:, 0].cpu().numpy(), frames[:, t])
+        made.append(imagined.frames[:, 0].cpu().numpy())
+        right = cells_right(world, made[-1], frames[:, t])
         same = cells_right(world, frames[:, t - 1], frames[:, t])
         exact += _counted(right.all((-1, -2)), fair[:, t])
         memory += _counted(right.all((-1, -2)), ~fair[:, t])
         copied += _counted(same.all((-1, -2)), fair[:, t])
         changed += _counted(right[fair[:, t]], ~same[fair[:, t]])
         sweeps.append(imagined.sweeps.float().mean().item())
-    return {
+    figures: dict[str, Share | float] = {
         "exact_frames_1": exact, "exact_frames_1_copy": copied, "changed_cells_1": changed,
         "exact_frames_1_memory": memory, "sweeps": float(np.mean(sweeps)),
     }
+    return figures | tile_figures(world.config.codec.patch, frames, np.stack(made, 1))
 
 
 @torch.inference_mode()
@@ -167,19 +168,29 @@ def open_loop(
         some = [e for e in episodes if len(e) > begin + longest]
         if not some:
             continue
-        flat = actions_of(some, begin + longest + 1)[:, begin:]
-        real = np.stack([e.frames[begin : begin + longest + 1] for e in some])
         needed = np.stack([needs_memory(e, world.config.context, begin)[: longest + 1] for e in some])
-        state, _ = world.start(real[:, :1], flat[:, :1], text=world.texts_for([e.text for e in some]), seed=seed)
-        for t in tqdm(range(1, longest + 1), desc=f"open loop from {begin}", unit="frame"):
-            state, imagined = world.step(state, flat[:, t], reuse=True)
+        first = np.stack([e.frames[begin] for e in some])
+        for t, imagined, real in rolled(world, some, begin, longest, seed=seed):
             if t in horizons:
-                right = frames_right(world, imagined.frames[:, 0].cpu().numpy(), real[:, t])
-                fair = ~needed[:, : t + 1].any(1)
+                right, fair = frames_right(world, imagined, real), ~needed[:, : t + 1].any(1)
                 shares[f"exact_frames_{t}"] += _counted(right, fair)
                 shares[f"exact_frames_{t}_memory"] += _counted(right, ~fair)
-                shares[f"exact_frames_{t}_copy"] += _counted(frames_right(world, real[:, 0], real[:, t]), fair)
+                shares[f"exact_frames_{t}_copy"] += _counted(frames_right(world, first, real), fair)
     return shares
+
+
+def rolled(
+    world: World, episodes: Sequence[Episode], begin: int, steps: int, *, given: int = 1, seed: int = 0
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield step, imagined and real frames (B, H, W, 3) of rollouts in open loop with the real actions, after the frame
+    at `begin` and the given - 1 before it. Every episode must be longer than `begin` + `steps`."""
+    flat = actions_of(episodes, begin + steps + 1)
+    known = np.stack([e.frames[begin + 1 - given : begin + 1] for e in episodes])
+    texts = world.texts_for([e.text for e in episodes])
+    state, _ = world.start(known, flat[:, begin + 1 - given : begin + 1], text=texts, seed=seed)
+    for t in tqdm(range(1, steps + 1), desc=f"open loop from {begin}", unit="frame"):
+        state, imagined = world.step(state, flat[:, begin + t], reuse=True)
+        yield t, imagined.frames[:, 0].cpu().numpy(), np.stack([e.frames[begin + t] for e in episodes])
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from starflow_world.data.episodes import Episode
-from starflow_world.evaluation.fidelity import RIGHT
 
-UNREADABLE = -1
 Frequencies = dict[str, dict[str, float]]
 """Probability of each value of each random event: {"ball 0": {"up": 0.5, "down": 0.5}}."""
 
@@ -59,15 +57,3 @@ class Law(Protocol):
     def lawful(self, state: Any, action: int) -> Sequence[np.ndarray]:
         """Return pictures (rows, columns) that show the objects that the next one may have."""
 
-
-def nearest_tiles(frames: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-    """Return the index (B, rows, columns) int8 of the nearest of the tiles (K, h, w, 3) in each cell of frames
-    (B, H, W, 3) u8; UNREADABLE where its root mean square error is above RIGHT grey levels."""
-    height, width = tiles.shape[1:3]
-    rows, columns = frames.shape[1] // height, frames.shape[2] // width
-    cells = frames[:, : rows * height, : columns * width].reshape(-1, rows, height, columns, width, 3)
-    cells = cells.swapaxes(2, 3).reshape(-1, height * width * 3).astype(np.float32)
-    flat = tiles.reshape(len(tiles), -1).astype(np.float32)
-    index = ((flat**2).sum(1) - 2 * cells @ flat.T).argmin(1)
-    error = np.sqrt(((cells - flat[index]) ** 2).mean(1))
-    return np.where(error <= RIGHT, index, UNREADABLE).astype(np.int8).reshape(-1, rows, columns)

@@ -20,7 +20,7 @@ from starflow_world.agents.policy import CarefulPolicy
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, law_excess, ledger, rollouts, spots
 from starflow_world.evaluation.intervals import Share
-from starflow_world.evaluation.law import nearest_tiles
+from starflow_world.evaluation.tiles import nearest_tiles
 from starflow_world.noise import make_key, normals
 from starflow_world.world import World
 from tests.worlds import TINY, no_text, tiny_world

@@ -16,6 +16,7 @@ from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.agents.babyai.rooms import ENV as BABYAI
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.laws import Law, law_of
+from starflow_world.agents.registry import LOCATORS
 from starflow_world.config.world import DecodeConfig
 from starflow_world.data.dataset import EpisodeDataset, origin
 from starflow_world.data.episodes import Episode
@@ -24,6 +25,7 @@ from starflow_world.evaluation.ablations import collapsed
 from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, spots
 from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
 from starflow_world.evaluation.intervals import Share
+from starflow_world.evaluation.positions import position_figures
 from starflow_world.evaluation.returns import return_figures
 from starflow_world.evaluation.texts import changed_text
 from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
@@ -41,8 +43,8 @@ def measure_world(
     Writes pictures of the start frames sampled from text to `out`.
     """
     figures: dict[str, Any] = {"episodes": len(episodes)}
-    babyai = world.card.get("env") == BABYAI
-    rule = needs_memory if "carrying" in episodes[0].info else memoryless
+    env, whole = str(world.card.get("env")).rpartition(":")[2], world.card.get("view") != "observation"
+    rule = needs_memory if whole and "carrying" in episodes[0].info else memoryless
     figures |= excess_nats(world, episodes, needs_memory=rule)
     figures |= one_step(world, episodes, needs_memory=rule)
     horizons = [horizon for horizon in (16, 64) if min(map(len, episodes)) > horizon]
@@ -52,7 +54,9 @@ def measure_world(
         figures |= outcomes(world, ending)
         figures |= changed_text(world, ending)
     figures |= return_figures(world, episodes[:RETURNS])
-    if babyai:
+    if env in LOCATORS:
+        figures["positions"] = position_figures(world, episodes, LOCATORS[env])
+    if env == BABYAI and whole:
         figures |= _babyai(world, episodes, out)
     return figures | cost(world, max(episodes, key=len))
 

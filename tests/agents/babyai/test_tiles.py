@@ -5,7 +5,7 @@ import pytest
 
 from starflow_world.agents.babyai.tiles import ENV, is_valid, named_object, read_tiles, text_starts, tiles
 from starflow_world.agents.environment import make_env
-from starflow_world.evaluation.fidelity import RIGHT
+from starflow_world.evaluation.tiles import RIGHT
 from starflow_world.world import World
 
 
