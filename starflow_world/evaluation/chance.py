@@ -6,7 +6,7 @@ do not end the episode (possible transitions, objects that come or go, variance 
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +65,9 @@ def chance_figures(
 ) -> dict[str, Any]:
     """Return all figures of a world's chance on episodes of the law's environment."""
     sizes = sizes or ChanceSizes()
-    sweeps = Counter[int]()
     figures: dict[str, Any] = law_excess(world, episodes, law, sizes.seed)
-    figures |= draws(world, spots(world, episodes, law, sizes.states, sizes.seed), law, sizes, sweeps)
-    figures |= rollouts(world, spots(world, episodes, law, sizes.starts, sizes.seed + 1), law, sizes, sweeps)
-    return figures | {"sweep_counts": {str(count): sweeps[count] for count in sorted(sweeps)}}
+    figures |= draws(world, spots(world, episodes, law, sizes.states, sizes.seed), law, sizes)
+    return figures | rollouts(world, spots(world, episodes, law, sizes.starts, sizes.seed + 1), law, sizes)
 
 
 def law_excess(world: World, episodes: Sequence[Episode], law: Law, seed: int = 0) -> dict[str, Any]:
@@ -115,9 +113,7 @@ def _numbers(episode: Episode) -> list[int]:
 
 
 @torch.inference_mode()
-def draws(
-    world: World, some: Sequence[Spot], law: Law, sizes: ChanceSizes, sweeps: Counter[int]
-) -> dict[str, Any]:
+def draws(world: World, some: Sequence[Spot], law: Law, sizes: ChanceSizes) -> dict[str, Any]:
     """Draw next frames from real states; return the shares of readable and possible ones, the total variation between
     drawn and true frequencies of events, and the share of modes that are seen in 4 draws per mode. `_of_law`: the same
     of as many draws of the law itself."""
@@ -125,7 +121,7 @@ def draws(
     known = legal = Share(0, 0)
     imagined, true, modes = _Events(), _Events(), _Modes()
     for place, spot in enumerate(tqdm(some, desc="draws of the next frame", unit="state")):
-        pictures = _drawn(world, spot, law, each, [sizes.seed, place], sizes.rows, sweeps)
+        pictures = _drawn(world, spot, law, each, [sizes.seed, place], sizes.rows)
         known += Share(int((pictures != UNREADABLE).all((1, 2)).sum()), each)
         possible = [law.nats(spot.state, spot.action, picture) > -math.inf for picture in pictures]
         legal += Share(sum(possible), each)
@@ -134,23 +130,20 @@ def draws(
         modes.count(law, spot, pictures)
     if (few := modes.fewest(sizes.draws)) is not None:
         spot, count = few
-        modes.count(law, spot, _drawn(world, spot, law, count, [sizes.seed, len(some)], sizes.rows, sweeps))
+        modes.count(law, spot, _drawn(world, spot, law, count, [sizes.seed, len(some)], sizes.rows))
     figures: dict[str, Any] = {"known_tiles_1": known, "legal_1": legal}
     for events, suffix in ((imagined, ""), (true, "_of_law")):
         figures |= {name + suffix: value for name, value in events.figures().items()}
     return figures | modes.figures()
 
 
-def _drawn(
-    world: World, spot: Spot, law: Law, count: int, seed: list[int], rows: int, sweeps: Counter[int]
-) -> np.ndarray:
+def _drawn(world: World, spot: Spot, law: Law, count: int, seed: list[int], rows: int) -> np.ndarray:
     """Return the symbols (count, rows, columns) of next frames drawn from one state."""
     pictures = []
     for begin in range(0, count, rows):
         keys = [make_key([*seed, draw]) for draw in range(begin, min(begin + rows, count))]
         _, made = world.step(spot.rows(world, keys), [spot.action] * len(keys), reuse=True)
         pictures.append(law.read(made.frames[:, -1].cpu().numpy()))
-        sweeps.update(made.sweeps.tolist())
     return np.concatenate(pictures)
 
 
@@ -232,9 +225,7 @@ class _Modes:
 
 
 @torch.inference_mode()
-def rollouts(
-    world: World, some: Sequence[Spot], law: Law, sizes: ChanceSizes, sweeps: Counter[int]
-) -> dict[str, Any]:
+def rollouts(world: World, some: Sequence[Spot], law: Law, sizes: ChanceSizes) -> dict[str, Any]:
     """Imagine in open loop from real states; return the share of rollouts in which every transition is possible, the
     objects that came or went per 1,000 frames, and the ratio of the variances of positions, imagined / real."""
     horizons = sorted({1, min(16, sizes.steps), sizes.steps})
@@ -247,7 +238,6 @@ def rollouts(
         state = spot.rows(world, [make_key([sizes.seed, place, row]) for row in range(each)])
         for step in tqdm(range(1, sizes.steps + 1), desc=f"rollouts from state {place}", unit="frame", leave=False):
             state, next_frame = world.step(state, actions := made.actions(), reuse=True)
-            sweeps.update(next_frame.sweeps.tolist())
             losses = made.follow(actions, law.read(next_frame.frames[:, -1].cpu().numpy()))
             ledgers[next(horizon for horizon in horizons if step <= horizon)] += losses
             if step in horizons:

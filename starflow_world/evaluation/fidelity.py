@@ -127,9 +127,10 @@ def _counted(right: Any, chosen: Any) -> Share:
 @torch.inference_mode()
 def one_step(
     world: World, episodes: Sequence[Episode], seed: int = 0, needs_memory: MemoryRule = memoryless
-) -> dict[str, Share | float]:
+) -> dict[str, Any]:
     """Imagine each frame given the real history; return the shares of exact frames and of right changed cells, with the
-    "repeat the last frame" baseline, the mean number of Jacobi sweeps, and in grid worlds what comes into view."""
+    "repeat the last frame" baseline, the mean number of Jacobi sweeps and how many frames took how many, and in grid
+    worlds what comes into view."""
     count = min(len(e) for e in episodes)
     frames = np.stack([e.frames[:count] for e in episodes])
     flat = actions_of(episodes, count)
@@ -147,10 +148,11 @@ def one_step(
         memory += _counted(right.all((-1, -2)), ~fair[:, t])
         copied += _counted(same.all((-1, -2)), fair[:, t])
         changed += _counted(right[fair[:, t]], ~same[fair[:, t]])
-        sweeps.append(imagined.sweeps.float().mean().item())
-    figures: dict[str, Share | float] = {
+        sweeps += imagined.sweeps.tolist()
+    figures: dict[str, Any] = {
         "exact_frames_1": exact, "exact_frames_1_copy": copied, "changed_cells_1": changed,
         "exact_frames_1_memory": memory, "sweeps": float(np.mean(sweeps)),
+        "sweep_counts": {str(number): sweeps.count(number) for number in sorted(set(sweeps))},
     }
     return figures | tile_figures(world.config.codec.patch, frames, np.stack(made, 1))
 

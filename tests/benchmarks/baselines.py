@@ -10,7 +10,6 @@ flow with one normal per channel is the recipe itself with `world.flow.component
 
 import json
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -98,9 +97,8 @@ class Baseline:
         space = space_from_json(self.config.action_space)
         latents = self.draw(rows, flatten_actions(space, actions))
         frames = self.networks.codec.decode(latents[:, None])[0]
-        return Rows(self.networks.codec.encode(frames)[0][:, 0], rows.keys, rows.age + 1), SimpleNamespace(
-            frames=frames, sweeps=torch.ones(len(frames)).long()
-        )
+        last = self.networks.codec.encode(frames)[0][:, 0]
+        return Rows(last, rows.keys, rows.age + 1), SimpleNamespace(frames=frames)
 
     def draw(self, rows: "Rows", flat: Tensor) -> Tensor:
         """Return latents (B, n, c) of the next frames."""
@@ -195,9 +193,8 @@ def main(recipe: Positional[Path], *, data: Path, valid: Path, minutes: float = 
         made = Baseline(kind, networks, NextFrame(world, windows.action_space_json), spread)
         steps = 0 if kind == "repeat" else fit(made, windows, loaded, minutes)
         made.net.eval()
-        some, sweeps = spots(made, episodes, law, sizes.states, 0), Counter[int]()  # type: ignore[arg-type]
-        found = draws(made, some, law, sizes, sweeps)  # type: ignore[arg-type]
-        found |= rollouts(made, spots(made, episodes, law, sizes.starts, 1), law, sizes, sweeps)  # type: ignore[arg-type]
+        found = draws(made, spots(made, episodes, law, sizes.states, 0), law, sizes)  # type: ignore[arg-type]
+        found |= rollouts(made, spots(made, episodes, law, sizes.starts, 1), law, sizes)  # type: ignore[arg-type]
         figures[kind] = {"steps": steps, **json_figures(found)}
         print(kind, json.dumps(figures[kind], indent=1), flush=True)
         write_text(out, json.dumps(figures, indent=1) + "\n")

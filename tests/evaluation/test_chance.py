@@ -1,7 +1,6 @@
 """The metrics of chance are judged on worlds whose figures are known: the law itself, and the law broken on purpose."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -75,7 +74,7 @@ class LawWorld:
         after = np.stack([self.next(picture, action, rng) for picture, action, rng in rows])
         keys = [int(rng.integers(1 << 60)) for rng in rngs]
         frames = torch.from_numpy(self.frames(after))[:, None]
-        return Rows(after, keys), SimpleNamespace(frames=frames, sweeps=torch.full((len(after),), 3))
+        return Rows(after, keys), SimpleNamespace(frames=frames)
 
     def next(self, picture: np.ndarray, action: int, rng: np.random.Generator) -> np.ndarray:
         return self.law.sample(picture, action, rng)
@@ -131,12 +130,12 @@ class Blurred(LawWorld):
 def one_step(kind: type[LawWorld], sizes: ChanceSizes = SIZES, environment: Environment = ROOM) -> dict[str, Any]:
     world = cast(World, kind(law(environment)))
     some = spots(world, episodes(environment), law(environment), sizes.states, 0)
-    return draws(world, some, law(environment), sizes, Counter())
+    return draws(world, some, law(environment), sizes)
 
 
 def open_loop(kind: type[LawWorld]) -> dict[str, Any]:
     world = cast(World, kind(law()))
-    return rollouts(world, spots(world, episodes(), law(), SIZES.starts, 0), law(), SIZES, Counter())
+    return rollouts(world, spots(world, episodes(), law(), SIZES.starts, 0), law(), SIZES)
 
 
 def test_draws_from_the_law_are_lawful_and_as_frequent_as_they_should_be() -> None:
@@ -231,7 +230,6 @@ def test_a_random_world_gets_all_figures_and_is_found_to_be_wrong() -> None:
     assert figures["known_tiles_1"] == figures["legal_1"] == Share(0, 8)
     assert figures["legal_rollouts_5"] == Share(0, 4)
     assert figures["law_excess"] > 1
-    assert sum(figures["sweep_counts"].values()) == 8 + 4 * 5
 
 
 def test_the_nearest_tile_is_read_within_a_few_grey_levels() -> None:

@@ -83,6 +83,8 @@ def test_a_random_world_is_found_to_be_wrong() -> None:
     assert isinstance(changed, Share)
     assert changed.total > 1000
     assert changed.share < 0.1
+    assert sum(figures["sweep_counts"].values()) == 3 * 8, "every imagined frame took some sweeps"
+    assert figures["sweeps"] == sum(int(n) * frames for n, frames in figures["sweep_counts"].items()) / 24
 
 
 def test_frames_that_need_a_forgotten_object_are_reported_apart() -> None:

@@ -1,7 +1,6 @@
 """The figures of a world's card, measured on held-out episodes, and their pictures."""
 
 import time
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def measure_chance(world: World, episodes: list[Episode], law: Law, sizes: Chanc
     figures = chance_figures(world, episodes, law, sizes)
     if (likely := collapsed(world)) is not None:
         some = spots(world, episodes, law, sizes.states, sizes.seed)
-        few = draws(likely, some, law, replace(sizes, draws=max(len(some), sizes.draws // 10)), Counter())
+        few = draws(likely, some, law, replace(sizes, draws=max(len(some), sizes.draws // 10)))
         figures["most_likely"] = {key: few[key] for key in ("known_tiles_1", "legal_1")}
     return figures
 
