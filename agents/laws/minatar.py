@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from starflow_world.evaluation.tiles import nearest_tiles
 
 GAMES = ("Breakout", "Freeway", "SpaceInvaders")
 CELLS = 10
+RESETS = 64
+"""Resets among which those that look alike are looked for."""
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {  # game -> channels that show an object of each kind
     "breakout": {"paddle": ("paddle",), "ball": ("ball",), "trail": ("trail",), "brick": ("brick",)},
     "freeway": {
@@ -81,18 +84,30 @@ class MinAtarLaw:
         return nearest_tiles(frames, self.tiles)
 
     def begin(self, episode: Episode) -> Belief:
-        """Return the belief at an episode's first frame: the game after a reset with the recorded seed, and any last
-        action, since the game keeps that of the episode before. Raises DataError if they do not give that frame."""
+        """Return the belief at an episode's first frame: the game after a reset with the recorded seed, or one that
+        looks like it (bricks hide Breakout's first ball), and any last action, since the game keeps that of the episode
+        before. Raises DataError if they do not give that frame."""
         seed = episode.info.get("env_seed")
         if seed is not None:
-            self.env.reset(seed=seed)
-            game = copy.deepcopy(self.env.unwrapped.game.env)
-            game.random = None
-            belief = tuple(Possibility(game, last, 1 / len(self.actions)) for last in self.actions)
-            if (belief[0].picture() == self.read(episode.frames[:1])[0]).all():
-                return belief
+            begun, picture = self._reset(seed), self.read(episode.frames[:1])[0]
+            if (begun.picture() == picture).all():
+                alike = [begun, *(one for one in self._resets if (one.picture() == picture).all())]
+                games = {one.content(): one.game for one in alike}.values()
+                chance = 1 / (len(games) * len(self.actions))
+                return tuple(Possibility(game, last, chance) for game in games for last in self.actions)
         raise DataError(f"episode: expected one collected in {self.env.spec.id}, found a first frame that "
                         f"a reset with env_seed {seed} does not give; collect it again")
+
+    @cached_property
+    def _resets(self) -> list[Possibility]:
+        return [self._reset(seed) for seed in range(RESETS)]
+
+    def _reset(self, seed: int) -> Possibility:
+        """Return the game after a reset."""
+        self.env.reset(seed=seed)
+        game = copy.deepcopy(self.env.unwrapped.game.env)
+        game.random = None
+        return Possibility(game, self.actions[0], 1.0)
 
     def follow(self, state: Belief, action: int, after: np.ndarray) -> Belief | None:
         """Return the belief once `after` has followed; None if no possible game shows it."""
@@ -131,11 +146,10 @@ class MinAtarLaw:
         return _acted(before, taken, 1.0, None, rng).picture()
 
     def events(self, state: Belief, action: int) -> Frequencies:
-        """Return how often the chosen action is taken and the last one repeated, if their pictures differ."""
+        """Return how often the chosen action is taken and the last one repeated, if a picture shows which it was."""
         coming = self._next(state, action)
-        if len({one.picture().tobytes() for one in coming}) < 2:
-            return {}
-        return _stickiness(coming)
+        chosen, repeated = ({one.picture().tobytes() for one in coming if one.repeated is r} for r in (False, True))
+        return {} if repeated <= chosen else _stickiness(coming)
 
     def observed(self, state: Belief, action: int, after: np.ndarray) -> Frequencies | None:
         """Return the same given the next picture."""
