@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import types
 import typing
 from typing import Any, TypeVar
 
@@ -50,6 +51,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return from_dict(kind, value, f"{where}.")  # type: ignore[arg-type]
     if type(None) in typing.get_args(kind):
         return None if value is None else _convert(typing.get_args(kind)[0], value, where)
+    if isinstance(kind, types.UnionType):  # a number, or a list of them
+        kind = typing.get_args(kind)[isinstance(value, list | tuple)]
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where}: expected a list, found {value!r:.80}")

@@ -20,7 +20,8 @@ class FlowConfig:
 
     channels: int
     shallow_blocks: int = 5
-    shallow_layers: int = 2
+    shallow_layers: int | tuple[int, ...] = 2
+    """Layers of each shallow block, or a list with a number per block, the first nearest the data."""
     shallow_width: int = 3072
     deep_layers: int = 24
     deep_width: int = 4096
@@ -52,9 +53,14 @@ class FlowConfig:
         between(self, 1, LARGEST_SIZE, "channels", "shallow_width", "deep_width", "denoiser_width", "head_width",
                 "components", "head_inner")
         between(self, 0, LARGEST_SIZE, "text_length", "text_width", "features_width", "denoiser_window")
-        between(self, 0, MOST_LAYERS, "shallow_blocks", "shallow_layers", "denoiser_layers", "features_layers")
+        between(self, 0, MOST_LAYERS, "shallow_blocks", "denoiser_layers", "features_layers")
         between(self, 1, MOST_LAYERS, "deep_layers", "sites")
         positive(self, "position_scale")
+        layers, blocks = self.shallow_layers, self.shallow_blocks
+        numbers = layers if isinstance(layers, tuple) else (layers,)
+        if len(self.shallow_depths) != blocks or not all(0 <= number <= MOST_LAYERS for number in numbers):
+            expected = f"a number from 0 to {MOST_LAYERS}, or a list of {blocks}, one per shallow block"
+            raise ConfigError(f"shallow_layers: expected {expected}, found {layers}")
         shallow, denoiser = self.shallow_blocks and self.shallow_width, self.denoiser_layers and self.denoiser_width
         for width in (shallow, self.deep_width, denoiser):
             if width % self.head_width:
@@ -67,6 +73,12 @@ class FlowConfig:
         if ahead and (len(ahead) != layers or not 0 <= min(ahead) <= max(ahead) <= self.denoiser_window):
             expected = f"{layers} numbers from 0 to denoiser_window {self.denoiser_window}"
             raise ConfigError(f"denoiser_look_ahead: expected {expected}, found {ahead}")
+
+    @property
+    def shallow_depths(self) -> tuple[int, ...]:
+        """Return the number of layers of each shallow block."""
+        layers = self.shallow_layers
+        return layers if isinstance(layers, tuple) else (layers,) * self.shallow_blocks
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Flow(nn.Module):
         self.config = config
         c, e, count = config.channels, config.head_width, config.shallow_blocks
         self.shallow = ShallowBlocks(
-            Block(c, config.shallow_width, config.shallow_layers, e, reverse=(count - k) % 2 == 1) for k in range(count)
+            Block(c, config.shallow_width, layers, e, reverse=(count - k) % 2 == 1)
+            for k, layers in enumerate(config.shallow_depths)
         )
         head = None
         if config.components > 1:

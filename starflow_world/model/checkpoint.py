@@ -182,7 +182,7 @@ def _read_weights(folder: Path, expected: str, config: WorldConfig) -> dict[str,
     """Read the tensors of a world; those stored as float16 are converted to float32."""
     path, flow = _weights(folder, expected), config.flow
     tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
-    if flow.shallow_blocks * flow.shallow_layers + flow.deep_layers + flow.denoiser_layers > len(tensors):
+    if sum(flow.shallow_depths) + flow.deep_layers + flow.denoiser_layers > len(tensors):
         raise CheckpointError(f"{path}: expected the layers that {CONFIG} describes, found only {len(tensors)} tensors")
     return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 

@@ -98,8 +98,8 @@ class Needs:
     def shallow_operations(self) -> float:
         """Count one sweep of all shallow blocks over a frame."""
         flow, n, d = self.config, self.tokens, self.config.shallow_width
-        layers = flow.shallow_layers * (24 * d**2 + 4 * d * (n + 1) / 2)
-        return flow.shallow_blocks * n * (6 * flow.channels * d + layers)
+        layers = sum(flow.shallow_depths) * (24 * d**2 + 4 * d * (n + 1) / 2)
+        return n * (flow.shallow_blocks * 6 * flow.channels * d + layers)
 
     def denoiser_operations(self, frames: int) -> float:
         """Count one window of the denoiser; only the visible keys of its band of frames count."""

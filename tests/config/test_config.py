@@ -33,6 +33,8 @@ def test_a_config_survives_json():
     assert from_dict(WorldConfig, json.loads(text)) == TINY
     ahead = replace(TINY, flow=replace(TINY.flow, denoiser_layers=1, denoiser_look_ahead=(1,)))
     assert from_dict(WorldConfig, json.loads(json.dumps(to_dict(ahead)))) == ahead
+    unequal = replace(TINY, flow=replace(TINY.flow, shallow_blocks=2, shallow_layers=(2, 1)))
+    assert from_dict(WorldConfig, json.loads(json.dumps(to_dict(unequal)))) == unequal
     video = load_video_config("starflow-v-7b").world()
     assert from_dict(WorldConfig, json.loads(json.dumps(to_dict(video)))) == video
 
@@ -63,6 +65,11 @@ def test_what_a_world_does_not_have_is_no_part_of_its_digest():
     ({"flow.denoiser_look_ahead": ["a"]}, "flow.denoiser_look_ahead: expected int, found 'a'"),
     ({"flow.denoiser_layers": 1, "flow.denoiser_look_ahead": [1, 1]}, "denoiser_look_ahead: expected 1 numbers"),
     ({"flow.denoiser_layers": 1, "flow.denoiser_look_ahead": [-1]}, "denoiser_look_ahead"),
+    ({"flow.shallow_layers": -1}, "shallow_layers: expected a number from 0 to 1024"),
+    ({"flow.shallow_layers": "2 1"}, "flow.shallow_layers: expected int, found '2 1'"),
+    ({"flow.shallow_layers": [1, "2"]}, "flow.shallow_layers: expected int, found '2'"),
+    ({"flow.shallow_layers": [1]}, r"or a list of 0, one per shallow block, found \(1,\)"),
+    ({"flow.shallow_blocks": 2, "flow.shallow_layers": [1, 2000]}, r"shallow_layers: .* found \(1, 2000\)"),
     ({"flow.head_width": 0}, "head_width: expected a number from 1"),
     ({"flow.head_width": 10}, "head_width: expected 20"),
     ({"flow.deep_width": 50}, "multiples of head_width 20, found 50"),

@@ -19,6 +19,7 @@ CONFIGS = {
     "published": PUBLISHED.flow,
     "tiny": TINY_VIDEO.flow,
     "no denoiser": replace(TINY_VIDEO.flow, denoiser_layers=0, denoiser_look_ahead=()),
+    "unequal blocks": replace(TINY_VIDEO.flow, shallow_layers=(2, 1, 1, 0, 1)),
     "no text": replace(TINY_VIDEO.flow, text_length=0, text_width=0),
     "text for the deep block only": replace(TINY_VIDEO.flow, denoiser_text=False),
 }

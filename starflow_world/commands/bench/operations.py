@@ -52,10 +52,11 @@ class Operations:
         return tokens * (self._read() + 6 * width**2) + before
 
     def shallow(self) -> float:
-        """Return the operations of a pass of one shallow block over a frame."""
+        """Return the operations of a pass of one shallow block over a frame, the mean over the blocks."""
         flow, n = self.config.flow, self.tokens
         ends = 2 * flow.channels * flow.shallow_width * 3
-        return n * ends + self.layers(flow.shallow_layers, flow.shallow_width, n, self.keys(0, n))
+        every = self.layers(sum(flow.shallow_depths), flow.shallow_width, n, self.keys(0, n))
+        return n * ends + every / max(flow.shallow_blocks, 1)
 
     def action(self) -> float:
         """Return the operations of the action encoder per frame."""
