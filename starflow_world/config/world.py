@@ -43,7 +43,9 @@ class FlowConfig:
     denoiser_window: int = 10
     """Frames before the latest visible one that a denoiser token attends to; 0: its own frame alone."""
     denoiser_look_ahead: tuple[int, ...] = ()
-    """Future frames that each denoiser layer may see; empty: none in any layer."""
+    """Future frames that each denoiser layer may see; empty: none in any layer. In a layer that may see L > 0 of them
+    the text sees the first L + 1 frames; where all are 0 (published models with `temporal_causal: 1`) it sees the first
+    frame; else none."""
     denoiser_text: bool = True
     """Whether the denoiser reads the text."""
     denoiser_step: float = 0.3

@@ -2,7 +2,8 @@
 
 `Denoiser` is a transformer d(x) trained by regression on the gradient of the flow's negative log-probability. A Tweedie
 step turns noisy latents into clean ones: x - step * d(x), where step * d estimates sigma**2 times that gradient. In
-each layer, frame f attends to frames f + look_ahead - window .. f + look_ahead; without look-ahead it is causal.
+each layer, frame f attends to frames f + look_ahead - window .. f + look_ahead; without look-ahead it is causal. Where
+no layer is said to look ahead the text sees no frame, so that what a frame depends on does not grow with the clip.
 """
 
 import torch
@@ -20,7 +21,9 @@ class Denoiser(nn.Module):
         super().__init__()
         width = config.denoiser_width
         self.window = config.denoiser_window
-        self.look_ahead = config.denoiser_look_ahead or (0,) * config.denoiser_layers
+        ahead = config.denoiser_look_ahead
+        self.look_ahead = ahead or (0,) * config.denoiser_layers
+        self.shown_to_text = bool(ahead) and not any(ahead)
         self.project_in = nn.Linear(config.channels, width)
         text_width = config.text_width if config.denoiser_text else 0
         self.project_text = nn.Linear(text_width, width) if text_width else None
@@ -38,12 +41,13 @@ class Denoiser(nn.Module):
     def mask(self, look_ahead: int, frames: int, tokens: int, text: int, *, window: int | None) -> Tensor:
         """Return a square mask over text + frames * tokens positions, True where a query (row) may attend.
 
-        Text comes first; it attends to itself, and with a look-ahead also to the first `look_ahead` + 1 frames.
+        Text comes first; it attends to itself, and with a look-ahead also to the first `look_ahead` + 1 frames; without
+        one, to the first frame if all layers are said to have none.
         """
         index = torch.arange(frames)
         ahead = index[None, :] - index[:, None]
         video = (ahead <= look_ahead) & (ahead >= look_ahead - (frames if window is None else window))
-        seen_by_text = index <= look_ahead if look_ahead else torch.zeros_like(index, dtype=torch.bool)
+        seen_by_text = (index <= look_ahead) & (look_ahead > 0 or self.shown_to_text)
         mask = torch.ones(text + frames * tokens, text + frames * tokens, dtype=torch.bool)
         mask[text:, text:] = video.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
         mask[:text, text:] = seen_by_text.repeat_interleave(tokens)

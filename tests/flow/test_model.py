@@ -294,6 +294,15 @@ def test_the_denoiser_sees_its_memory_and_its_look_ahead_and_no_further(make_cli
     assert torch.equal(reached(clip, 8), (distance <= ahead) & (distance >= -back))
 
 
+@pytest.mark.parametrize(("look_ahead", "seen"), [((), (0, 0)), ((0, 0), (1, 1)), ((1, 0), (2, 0)), ((1, 2), (2, 3))])
+def test_the_text_sees_the_frames_up_to_the_look_ahead_or_none_if_nothing_is_said_of_it(make_clip, look_ahead, seen):
+    denoiser = make_clip(grid=(2, 2), denoiser_window=2, denoiser_look_ahead=look_ahead).flow.denoiser
+    for ahead, frames in zip(denoiser.look_ahead, seen, strict=True):
+        mask = denoiser.mask(ahead, 4, 4, 3, window=2)
+        assert torch.equal(mask[:3, 3:], (torch.arange(16) < 4 * frames).expand(3, -1))
+        assert bool(mask[:, :3].all())
+
+
 def test_frames_that_do_not_exist_are_not_looked_at(make_clip):
     clip = make_clip(frames=4, denoiser_window=2)
     valid = torch.tensor([[True] * 4, [False, False, True, True]])
