@@ -6,6 +6,7 @@ The published model reads everything except frames from its prompt: content, fra
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from starflow_world.config.published import published_values
 from starflow_world.config.reading import between, from_dict, positive
 from starflow_world.config.world import (
     NO_ACTIONS,
@@ -123,11 +124,25 @@ def latent_frames(frames: int) -> int:
     return 1 + (frames - 1) // FRAMES
 
 
-def load_video_config(name: Path | str) -> VideoConfig:
-    """Load the config in a YAML file, or the one with that name in configs/, such as starflow-v-7b."""
+def load_video_config(name: Path | str, text_width: int = 0) -> VideoConfig:
+    """Load the config in a YAML file, or the one with that name in configs/, such as starflow-v-7b.
+
+    A file of the published program, `arguments:`, is read too; `text_width` is that of its text's states (0: that of
+    the T5 encoder that it names).
+    """
     path = Path(name) if is_file(name) else CONFIGS / f"{str(name).replace('-', '_')}.yaml"
     if not is_file(path):
         models = [file for file in CONFIGS.glob("starflow*.yaml") if "train" not in read_yaml(file)]  # no recipes
         known = ", ".join(sorted(file.stem.replace("_", "-") for file in models))
         raise ConfigError(f"config: expected a YAML file or one of {known}, found {str(name)!r:.120}")
-    return from_dict(VideoConfig, read_yaml(path))
+    values = read_yaml(path)
+    if "arguments" not in values:
+        return from_dict(VideoConfig, values)
+    try:
+        if others := [key for key in values if key != "arguments"]:
+            raise ConfigError(f"expected arguments alone, found also {others[0]!s:.80}")
+        return from_dict(VideoConfig, published_values(
+            path.stem, values["arguments"], text_width=text_width, pixels=PIXELS, latent_frames=latent_frames
+        ))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
