@@ -70,10 +70,18 @@ def tiny_reference(path: Path, config: VideoConfig = TINY_VIDEO, gain: float = 0
         if name.endswith(".start"):
             tensor = tensor.reshape(1, 1, -1)
         state[reference_name(name, config.flow.shallow_blocks)] = tensor.detach().clone()
-    state |= {f"blocks.{k}.attn_mask": torch.ones(3, 3) for k in range(6)}
-    state |= {"var": torch.ones(3), "feat_rope.freqs_cos": torch.zeros(3), "feat_rope.freqs_sin": torch.zeros(3)}
+    state |= unused_buffers(config.flow)
     torch.save(state, path)
     return path
+
+
+def unused_buffers(flow: FlowConfig) -> dict[str, Tensor]:
+    """The buffers of a published checkpoint that nothing reads, as files of a few bytes."""
+    square, zero = int(flow.position_scale) ** 2, torch.zeros(1, 1)
+    rows = square + flow.text_length
+    tables = {f"feat_rope.freqs_{part}": zero.expand(rows, flow.head_width) for part in ("cos", "sin")}
+    masks = {f"blocks.{k}.attn_mask": zero.expand(rows, rows) for k in range(flow.shallow_blocks + 1)}
+    return {"var": zero.expand(square, flow.channels), **tables, **masks}
 
 
 def tiny_video(folder: Path, config: VideoConfig = TINY_VIDEO, dtype: torch.dtype | None = None) -> Path:

@@ -96,8 +96,6 @@ def broken(reference: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
         state["blocks.1.proj_in.bias"] = torch.full((64,), torch.nan)
     elif kind == "integers":
         state["blocks.1.proj_in.bias"] = torch.ones(64, dtype=torch.long)
-    elif kind == "mixed":
-        state["blocks.1.proj_in.bias"] = state["blocks.1.proj_in.bias"].half()
     elif kind == "twice":
         state["model.var"] = torch.ones(3)
     elif kind == "no block":
@@ -116,8 +114,7 @@ def broken(reference: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
         ("width", "head_width 32, found 97"),
         ("nan", "1 tensors do not fit: blocks.1.proj_in.bias is not finite"),
         ("integers", "1 tensors do not fit: blocks.1.proj_in.bias is no tensor of floats"),
-        ("mixed", "expected one dtype, found torch.float16, torch.float32"),
-        ("twice", "prefix"),
+        ("twice", "expected one set of weights, found several, with the prefixes '', 'model'; choose"),
         ("no block", "expected a STARFlow state dict"),
         ("far block", "expected several tensors per layer"),
     ],

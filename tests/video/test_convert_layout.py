@@ -9,9 +9,10 @@ from torch import Tensor
 from starflow_world.config.video import load_video_config
 from starflow_world.flow import Flow
 from starflow_world.video.convert import misfits, reference_name, reference_shapes
-from starflow_world.video.convert.names import NOT_READ
+from starflow_world.video.convert.buffers import unused_names
 
 Shapes = dict[str, tuple[int, ...]]
+NOT_READ = unused_names(6)
 
 
 def linear(name: str, out: int, width: int) -> Shapes:

@@ -20,7 +20,7 @@ MEASURED = """
 import resource, sys, torch
 from starflow_world.video.convert import convert
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-convert(sys.argv[1], sys.argv[2], dtype=torch.bfloat16)
+convert(sys.argv[1], sys.argv[2], dtype=torch.bfloat16, head_width=64, text_length=256, position_scale=32)
 print(before << 10, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 """
 

@@ -10,7 +10,7 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from starflow_world.config.world import FlowConfig
 from starflow_world.errors import ConfigError
@@ -18,7 +18,6 @@ from starflow_world.flow import Flow
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-NOT_READ = {*(f"blocks.{k}.attn_mask" for k in range(6)), "var", "feat_rope.freqs_cos", "feat_rope.freqs_sin"}
 DENOISER = "learnable_self_denoiser"
 PARTS = {
     "start": "sos_embed",
@@ -59,47 +58,53 @@ def reference_shapes(flow: Flow) -> dict[str, tuple[int, ...]]:
     }
 
 
+def block_layers(shapes: Shapes) -> tuple[list[int], int]:
+    """Return the number of transformer layers of each block, and that of the denoiser. Raises ConfigError."""
+    layers: dict[str, int] = {}
+    for name in shapes:
+        if found := re.match(rf"(blocks\.\d{{1,3}}|{DENOISER})\.attn_blocks\.(\d{{1,3}})\.", name):
+            layers[found[1]] = max(layers.get(found[1], 0), int(found[2]) + 1)
+    denoiser = layers.pop(DENOISER, 0)
+    blocks = [layers.get(f"blocks.{k}", 0) for k in range(max((int(room[7:]) + 1 for room in layers), default=0))]
+    if not blocks:
+        raise ConfigError("expected a STARFlow state dict with tensors named blocks.0.attn_blocks.0 ..., found "
+                          f"{', '.join(sorted(shapes)[:3]) or 'no tensors'}")
+    if len(blocks) + sum(blocks) + denoiser > len(shapes):
+        raise ConfigError(f"expected several tensors per layer, found {len(shapes)} in all")
+    if len(blocks) % 2:
+        raise ConfigError(f"blocks: expected an even number, found {len(blocks)}, blocks.0 to .{len(blocks) - 1}; of "
+                          "an odd number the deep one reads frames in reverse, which is not supported")
+    return blocks, denoiser
+
+
 def infer_config(
     shapes: Shapes, head_width: int, text_length: int, position_scale: float, window: int, look_ahead: int
 ) -> FlowConfig:
     """Infer sizes from shapes. A missing tensor counts as one head wide; the later strict comparison reports it."""
-
-    def size(name: str, axis: int, otherwise: int) -> int:
-        shape = shapes.get(name, ())
-        return shape[axis] if len(shape) > axis else otherwise
-
-    shallow = _count(shapes, r"blocks\.(\d{1,3})\.attn_blocks\.") - 1
-    deep = f"blocks.{shallow}"
-    if shallow < 0:
-        raise ConfigError("expected a STARFlow state dict with tensors named blocks.0.attn_blocks.0 ..., found "
-                          f"{', '.join(sorted(shapes)[:3]) or 'no tensors'}")
-    layers, deep_layers, shallow_layers = (
-        _count(shapes, rf"{room}\.attn_blocks\.(\d{{1,3}})\.") for room in (DENOISER, deep, "blocks.0")
-    )
-    if shallow * shallow_layers + deep_layers + layers > len(shapes):
-        raise ConfigError(f"expected several tensors per layer, found {len(shapes)} in all")
-    text_width = size(f"{deep}.proj_txt.weight", 1, 0)
-    shallow_width = size("blocks.0.proj_in.weight", 0, head_width)
+    (*shallow, deep_layers), layers = block_layers(shapes)
+    deep = f"blocks.{len(shallow)}"
+    text_width = axis(shapes, f"{deep}.proj_txt.weight", 1, 0)
+    shallow_width = axis(shapes, "blocks.0.proj_in.weight", 0, head_width)
     return FlowConfig(
-        channels=size(f"{deep}.proj_in.weight", 1, 1),
-        shallow_blocks=shallow,
-        shallow_layers=shallow_layers if shallow else 0,
+        channels=axis(shapes, f"{deep}.proj_in.weight", 1, 1),
+        shallow_blocks=len(shallow),
+        shallow_layers=tuple(shallow) if len(set(shallow)) > 1 else shallow[0],
         shallow_width=shallow_width,
         deep_layers=deep_layers,
-        deep_width=size(f"{deep}.proj_in.weight", 0, head_width),
+        deep_width=axis(shapes, f"{deep}.proj_in.weight", 0, head_width),
         head_width=head_width,
         text_length=text_length if text_width else 0,
         text_width=text_width,
         position_scale=position_scale,
         denoiser_layers=layers,
-        denoiser_width=size(f"{DENOISER}.proj_in.weight", 0, shallow_width),
+        denoiser_width=axis(shapes, f"{DENOISER}.proj_in.weight", 0, shallow_width),
         denoiser_window=window,
         denoiser_look_ahead=(look_ahead,) * layers,
         denoiser_text=f"{DENOISER}.proj_txt.weight" in shapes,
     )
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
-    """Return one more than the largest number that `pattern` matches in the names."""
-    matches = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+def axis(shapes: Shapes, name: str, number: int, otherwise: int) -> int:
+    """Return the size of an axis of a tensor; `otherwise` if there is none."""
+    shape = shapes.get(name, ())
+    return shape[number] if len(shape) > number else otherwise

@@ -5,34 +5,44 @@
     FOLDER/*.safetensors                    with an index, or as FSDP wrote them through HuggingFaceStorageWriter
     FOLDER/.metadata + FOLDER/*.distcp      torch's distributed checkpoint; its table of contents is never unpickled
 
-The prefix `model.`, the nine entries that nothing reads and the state of optimizers are dropped.
+Names come without prefixes, and without what training needs beside weights (weights.py). A .pth file may hold nested
+dictionaries; what they say of the model in the published program's words must be what we read.
 """
 
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from starflow_world.errors import CheckpointError
+from starflow_world.config.published import refuse_arguments
+from starflow_world.errors import CheckpointError, ConfigError
 from starflow_world.io.files import DAMAGE, is_file, is_folder
-from starflow_world.io.shards import TensorSource, open_shards, open_tensors, refuse
-from starflow_world.video.convert.names import NOT_READ
+from starflow_world.io.shards import CODES, TensorSource, open_shards, open_tensors, refuse
+from starflow_world.video.convert.buffers import UNUSED
 from starflow_world.video.convert.records import Record, read_records
+from starflow_world.video.convert.weights import model_names, split_name
 
 SAFE_TORCH = (2, 10)
 MOST_MAPPED = 1 << 27
+DEEPEST = 8
+"""Dictionaries inside dictionaries."""
+ARGUMENTS = ("args", "arguments", "config", "hparams", "hyper_parameters")
 OPTIMIZER = ("optimizer.", "optim.")
 NAMED = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 METADATA = ".metadata"
 
 
-def open_reference(path: Path) -> TensorSource:
-    """Open a reference checkpoint under the reference's names; its tensors are floats of one dtype."""
+def open_reference(path: Path, weights: str = "") -> TensorSource:
+    """Open a reference checkpoint under the reference's names; all but the unused buffers are tensors of floats.
+
+    `weights`: which set of several, such as ema (weights.py).
+    """
     if is_folder(path) and is_file(path / METADATA):
         source = _open_distributed(path)
     elif is_folder(path) and any(path.glob("*.safetensors")):
@@ -42,16 +52,9 @@ def open_reference(path: Path) -> TensorSource:
         raise CheckpointError(f"{path}: expected {expected}, found none")
     else:
         source = open_tensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
-    kept = {name: name.removeprefix("model.") for name in source.shapes if not name.startswith(OPTIMIZER)}
-    names = {new: old for old, new in kept.items() if new not in NOT_READ}
-    if len(set(kept.values())) < len(kept):
-        twice = [name for name in kept if name != kept[name] and kept[name] in kept]
-        raise CheckpointError(f"{path}: expected each name once, found {twice[0]} also without the prefix `model.`")
-    refuse(path, [f"{new} is no tensor of floats" for new, old in names.items() if old not in source.dtypes
-                  or not source.dtypes[old].is_floating_point])
-    dtypes = sorted({str(source.dtypes[old]) for old in names.values()})
-    if len(dtypes) > 1:
-        raise CheckpointError(f"{path}: expected one dtype, found {', '.join(dtypes)}")
+    names = model_names(path, source, weights)
+    refuse(path, [f"{new} is no tensor of floats" for new, old in names.items()
+                  if source.dtypes.get(old) not in CODES and not UNUSED.fullmatch(new)])
     return source.renamed(names)
 
 
@@ -60,21 +63,41 @@ def _open_pickle(path: Path) -> TensorSource:
     state, touched = _unpickle(path, path), 0
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
-    refuse(path, [f"{name} is no tensor of floats" for name, t in state.items() if not isinstance(t, Tensor)])
-    keys = {str(name): name for name in state}
+    for key in ARGUMENTS:
+        if isinstance(said := state.get(key), Mapping):
+            try:
+                refuse_arguments(said)
+            except ConfigError as error:
+                raise CheckpointError(f"{path}: {key}: {error}") from None
+    found = list(_flat(state))
+    refuse(path, [f"{name} is there twice" for name, count in Counter(name for name, _ in found).items() if count > 1])
+    refuse(path, [f"{name} is no tensor of floats" for name, t in found
+                  if not isinstance(t, Tensor) and (split_name(name) or (None,))[0] is not None])
+    tensors = {name: t for name, t in found if isinstance(t, Tensor)}
+    shapes, dtypes = {n: tuple(t.shape) for n, t in tensors.items()}, {n: t.dtype for n, t in tensors.items()}
+    del found
 
     def read(name: str) -> Tensor:
-        nonlocal state, touched
+        nonlocal state, tensors, touched
         if touched > MOST_MAPPED:
-            state, touched = None, 0
+            state, tensors, touched = None, {}, 0
             state = _unpickle(path, path)
-        assert isinstance(state, Mapping)
-        tensor = state[keys[name]]
+            assert isinstance(state, Mapping)
+            tensors = dict(_flat(state))
+        tensor = tensors[name]
         touched += tensor.nbytes
         return tensor
 
-    shapes = {str(name): tuple(t.shape) for name, t in state.items()}
-    return TensorSource(shapes, {str(name): t.dtype for name, t in state.items()}, read)
+    return TensorSource(shapes, dtypes, read)
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """Yield what is in dictionaries inside dictionaries, under names such as model.var."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth < DEEPEST:
+            yield from _flat(value, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _unpickle(file: Path | io.BytesIO, path: Path) -> object:
