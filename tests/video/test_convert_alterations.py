@@ -87,6 +87,9 @@ CHECKPOINTS = {
     "all prefixes": Case(prefixed("module._orig_mod.model.")),
     "compiled blocks": Case({name.replace("blocks.2.attn", "blocks.2._orig_mod.attn"): t for name, t in WHOLE.items()}),
     "nested, with optimizer and step": Case({"model": WHOLE, "optimizer": OPTIMIZER, "step": 1000, "epoch": 3}),
+    "an optimizer with the names of weights": Case({
+        "model": WHOLE, "optim": {"state": {"blocks.0.proj_in.weight": {"exp_avg": torch.ones(20, 5), "step": 3}}},
+    }),
     "as Lightning saves": Case({
         "epoch": 1, "global_step": 7, "pytorch-lightning_version": "2.5", "state_dict": prefixed("model."),
         "optimizer_states": [OPTIMIZER], "lr_schedulers": [], "loops": {"fit_loop": {"done": 1}}, "callbacks": {},
@@ -97,6 +100,8 @@ CHECKPOINTS = {
     "the average is chosen": Case({"model": WHOLE, "ema": EMA}, told(weights="ema"), meant=EMA),
     "the weights are chosen": Case({"state_dict": WHOLE, "ema": {"module": EMA, "decay": 0.999}}, told(weights="ema"),
                                    meant=EMA),
+    "one set inside another": Case({"model": WHOLE, "ema": {"model": EMA}}, told(weights="model")),
+    "an average of another name": Case({"net": WHOLE, "net_ema": EMA}, told(weights="ema"), meant=EMA),
     "an average alone": Case({"ema": EMA, "step": 3}, meant=EMA),
     "an average that is not there": Case({"model": WHOLE}, told(weights="ema"), "weights: .*'model', found 'ema'"),
     "two sets of equal rank": Case({"teacher": WHOLE, "student": EMA}, said="'teacher', 'student'; choose .*--weights"),
@@ -128,6 +133,7 @@ CHECKPOINTS = {
     "an odd number of blocks": Case(renumbered(WHOLE), said="blocks: expected an even number, found 3"),
     "a block that is missing": Case(without("blocks.1."), said="blocks.1.sos_embed is missing"),
     "a layer that is missing": Case(without("blocks.1.attn_blocks.0."), said="blocks.1.attn_blocks.0.* is missing"),
+    "a deep block without text": Case(without("blocks.3.proj_txt"), said="blocks.3.proj_txt.weight is missing"),
     "learned positions": Case({**WHOLE, "blocks.0.pos_embed": torch.ones(9, 20)}, said="blocks.0.pos_embed is unknown"),
     "text in a shallow block": Case(
         {**WHOLE, "blocks.0.proj_txt.weight": torch.ones(20, 6)}, said="blocks.0.proj_txt.weight is unknown"),
@@ -266,6 +272,13 @@ def test_other_files_may_hold_several_weights_and_a_step_too(numbers, tmp_path, 
     for weights, meant in (("", WHOLE), ("ema", EMA)):
         convert(source, tmp_path / f"out{weights}", dtype=torch.float64, weights=weights, **DENOISER)
         at_most("error", numbers(tmp_path / f"out{weights}", meant, SIZES), 1e-10)
+
+
+def test_a_nested_file_that_is_mapped_again_while_it_is_read_gives_the_same_numbers(numbers, tmp_path, monkeypatch):
+    monkeypatch.setattr("starflow_world.video.convert.sources.MOST_MAPPED", 0)
+    torch.save({"step": 1, "model": WHOLE, "ema": EMA}, tmp_path / "large.pth")
+    convert(tmp_path / "large.pth", tmp_path / "out", dtype=torch.float64, weights="ema", **DENOISER)
+    assert numbers(tmp_path / "out", EMA, SIZES) <= 1e-10
 
 
 def test_weights_of_several_types_are_written_in_the_widest(tmp_path):

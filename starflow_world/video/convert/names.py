@@ -83,7 +83,6 @@ def infer_config(
     """Infer sizes from shapes. A missing tensor counts as one head wide; the later strict comparison reports it."""
     (*shallow, deep_layers), layers = block_layers(shapes)
     deep = f"blocks.{len(shallow)}"
-    text_width = axis(shapes, f"{deep}.proj_txt.weight", 1, 0)
     shallow_width = axis(shapes, "blocks.0.proj_in.weight", 0, head_width)
     return FlowConfig(
         channels=axis(shapes, f"{deep}.proj_in.weight", 1, 1),
@@ -93,8 +92,8 @@ def infer_config(
         deep_layers=deep_layers,
         deep_width=axis(shapes, f"{deep}.proj_in.weight", 0, head_width),
         head_width=head_width,
-        text_length=text_length if text_width else 0,
-        text_width=text_width,
+        text_length=text_length,
+        text_width=axis(shapes, f"{deep}.proj_txt.weight", 1, 1),
         position_scale=position_scale,
         denoiser_layers=layers,
         denoiser_width=axis(shapes, f"{DENOISER}.proj_in.weight", 0, shallow_width),

@@ -66,7 +66,11 @@ def _chosen(path: Path, prefixes: list[str], weights: str) -> str:
     """Return the prefix of the set of weights to read."""
     listed = ", ".join(repr(prefix) for prefix in prefixes)
     if weights:
-        fits = [prefix for prefix in prefixes if weights == prefix or weights in prefix.split(".")]
+        fits = (
+            [prefix for prefix in prefixes if weights == prefix]
+            or [prefix for prefix in prefixes if weights in prefix.split(".")]
+            or [prefix for prefix in prefixes if weights in re.split(r"[._]", prefix)]
+        )
         if len(fits) != 1:
             raise CheckpointError(f"{path}: weights: expected a word of one prefix of {listed}, found {weights!r:.60}")
         return fits[0]
