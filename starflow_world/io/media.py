@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -58,12 +59,12 @@ class VideoWriter:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
-    """Open a picture or video file without decoding frames. Frames larger than MOST_PIXELS are never decoded."""
-    if not is_file(path):
+def _opened(path: Path | str | BytesIO) -> Iterator[av.container.InputContainer]:
+    """Open a picture or video without decoding frames. Frames larger than MOST_PIXELS are never decoded."""
+    if not isinstance(path, BytesIO) and not is_file(path):
         raise ValueError("no file")
-    limit = {"max_pixels": str(MOST_PIXELS)}
-    with av.open(str(path), options=limit) as container:  # opening may decode a frame to determine its size
+    limit, source = {"max_pixels": str(MOST_PIXELS)}, path if isinstance(path, BytesIO) else str(path)
+    with av.open(source, "r", options=limit) as container:  # opening may decode a frame to determine its size
         codec = container.streams.video[0].codec_context
         if codec is None:
             raise ValueError("no known codec")
@@ -85,6 +86,18 @@ def read_picture(path: Path | str) -> np.ndarray:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def decode_picture(data: bytes, where: str) -> np.ndarray:
+    """Decode the bytes of a PNG or JPEG as (H, W, 3) u8. Raises DataError that begins with `where`."""
+    try:
+        with _opened(BytesIO(data)):
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError("none that can be read")
+    except DAMAGE as error:
+        raise DataError(f"{where}: expected a picture (PNG, JPEG), found {error}") from None
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+
+
 def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarray]:
     """Yield up to `most` frames (H, W, 3) u8 of a video file from frame `start` on, at least one. Raises DataError."""
     count = 0
@@ -97,6 +110,20 @@ def read_video(path: Path | str, most: int, start: int = 0) -> Iterator[np.ndarr
         raise DataError(f"{path}: expected a video, found {error}") from None
     if not count:
         raise DataError(f"{path}: expected a video, found no frames")
+
+
+def read_video_from(path: Path | str, seconds: float, most: int) -> Iterator[np.ndarray]:
+    """Yield up to `most` frames (H, W, 3) u8 of a video file from the one shown at `seconds` on. Raises DataError."""
+    try:
+        with _opened(path) as container:
+            stream = container.streams.video[0]
+            half = 0.5 / float(stream.average_rate or 1)
+            container.seek(int(seconds * av.time_base))  # to the key frame at or before that time
+            late = (frame for frame in container.decode(video=0) if (frame.time or 0.0) >= seconds - half)
+            for frame in islice(late, most):
+                yield frame.to_ndarray(format="rgb24")
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
 
 
 def measure_video(path: Path | str) -> tuple[int, float]:

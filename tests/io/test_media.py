@@ -13,9 +13,11 @@ from starflow_world.io.media import (
     VideoWriter,
     caption,
     contact_sheet,
+    decode_picture,
     enlarge,
     read_picture,
     read_video,
+    read_video_from,
     side_by_side,
     write_png,
 )
@@ -46,6 +48,28 @@ def test_a_video_is_h264_and_gives_its_frames_back(tmp_path: Path) -> None:
         found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(found) == len(frames)
     assert max(abs(a.astype(int) - b).max() for a, b in zip(found, frames, strict=True)) <= 6
+
+
+def test_a_video_is_read_from_the_frame_of_a_time_on(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", fps=5) as video:
+        for frame in shades(9):
+            video.add(frame)
+    for first in (0, 3, 8):
+        seen = [int(frame.mean().round()) for frame in read_video_from(tmp_path / "clip.mp4", first / 5, 3)]
+        assert np.abs(np.subtract(seen, [20 + 10 * index for index in range(first, min(first + 3, 9))])).max() <= 3
+    assert not list(read_video_from(tmp_path / "clip.mp4", 7.0, 3))
+    with pytest.raises(DataError, match=r"nothing\.mp4: expected a video"):
+        list(read_video_from(tmp_path / "nothing.mp4", 0.0, 3))
+
+
+def test_a_picture_in_bytes_is_decoded_and_one_that_is_too_large_refused_before() -> None:
+    small = cv2.imencode(".png", np.full((9, 8, 3), (1, 2, 3), np.uint8))[1].tobytes()
+    assert decode_picture(small, "here").tolist() == [[[3, 2, 1]] * 8] * 9
+    side = int(media.MOST_PIXELS**0.5) + 8
+    large = cv2.imencode(".png", np.zeros((side, side), np.uint8))[1].tobytes()
+    for wrong in (large, small[:40], b"", b"no picture"):
+        with pytest.raises(DataError, match="here: expected a picture"):
+            decode_picture(wrong, "here")
 
 
 def test_a_video_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
