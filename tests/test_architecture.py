@@ -33,13 +33,15 @@ LAYERS = (  # folders and modules of starflow_world; each may import its own lay
     {"world", "video"},
     {"score", "check", "evaluation", "training"},
     {"envs"},
-    {"agents"},
+    {"agents", "recordings"},
 )
 TOP = len(LAYERS)  # __init__, cli, commands
 
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
-    "gymnasium": {"", "model.actions", "envs", "agents", "commands"},
+    "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "commands"},
+    "minari": {"recordings.minari"},
+    "pyarrow": {"recordings.table"},
     "ray": {"agents.pool", "envs.ray_runtime", "envs.ray_vector_env"},
     "stable_baselines3": {"agents.ppo", "agents.sb3"},
     "safetensors": {"io.files", "io.shards"},

@@ -19,6 +19,8 @@ EXTRAS = {  # package: the extra that installs it, and what it is for
     "pygame": ("envs", "classic-control rendering, and the keyboard"),
     "stable_baselines3": ("sb3", "train-agent"),
     "ray": ("ray", "--actors and RayVectorEnv"),
+    "minari": ("data", "Minari datasets"),
+    "pyarrow": ("data", "LeRobot folders and Parquet tables"),
     "diffusers": ("wan", "the Wan codec of STARFlow-V"),
 }
 

@@ -18,15 +18,16 @@ from starflow_world.io.files import DAMAGE, TEMPORARY, write_text
 
 MAPPED = ("frames", "actions", "rewards", "terminated")
 COLLECTION = "collection.json"
-ORIGIN = ("env", "env_kwargs", "wrappers", "frame_size", "max_steps", "reward", "view")
+ORIGIN = ("env", "env_kwargs", "wrappers", "frame_size", "max_steps", "reward", "view", "source")
 
 
 def origin(folder: Path | str) -> dict[str, Any]:
-    """Return the record of a folder's source environment, which `collect` wrote into collection.json.
+    """Return the record of where a folder's episodes come from, which `collect` or `data import` wrote into
+    collection.json.
 
     The keys are those of ORIGIN that the file has: id of the environment, its keyword arguments, its wrappers, side of
-    a frame in pixels, step limit (absent: the environment's own), reward mode and view (absent: render). Returns {} for
-    a folder without that file (own recordings). Raises DataError for a damaged file.
+    a frame in pixels, step limit (absent: the environment's own), reward mode and view (absent: render); or the source
+    of imported recordings. Returns {} for a folder without that file. Raises DataError for a damaged file.
     """
     path = Path(folder) / COLLECTION
     if not path.exists():
