@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from starflow_world import collect
 from starflow_world.cli import main, settings_class
+from tests import written_recordings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,11 +118,17 @@ def test_documented_commands_that_take_seconds_run_as_written(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_all_documented_commands_run_with_small_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("minigrid", "minatar", "stable_baselines3"):
+    for package in ("minigrid", "minatar", "minari", "pyarrow", "stable_baselines3"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mygame.py").write_text(MODULE)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    written_recordings.videos(tmp_path / "tapes")
+    written_recordings.lerobot_2(tmp_path / "robot")
+    written_recordings.minari_set(tmp_path / "sets/atari/pong/expert-v0")
+    for seed, day in enumerate(("monday", "tuesday")):
+        collect("CartPolePixels-v0", tmp_path / "data" / day, episodes=1, seed=seed, progress=False)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     lines = [line for line, words in LINES.items() if not needs_published_weights(words)]
     lines.sort(key=lambda line: ORDER.index(verb) if (verb := LINES[line][0]) in ORDER else len(ORDER))
