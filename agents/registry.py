@@ -1,5 +1,7 @@
 """What is known of environments by name: policies, the default policy, and how objects are located in frames."""
 
+from importlib import import_module
+
 import gymnasium
 
 from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
@@ -18,10 +20,29 @@ LOCATORS: dict[str, Locator] = {"CartPolePixels-v0": locate_cart_and_pole}
 
 
 def make_policy(name: str) -> Policy:
-    """Return the policy with this name, with default settings. Raises ConfigError."""
+    """Return the policy with this name, or of the class that `package.module:Class` names, with default settings.
+    Raises ConfigError."""
+    if ":" in name:
+        return _own_policy(name)
     if name not in POLICIES:
-        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, found {name!r}")
+        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, or package.module:Class, found {name!r}")
     return POLICIES[name]()
+
+
+def _own_policy(name: str) -> Policy:
+    """Import a module and return a policy of its class. Raises ConfigError."""
+    module, _, short = name.partition(":")
+    try:
+        policy = getattr(import_module(module), short)()
+    except Exception as error:  # foreign code
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"policy: expected package.module:Class, a class that can be made without arguments, in a "
+                          f"module that is installed or on PYTHONPATH, found {name!r:.80} ({said:.160})") from error
+    parts, known = ("name", "reset", "__call__"), dir(policy)  # a name may be set by reset
+    if missing := [part for part in parts if part not in known]:
+        raise ConfigError(f"policy: expected a class with name, reset and __call__, as one derived from "
+                          f"starflow_world.agents.policy.Policy has, found {name!r:.80} without {', '.join(missing)}")
+    return policy
 
 
 def default_policy(env: gymnasium.Env) -> Policy:

@@ -38,7 +38,9 @@ SMALL = {
 ORDER = ("new", "collect", "rollout", "train", "calibrate", "train-agent")  # what other lines read
 MODULE = """
 import gymnasium
+from starflow_world.agents.policy import RandomPolicy
 gymnasium.register("MyGame-v0", "gymnasium.envs.classic_control:AcrobotEnv", max_episode_steps=10)
+class Swinger(RandomPolicy): ...
 """
 
 

@@ -15,7 +15,7 @@ class Rollout:
     episodes: int = 100
     """Number of episodes."""
     policy: str = "random"
-    """Policy: random; those of collect that read a simulator cannot play in a dream."""
+    """Policy: random, or package.module:Class; those of collect that read a simulator cannot play in a dream."""
     seed: int = 0
     """Seed; every episode follows from it and its index."""
     text: str = ""

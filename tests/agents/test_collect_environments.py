@@ -327,6 +327,42 @@ def test_every_policy_has_a_name_it_is_made_by() -> None:
         make_policy("expert")
 
 
+OWN_POLICIES = """
+from dataclasses import dataclass
+from starflow_world.agents.policy import Policy
+
+@dataclass
+class Always(Policy):
+    action: int = 2
+    name: str = "always"
+    def reset(self, seed, env): pass
+    def __call__(self, observation): return self.action
+
+class Needing:
+    def __init__(self, size): pass
+
+class Nothing:
+    name = "nothing"
+"""
+
+
+def test_a_policy_of_ones_own_is_named_by_its_module_and_class(
+    gather: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_policies.py").write_text(OWN_POLICIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policy = make_policy("own_policies:Always")
+    assert recipe_of(policy) == {"type": "Always", "action": 2, "name": "always"}
+    assert gather(Plain, policy=policy)[0].actions[1:].argmax(1).tolist() == [2] * 5
+    for name, said in (
+        ("own_policies:Needing", "without arguments, .* found 'own_policies:Needing' .TypeError"),
+        ("own_policies:Other", "AttributeError"), ("no_such_module:Always", "ModuleNotFoundError"), (":", "ValueError"),
+        ("own_policies:Nothing", "found 'own_policies:Nothing' without reset, __call__"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_policy(name)
+
+
 # ---- rewards ---------------------------------------------------------------------------------------------------------
 
 
