@@ -45,7 +45,8 @@ def write_parquet(path: Path, columns: dict[str, Any]) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({key: pa.array(list(values)) for key, values in columns.items()}), path)
+    table = pa.table({key: pa.array(list(values)) for key, values in columns.items()})
+    pq.write_table(table, path, row_group_size=5)
 
 
 def videos(folder: Path, lengths: tuple[int, ...] = (9, 12), **changed: Any) -> Path:
@@ -153,8 +154,9 @@ def lerobot_3(folder: Path, lengths: tuple[int, ...] = (9, 12), *, pictures: boo
     return folder
 
 
-def minari_set(folder: Path, lengths: tuple[int, ...] = (9, 12)) -> Path:
-    """A Minari dataset, written by the package: pictures and a mission, three actions."""
+def minari_set(folder: Path, lengths: tuple[int, ...] = (9, 12), *, plain: bool = False) -> Path:
+    """A Minari dataset, written by the package: pictures and a mission, three actions; `plain`: pictures alone, and
+    actions of two parts."""
     from gymnasium import spaces
     from minari.data_collector.episode_buffer import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
@@ -162,13 +164,17 @@ def minari_set(folder: Path, lengths: tuple[int, ...] = (9, 12)) -> Path:
     picture = spaces.Box(0, 255, (SIDE, SIDE, 3), np.uint8)
     seen = spaces.Dict({"image": picture, "mission": spaces.Text(32), "direction": spaces.Discrete(4)})
     (folder / "data").mkdir(parents=True)
-    storage = MinariStorage.new(folder / "data", seen, spaces.Discrete(3), jpeg_encoding=False)
+    space = spaces.Dict({"move": spaces.Discrete(3), "force": spaces.Box(0, 1, (1,))}) if plain else spaces.Discrete(3)
+    storage = MinariStorage.new(folder / "data", picture if plain else seen, space, jpeg_encoding=False)
     for index, length in enumerate(lengths):
         frames, actions = walk(length, index)
         ends = [step == length - 2 for step in range(length - 1)]
+        parts = {"image": list(frames), "mission": ["go right"] * length, "direction": [0] * length}
+        forces = [np.full(1, 0.5, np.float32)] * (length - 1)
         storage.update_episodes([EpisodeBuffer(
-            observations={"image": list(frames), "mission": ["go right"] * length, "direction": [0] * length},
-            actions=list(actions[:-1]), rewards=[float(end) for end in ends], terminations=ends,
+            observations=list(frames) if plain else parts,
+            actions={"move": list(actions[:-1]), "force": forces} if plain else list(actions[:-1]),
+            rewards=[float(end) for end in ends], terminations=ends,
             truncations=[False] * (length - 1),
         )])
     storage.update_metadata({"dataset_id": "walk/right-v0", "minari_version": "0.5.4"})

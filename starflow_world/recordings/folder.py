@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.dataset import EpisodeDataset, origin
 from starflow_world.errors import DataError
 from starflow_world.model.actions import space_from_json
 from starflow_world.recordings.source import Choice, Recording, Source
@@ -25,6 +26,9 @@ class EpisodeFolder(Source):
         self.folder, self.choice = folder, choice
         self._dataset = EpisodeDataset(folder)
         self.space = self._space = space_from_json(self._dataset.action_space_json)
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"origin": origin(self.folder)}
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -83,13 +83,14 @@ class LeRobotFolder(Source):
                 if frames < begin + entry.length or (not self._by_file and frames != entry.length):
                     raise DataError(f"{entry.video}: expected {entry.length} frames from frame {begin} on, one for each"
                                     f" row of episode {entry.index} in {entry.data}, found {frames} in all")
-            yield recording_of_rows(rows, name, entry.length, partial(self.frames, entry), self.choice,
+            first = int(rows.rows[0]) if len(rows) else 0
+            yield recording_of_rows(rows, name, entry.length, partial(self.frames, entry, first), self.choice,
                                     text=entry.text, fps=self.fps)
 
-    def frames(self, entry: Entry) -> Iterator[np.ndarray]:
-        """Decode the frames of an episode."""
+    def frames(self, entry: Entry, first: int) -> Iterator[np.ndarray]:
+        """Decode the frames of an episode, whose rows begin with row `first` of its table."""
         if entry.video is None:
-            for data in read_pictures(entry.data, self.camera, entry.index):
+            for data in read_pictures(entry.data, self.camera, first, entry.length):
                 yield decode_picture(data, str(entry.data))
         elif self._by_file:
             yield from read_video_from(entry.video, entry.seconds, entry.length)

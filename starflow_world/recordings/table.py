@@ -85,25 +85,35 @@ def read_dictionaries(path: Path, wanted: Callable[[str], bool]) -> list[dict[st
         raise DataError(f"{path}: expected a Parquet file, found {_said(error)}; fetch it again") from None
 
 
-def read_pictures(path: Path, column: str, episode: int) -> Iterator[bytes]:
-    """Yield the encoded pictures in the rows of one episode of a Parquet file. Raises DataError naming the row."""
+def read_pictures(path: Path, column: str, first: int, count: int) -> Iterator[bytes]:
+    """Yield the encoded pictures in `count` rows of a Parquet file from row `first` on; row groups without them
+    are not read. Raises DataError naming the row."""
     import pyarrow.parquet as pq
 
     _check_file(path)
-    row = 0
+    row, stop = 0, first + count
     try:
         file = pq.ParquetFile(path)
-        for batch in file.iter_batches(16, columns=["episode_index", column]):
-            for number, cell in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                if number == episode:
-                    data = cell.get("bytes") if isinstance(cell, dict) else cell
-                    if not isinstance(data, bytes):
-                        raise DataError(f"{path}: row {row}: {column}: expected the bytes of a picture, found "
-                                        f"{cell!r:.80}")
-                    yield data
-                row += 1
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if row + size <= first or row >= stop:
+                row += size
+                continue
+            for batch in file.iter_batches(16, row_groups=[group], columns=[column]):
+                for cell in batch.column(0):
+                    if first <= row < stop:
+                        yield _picture(cell.as_py(), f"{path}: row {row}: {column}")
+                    row += 1
     except DAMAGE as error:
         raise DataError(f"{path}: expected a Parquet file, found {_said(error)}; fetch it again") from None
+
+
+def _picture(cell: Any, where: str) -> bytes:
+    """Return the bytes of a picture, which LeRobot keeps in a structure with its path."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes):
+        raise DataError(f"{where}: expected the bytes of a picture, found {cell!r:.80}")
+    return data
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:

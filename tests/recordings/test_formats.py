@@ -78,6 +78,16 @@ def test_rows_whose_actions_led_to_their_frames_are_read_with_align_same(tmp_pat
         assert other.actions[1:-1].tolist() == one.actions[2:].tolist()
 
 
+@pytest.mark.parametrize("row", [7, 8])
+def test_an_end_may_stand_in_the_row_that_leads_to_the_last_frame_or_in_that_of_the_frame(
+    row: int, tmp_path: Path
+) -> None:
+    folder = written.videos(tmp_path / "made", (9,), terminated=[t == row for t in range(9)])
+    (episode,) = episodes(open_source(folder))
+    assert episode.terminated[-1]
+    assert not episode.truncated[-1]
+
+
 def test_a_camera_is_chosen_by_its_name_and_gives_its_own_frames(tmp_path: Path) -> None:
     folder = written.lerobot_2(tmp_path / "made")
     with pytest.raises(DataError, match=r"expected one camera, found .*top, .*wrist; choose one with --camera"):
@@ -132,6 +142,17 @@ def test_a_minari_dataset_is_found_by_its_name(tmp_path: Path, monkeypatch: pyte
     assert len(open_source("walk/right-v0")) == 2
     with pytest.raises(DataError, match="walk/left-v0: expected a folder, or the name of a Minari dataset"):
         open_source("walk/left-v0")
+
+
+def test_a_minari_dataset_of_pictures_alone_with_actions_of_parts(tmp_path: Path) -> None:
+    source = open_source(written.minari_set(tmp_path / "made", (9,), plain=True))
+    assert source.cameras == ("observation",)
+    (episode,) = episodes(source)
+    frames, taken = written.walk(9, 0)
+    assert np.array_equal(episode.frames, frames)
+    assert episode.actions[1:, :1].tolist() == [[0.5]] * 8
+    assert episode.actions[1:, 1:].argmax(axis=1).tolist() == taken[:-1].tolist()
+    assert episode.text == ""
 
 
 def test_a_minari_dataset_that_only_its_environment_could_describe_is_refused(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_frames_are_asked_for_one_by_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert asked == [0, 1, 2, 3]
 
 
+def test_episodes_are_scaled_and_keep_the_record_of_their_origin(tmp_path: Path) -> None:
+    first = bring(written.videos(tmp_path / "tape"), tmp_path / "first", frame_size=(32,))
+    second = bring(first, tmp_path / "second", frame_size=(8,))
+    for one, other in zip(EpisodeDataset(first), EpisodeDataset(second), strict=True):
+        assert other.frames.shape == (len(one), 8, 8, 3)
+        assert replace(other, frames=one.frames, info={}).digest() == replace(one, info={}).digest()
+    assert origin(second)["source"] == {"format": "episodes", "name": "first", "origin": origin(first)}
+
+
 def test_a_space_that_is_given_replaces_the_one_of_the_actions(tmp_path: Path) -> None:
     out = bring(written.archives(tmp_path / "made"), tmp_path / "out", space=spaces.Discrete(5))
     assert EpisodeDataset(out)[0].actions.shape == (9, 5)
