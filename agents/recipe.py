@@ -1,4 +1,4 @@
-"""A recipe for any environment: a YAML file for `starflow-world train`, with what a short play showed as comments."""
+"""A recipe for any environment or recordings: a YAML file for `train`, with what was seen as comments."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from starflow_world.agents.environment import Environment
-from starflow_world.agents.survey import Survey, survey
+from starflow_world.agents.survey import Survey, survey, survey_recordings
 from starflow_world.codec.candidates import LARGEST_ERROR, Candidate, best_candidate, codec_candidates
 from starflow_world.config.train import load_recipe
 from starflow_world.errors import ConfigError
@@ -23,36 +23,45 @@ SPRITES = 256
 TEXT_WIDTH, TEXT_ROOM, LONG_RUN = 64, 1.5, 500
 
 
-def new_recipe(source: Environment, out: Path | None = None, *, view: str = "auto", minutes: float = 60.0) -> str:
-    """Play an environment for seconds, write its recipe to `out` (None: configs/ENVIRONMENT.yaml) and return a summary
-    with the command that comes next. minutes: time to train; 0: STEPS steps.
+def new_recipe(
+    source: Environment | Path, out: Path | None = None, *, view: str = "auto", minutes: float = 60.0
+) -> str:
+    """Play an environment for seconds, or look at a folder of episodes, write a recipe to `out` (None:
+    configs/ENVIRONMENT.yaml or configs/FOLDER.yaml) and return a summary with the command that comes next. minutes:
+    time to train; 0: STEPS steps.
 
-    Raises ConfigError, ActionError or DataError where no world can learn from the environment.
+    Raises ConfigError, ActionError or DataError where no world can learn from the environment or the episodes.
     """
     if minutes < 0:
         raise ConfigError(f"minutes: expected a number >= 0, found {minutes}")
-    name = _name(source.env)
+    name = _name(source.resolve().name if isinstance(source, Path) else source.env)
     out = Path("configs", f"{name}.yaml") if out is None else out
     if out.exists():
         raise ConfigError(f"{out}: expected no such file, found one; choose another with --out")
-    seen = survey(source, view)
-    height, width = seen.source.size
+    seen = survey_recordings(source) if isinstance(source, Path) else survey(source, view)
+    height, width = seen.size
     sides = dict.fromkeys(side for side in (seen.cell, *PATCHES) if 0 < side <= max(height, width))
     candidates = codec_candidates([episode.frames for episode in seen.episodes], sides)
     write_text(out, recipe_text(name, seen, candidates, minutes))
     load_recipe(out)
     codec = best_candidate(candidates)
+    following = ["starflow-world", "make", str(out)]
+    if seen.source is None:
+        following = ["starflow-world", "train", str(out), "--data", seen.seen, "--out", f"runs/{name}"]
     found = (
-        f"frames: {seen.source.view}, {height} x {width} ({seen.why})",
+        f"frames: {_view(seen)}, {height} x {width} ({seen.why})",
         f"codec: {_described(codec)}",
         f"texts: {_texts(seen)}", f"rewards: {_rewards(seen)}", f"actions: {seen.action_space}",
     )
     return "\n".join((f"{out}, from {_amount(seen)}:", *(f"  {line}" for line in found), "next:",
-                      f"  {shlex.join(['starflow-world', 'make', str(out)])}"))
+                      f"  {shlex.join(following)}"))
 
 
 def data_section(seen: Survey) -> str:
-    """Return the section `data` of a recipe: how its episodes are collected, by `make` or `collect`."""
+    """Return the section `data` of a recipe: how its episodes are collected, by `make` or `collect`; "" for
+    recordings."""
+    if seen.source is None:
+        return ""
     source, mean = seen.source, sum(map(len, seen.episodes)) / len(seen.episodes)
     given: dict[str, Any] = {"env": source.env, "policy": seen.policy}
     if source.env_kwargs:
@@ -70,8 +79,7 @@ def data_section(seen: Survey) -> str:
 
 def recipe_text(name: str, seen: Survey, candidates: list[Candidate], minutes: float) -> str:
     """Return a recipe as YAML with comments."""
-    codec, source = best_candidate(candidates), seen.source
-    height, width = source.size
+    codec, (height, width) = best_candidate(candidates), seen.size
     channels = (3 * codec.codec.patch**2 if codec.codec.kind == "patch" else codec.codec.components)
     channels *= codec.codec.merge**2
     longest = max(len(text.encode()) for text in seen.texts)
@@ -82,13 +90,13 @@ def recipe_text(name: str, seen: Survey, candidates: list[Candidate], minutes: f
     tried = "".join(f"  #   {_described(candidate)}\n" for candidate in candidates)
     kept = "" if codec.good else f"  #   none leaves less than {LARGEST_ERROR:g}: noise, or fine detail, is lost\n"
     return f"""\
-# {_one_line(source.env)}, written by `starflow-world new` after {_amount(seen)}.
+# {_one_line(seen.seen)}, written by `starflow-world new` after {_amount(seen)}.
 # action space: {_one_line(seen.action_space)}
 # rewards: {_rewards(seen)}
 #   (their kind and largest size, and the step limit, are taken from the data)
 {data_section(seen)}world:
   name: {json.dumps(name)}
-  # frames: {source.view}, {height} x {width}: {seen.why}
+  # frames: {_view(seen)}, {height} x {width}: {seen.why}
   height: {height}
   width: {width}
   # codec: error on pixels that change, in grey levels, for each patch size that was tried
@@ -125,6 +133,10 @@ train:
   site_learning_rate: 0.01
   action_dropout: 0.05
 """
+
+
+def _view(seen: Survey) -> str:
+    return "recorded" if seen.source is None else seen.source.view
 
 
 def _name(env: str) -> str:

@@ -1,4 +1,5 @@
-"""A short play of an environment, to see what a world has to learn: frames, texts, rewards, lengths of episodes."""
+"""A short play of an environment, or a look at recordings, to see what a world has to learn: frames, texts, rewards,
+lengths of episodes."""
 
 import math
 import time
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,9 +17,11 @@ from starflow_world.agents.collect import play, reward_kind
 from starflow_world.agents.environment import OWN_VIEW, Environment, check_env, check_single
 from starflow_world.agents.policy import CarefulPolicy, Policy, RandomPolicy, check_policy
 from starflow_world.agents.registry import default_policy
-from starflow_world.data.episodes import Episode
+from starflow_world.data.dataset import EpisodeDataset
+from starflow_world.data.episodes import DTYPES, Episode
 from starflow_world.envs.observation import is_minigrid, shown
 from starflow_world.errors import ConfigError, DataError
+from starflow_world.model.actions import space_from_json
 
 FRAMES, SECONDS, LEAST_EPISODES, LONGEST_EPISODE = 1500, 20.0, 4, 128
 SHORT = 32
@@ -27,15 +31,16 @@ SIDE, TILE, LOOKS = 64, 8, 48
 
 @dataclass(frozen=True)
 class Survey:
-    """What a short play showed.
+    """What a short play, or recordings, showed.
 
-    source: the environment with its frame size and view. cell: pixels of a cell, 0 where there are no cells; why: the
-    reason for the frame size. policy: its name, "auto" for the default. reward: "event", or "raw" where rewards have
-    many values or negative ones. partial: why a frame does not show all, "" where nothing says so. endless: whether
-    episodes need a time limit.
+    source: the environment with its frame size and view; None for recordings. seen: its id, or the folder. cell: pixels
+    of a cell, 0 where there are no cells; why: the reason for the frame size. policy: its name, "auto" for the default.
+    reward: "event", or "raw" where rewards have many values or negative ones. partial: why a frame does not show all,
+    "" where nothing says so. endless: whether episodes need a time limit. texts: of all episodes.
     """
 
-    source: Environment
+    source: Environment | None
+    seen: str
     cell: int
     why: str
     policy: str
@@ -44,11 +49,12 @@ class Survey:
     partial: str
     endless: bool
     action_space: str
+    texts: frozenset[str]
 
     @property
-    def texts(self) -> set[str]:
-        """Return the texts of the episodes."""
-        return {episode.text for episode in self.episodes}
+    def size(self) -> tuple[int, int]:
+        """Return height and width of the frames."""
+        return self.episodes[0].frames.shape[1:3]
 
 
 def survey(source: Environment, view: str = "auto") -> Survey:
@@ -73,7 +79,29 @@ def survey(source: Environment, view: str = "auto") -> Survey:
     finally:
         env.close()
     endless = not limited and any(len(episode) > LONGEST_EPISODE for episode in episodes)
-    return Survey(source, cell, why, name, tuple(episodes), reward, partial, endless, space)
+    texts = frozenset(episode.text for episode in episodes)
+    return Survey(source, source.env, cell, why, name, tuple(episodes), reward, partial, endless, space, texts)
+
+
+def survey_recordings(folder: Path) -> Survey:
+    """Look at a part of some episodes of a folder. Raises DataError for a folder without episodes."""
+    dataset, rng, parts = EpisodeDataset(folder), np.random.default_rng(0), list[Episode]()
+    for index in rng.permutation(len(dataset)).tolist():
+        if sum(map(len, parts)) >= FRAMES and len(parts) >= LEAST_EPISODES:
+            break
+        parts.append(_part(dataset[index], rng))
+    rewards = np.concatenate([part.rewards for part in parts])
+    reward = "event" if np.isin(rewards, (0.0, 1.0)).all() else "raw"
+    partial, why = "a recording does not say what its frames hide", "as they were recorded"
+    return Survey(None, str(folder), 0, why, "none", tuple(parts), reward, partial, False,
+                  str(space_from_json(dataset.action_space_json)), frozenset(dataset.texts))
+
+
+def _part(episode: Episode, rng: np.random.Generator) -> Episode:
+    """Return an episode of at most LONGEST_EPISODE frames, cut out anywhere."""
+    first = int(rng.integers(max(len(episode) - LONGEST_EPISODE, 0) + 1))
+    arrays = {key: getattr(episode, key)[first : first + LONGEST_EPISODE] for key in DTYPES}
+    return replace(episode, **arrays, info={"policy": "recorded"})
 
 
 def _seen(source: Environment, view: str) -> tuple[Environment, int, str]:

@@ -16,6 +16,7 @@ from starflow_world.agents.survey import survey
 from starflow_world.cli import main
 from starflow_world.config.train import RecipeConfig, load_recipe
 from starflow_world.errors import ActionError, ConfigError, DataError
+from tests import written_recordings
 
 TINY = ["train.steps=2", "train.frames=16", "train.starts=2", "world.flow.deep_width=32", "world.flow.deep_layers=1",
         "world.flow.head_inner=16", "world.flow.features_width=8", "train.precision=f32"]
@@ -94,6 +95,33 @@ def test_a_recipe_says_what_was_found_and_its_command_makes_a_world(
     assert (tmp_path / "runs/ball0/model.safetensors").exists()
     with pytest.raises(ConfigError, match=r"configs/ball0.yaml: expected no such file"):
         new_recipe(Environment("Ball0-v0"))
+
+
+def test_a_recipe_for_recordings_trains_on_them(
+    registered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["data", "import", str(written_recordings.videos(tmp_path / "tape", (40, 200))), "--out", "data/tape",
+          "--frame-size", "16"])
+    capsys.readouterr()
+    main(["new", "--data", "data/tape", "--minutes", "0"])
+    said = capsys.readouterr().out
+    recipe = load_recipe("configs/tape.yaml")
+    assert isinstance(recipe, RecipeConfig)
+    assert recipe.data is None
+    assert (recipe.world.height, recipe.world.width, recipe.world.window) == (16, 16, 32)
+    assert "rewards: 0 to 1, stored as event" in said
+    assert said.splitlines()[-1].strip() == "starflow-world train configs/tape.yaml --data data/tape --out runs/tape"
+    main([*shlex.split(said.splitlines()[-1])[1:], *TINY])
+    assert (tmp_path / "runs/tape/model.safetensors").exists()
+
+
+def test_new_takes_an_environment_or_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in ((["new"], "found neither"), (["new", "--env", "Acrobot-v1", "--data", "d"], "found both"),
+                        (["new", "--data", str(tmp_path)], "expected at least one good episode")):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert said in capsys.readouterr().err
 
 
 def test_a_longer_text_than_the_recipe_allows_is_said_before_training(

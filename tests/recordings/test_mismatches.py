@@ -88,6 +88,11 @@ def short_video(folder: Path) -> None:
     written.write_video(folder / f"videos/chunk-000/{written.CAMERAS[0]}/episode_000001.mp4", written.walk(10)[0])
 
 
+def long_video(folder: Path) -> None:
+    written.lerobot_2(folder)
+    written.write_video(folder / f"videos/chunk-000/{written.CAMERAS[0]}/episode_000001.mp4", written.walk(14)[0])
+
+
 def slow_video(folder: Path) -> None:
     written.lerobot_3(folder)
     path = folder / f"videos/{written.CAMERAS[0]}/chunk-000/file-000.mp4"
@@ -141,6 +146,7 @@ MISMATCHES = {
     "times of rows": (lerobot(2, ONE, timestamp=[t / 5 for t in range(12)]), TOP, r"000001.parquet: row 1: timestamp:"),
     "an episode's length": (lerobot(3, TWO, length=[9, 13]), Choice(), "expected 13 rows of episode 1, as its entry"),
     "frames of an episode": (short_video, TOP, r"episode_000001.mp4: expected 12 frames from frame 0 on, .* found 10"),
+    "frames too many": (long_video, TOP, r"episode_000001.mp4: expected 12 frames from frame 0 on, .* found 14"),
     "a rate of a video": (slow_video, Choice(), r"file-000.mp4: expected 10 frames per second, .* found 15"),
     "a rate that was said": (written.lerobot_3, FAST, r"info.json: expected 30 frames per second \(--fps\), found 10"),
     "two tasks": (two_tasks, TOP, r"expected one task in episode 0, found 2: go right, turn"),
