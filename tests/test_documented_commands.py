@@ -35,7 +35,7 @@ SMALL = {
     "train-agent": {"--steps": "256", "--dream-steps": "512", "--envs": "8", "--seeds": "1", "--starts": "3",
                     "--episodes": "1", "--chunk": "256"},
 }
-ORDER = ("new", "collect", "rollout", "train", "calibrate", "train-agent")  # what other lines read
+ORDER = ("data", "new", "collect", "rollout", "train", "calibrate", "train-agent")  # what other lines read
 MODULE = """
 import gymnasium
 from starflow_world.agents.policy import RandomPolicy

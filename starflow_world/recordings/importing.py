@@ -42,6 +42,8 @@ def import_recordings(
     size = source_size(source) if 0 in frame_size else (frame_size[0], frame_size[-1])
     recipe = {"source": source.facts(), "frame_size": size[0] if size[0] == size[1] else list(size),
               "space": space_to_json(space), "longest": longest}
+    if not any(out.glob("episode-*.h5")):  # an import that wrote nothing holds no folder
+        (out / COLLECTION).unlink(missing_ok=True)
     claim(out / COLLECTION, {"recipe": recipe, "episodes": len(source), "packages": _versions()}, key="recipe")
     index = 0
     with tqdm(total=len(source), desc=out.name, unit="recording", disable=not progress) as bar:

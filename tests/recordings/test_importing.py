@@ -77,6 +77,14 @@ def test_a_folder_of_another_import_is_refused(tmp_path: Path) -> None:
         bring(folder, tmp_path / "out", frame_size=(16,))
 
 
+def test_an_import_that_wrote_nothing_may_begin_again_with_other_settings(tmp_path: Path) -> None:
+    folder = written.archives(tmp_path / "made")
+    with pytest.raises(DataError, match="expected an element of"):
+        bring(folder, tmp_path / "out", space=spaces.Discrete(1))
+    assert not files(tmp_path / "out")
+    assert len(files(bring(folder, tmp_path / "out"))) == 2
+
+
 def test_a_long_recording_becomes_episodes_that_share_a_frame(tmp_path: Path) -> None:
     folder = written.archives(tmp_path / "made", (12,))
     whole = EpisodeDataset(bring(folder, tmp_path / "whole", frame_size=(0,)))[0]
