@@ -74,11 +74,10 @@ class MinariDataset(Source):
         early = np.flatnonzero((ends | limits)[:-1])
         if len(early):
             raise DataError(f"{place(int(early[0]))}: expected an end in the last of {steps} rows, found one here")
-        none = NONE in (self.choice.reward, self.choice.end)
         over = bool(ends[-1:].any()) and self.choice.end != NONE
         actions = [_step(episode.actions, step) for step in range(steps)]
         return Recording(name, steps + 1, lambda: iter(frames), actions,
-                         np.zeros(steps) if none and self.choice.reward == NONE else rewards, over, not over,
+                         np.zeros(steps) if self.choice.reward == NONE else rewards, over, not over,
                          self._text(episode), place)
 
     def _text(self, episode: Any) -> str:
