@@ -165,4 +165,5 @@ def test_collect_train_resume_and_evaluate_make_a_world_that_can_be_stepped(tmp_
     assert {"excess_nats", "exact_frames_1", "reward_f1", "text_valid_frames", "gflop_per_step"} <= set(figures)
     assert (tmp_path / "run/curves.png").stat().st_size > 1000
     assert (tmp_path / "figures/text_starts.png").exists()
+    assert (tmp_path / "figures/rollouts.png").exists()
     assert "excess_nats" in done.stdout

@@ -22,7 +22,15 @@ from starflow_world.data.episodes import Episode
 from starflow_world.errors import DataError
 from starflow_world.evaluation.ablations import collapsed
 from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, spots
-from starflow_world.evaluation.fidelity import actions_of, excess_nats, memoryless, one_step, open_loop, outcomes
+from starflow_world.evaluation.fidelity import (
+    actions_of,
+    excess_nats,
+    memoryless,
+    one_step,
+    open_loop,
+    outcomes,
+    rolled,
+)
 from starflow_world.evaluation.intervals import Share
 from starflow_world.evaluation.positions import position_figures
 from starflow_world.evaluation.returns import return_figures
@@ -31,6 +39,8 @@ from starflow_world.io.media import caption, contact_sheet, enlarge, write_png
 from starflow_world.world import World
 
 TEXT_SAMPLES, RETURNS = 200, 40
+DRAWN, SIDE = 12, 112
+"""Steps of the rollouts that are drawn, and least width of their frames in pixels."""
 BEGINS = (0, 8, 16)
 
 
@@ -39,7 +49,7 @@ def measure_world(
 ) -> dict[str, Any]:
     """Return the figures of a world on episodes that do not end early; rewards and ends are measured on `ending` ones.
 
-    Writes pictures of the start frames sampled from text to `out`.
+    Writes rollouts beside the real frames, and first frames from texts, as pictures to `out`.
     """
     figures: dict[str, Any] = {"episodes": len(episodes)}
     env, whole = str(world.card.get("env")).rpartition(":")[2], world.card.get("view") != "observation"
@@ -53,11 +63,26 @@ def measure_world(
         figures |= outcomes(world, ending)
         figures |= changed_text(world, ending)
     figures |= return_figures(world, episodes[:RETURNS])
+    draw_rollouts(world, episodes, out / "rollouts.png")
     if env in LOCATORS:
         figures["positions"] = position_figures(world, episodes, LOCATORS[env])
     if env == BABYAI and whole:
         figures |= _babyai(world, episodes, out)
     return figures | cost(world, max(episodes, key=len))
+
+
+def draw_rollouts(world: World, episodes: list[Episode], path: Path) -> None:
+    """Write a picture of rollouts in open loop after `context` real frames, a row each: real frames above imagined
+    ones. Nothing where all episodes are too short."""
+    given, rows = world.config.context, 4
+    some = [episode for episode in episodes if len(episode) > given + DRAWN][:rows]
+    if not some:
+        return
+    factor, pictures = max(1, SIDE // world.config.width), []
+    for t, imagined, real in rolled(world, some, given - 1, DRAWN, given=given):
+        pairs = np.concatenate([real, imagined], axis=1)
+        pictures.append([caption(enlarge(pair, factor), [f"{t}"], 0.35) for pair in pairs])
+    write_png(path, contact_sheet([step[row] for row in range(len(some)) for step in pictures], columns=DRAWN))
 
 
 def measure_chance(world: World, episodes: list[Episode], law: Law, sizes: ChanceSizes) -> dict[str, Any]:
