@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starflow_world.config.video import VideoConfig, load_video_config
@@ -26,6 +27,8 @@ TINY_VIDEO = replace(
     ),
 )
 TEXT, SEED = "a red dog.", 3
+ALTERED = {"missing": "is missing", "unknown": "is unknown", "not finite": "1 that are NaN or infinite"}
+"""What may be wrong with a tensor of a foreign model, and how it is said."""
 PIECES = ["▁", *"abcdefghijklmnopqrstuvwxyzAINLV0123456789:()."]
 
 
@@ -55,6 +58,20 @@ def tiny_wan(folder: Path, seed: int = 0) -> Path:
         latents_mean=[-0.3, 0.1, 0.2, -0.1, 0.4, 0.0], latents_std=[0.5, 0.7, 1.1, 0.9, 1.3, 0.8],
     )
     vae.eval().save_pretrained(folder)
+    return folder
+
+
+def altered(folder: Path, name: str, how: str) -> Path:
+    """A folder of a foreign model whose tensor `name` is one of ALTERED."""
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    if how == "missing":
+        del tensors[name]
+    elif how == "unknown":
+        tensors[f"{name}.more" if name in tensors else name] = torch.zeros(2)
+    else:
+        tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
     return folder
 
 

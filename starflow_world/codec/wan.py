@@ -20,6 +20,7 @@ from torch import Tensor
 
 from starflow_world.codec.stream import CodecMemory, StreamReader, Streams, VideoStream
 from starflow_world.errors import CheckpointError, DataError
+from starflow_world.io.pretrained import check_pretrained, unlogged
 from starflow_world.noise import normals
 
 STRIDE, SETTLED = 4, 3
@@ -50,19 +51,24 @@ class WanCodec:
         folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
         later: float = 0.6, grid: tuple[int, int] = (1, 1),
     ) -> "WanCodec":
-        """Load the VAE from a local folder or its subfolder vae. Raises CheckpointError."""
+        """Load the VAE from a local folder or its subfolder vae. Raises CheckpointError, also for tensors that are
+        missing, unknown or not finite."""
         from diffusers import AutoencoderKLWan
 
         folder = Path(folder)
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
         try:
-            vae = AutoencoderKLWan.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype
-            )
+            with unlogged("diffusers"):
+                vae, loading = AutoencoderKLWan.from_pretrained(
+                    str(folder), local_files_only=True, use_safetensors=True, torch_dtype=dtype,
+                    output_loading_info=True,
+                )
         except Exception as error:  # diffusers raises many kinds of errors
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"{folder}: expected an AutoencoderKLWan, found {reason:.200}") from None
-        return WanCodec(vae.to(device).eval().requires_grad_(False), later=later, grid=grid)
+        vae = vae.to(device).eval().requires_grad_(False)
+        check_pretrained(folder, "an AutoencoderKLWan", vae, loading)
+        return WanCodec(vae, later=later, grid=grid)
 
     def on_grid(self, grid: tuple[int, int]) -> "WanCodec":
         """Return the same codec for frames of h x w tokens."""

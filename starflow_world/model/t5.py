@@ -7,7 +7,8 @@ end). Weights are read as safetensors only.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from starflow_world.errors import CheckpointError, DataError
 from starflow_world.io.files import is_file, read_tensors, write_tensors
+from starflow_world.io.pretrained import check_pretrained, unlogged
 
 FILES = ("*.json", "*.safetensors", "*.model")
 SMALL, SAMPLES, SAMPLE = 1 << 22, 64, 1 << 16
+DECODER = ("decoder.", "lm_head.")
+"""Beginnings of names of a whole T5 that its encoder has no use for."""
+CHECKED = 2
+"""Edition of kept states: those of the first were kept without a check of the encoder's tensors, and are not read."""
 
 
 class T5Text:
@@ -36,7 +42,8 @@ class T5Text:
         self.device, self.dtype = torch.device(device), dtype
         self.cache = None if cache is None else Path(cache)
         self._identity: str | None = None
-        self._loaded: tuple[Any, Any] | None = None
+        self._tokenizer: Any = None
+        self._model: Any = None
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Encode texts (B) as states (B, L, width) in float32, on the device."""
@@ -59,42 +66,58 @@ class T5Text:
     def _digest(self, text: str) -> str:
         if self._identity is None:
             self._identity = identity(self.folder)
-        facts = [text, self.length, str(self.dtype), self._identity]
+        facts = [CHECKED, text, self.length, str(self.dtype), self._identity]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def check(self, text: str) -> None:
-        """Raise DataError for a text of more tokens than the encoder takes; does not encode it."""
+        """Raise DataError for a text of more tokens than the encoder takes; loads the tokenizer only."""
         if self.cache is not None and is_file(self.cache / f"{self._digest(text)}.safetensors"):
             return
-        count = len(self._load()[0](text).input_ids)
+        count = len(self._tokens()(text).input_ids)
         if count > self.length:
             raise DataError(f"prompt: expected at most {self.length} tokens, found {count}; shorten {text!r:.80}")
 
     @torch.no_grad()
     def _run(self, text: str) -> Tensor:
         self.check(text)
-        tokenizer, model = self._load()
+        model, tokenizer = self._encoder(), self._tokens()
         inputs = tokenizer(text, padding="max_length", max_length=self.length, return_tensors="pt").to(self.device)
         ids, present = inputs.input_ids, inputs.attention_mask
         with torch.autocast(self.device.type, enabled=False):  # equal states under any autocast of the caller
             states = model(input_ids=ids, attention_mask=present).last_hidden_state
         return (states * present[:, :, None])[0].float().cpu()
 
-    def _load(self) -> tuple[Any, Any]:
-        """Load tokenizer and encoder, once."""
-        if self._loaded is None:
-            from transformers import AutoTokenizer, T5EncoderModel
+    def _tokens(self) -> Any:
+        """Load the tokenizer, once; it takes no weights."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
 
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-                model = T5EncoderModel.from_pretrained(
-                    self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype
+            with self._one_error():
+                self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        return self._tokenizer
+
+    def _encoder(self) -> Any:
+        """Load the encoder, once. Raises CheckpointError, also for tensors that are missing, unknown or not finite."""
+        if self._model is None:
+            from transformers import T5EncoderModel
+
+            with self._one_error(), unlogged("transformers"):
+                model, loading = T5EncoderModel.from_pretrained(
+                    self.folder, local_files_only=True, use_safetensors=True, dtype=self.dtype,
+                    output_loading_info=True,
                 )
-            except Exception as error:  # transformers raises many kinds of errors
-                reason = str(error).partition("\n")[0]
-                raise CheckpointError(f"{self.folder}: expected a T5 encoder, found {reason:.200}") from None
-            self._loaded = tokenizer, model.to(self.device).eval()
-        return self._loaded
+            model = model.to(self.device).eval()
+            check_pretrained(self.folder, "a T5 encoder", model, loading, unused=DECODER)
+            self._model = model
+        return self._model
+
+    @contextmanager
+    def _one_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # transformers raises many kinds of errors
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.folder}: expected a T5 encoder, found {reason:.200}") from None
 
 
 def local_folder(source: str, files: Sequence[str]) -> Path:

@@ -1,6 +1,7 @@
 """The adapter over the Wan VAE: what the class itself computes, in streams, with the published scaling."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import CheckpointError, DataError
-from tests.tiny_video import tiny_wan
+from tests.tiny_video import ALTERED, altered, tiny_wan
 
 pytest.importorskip("diffusers")
 GRID = (2, 3)
@@ -154,3 +155,10 @@ def test_the_factor_is_that_of_the_config(folder, clip, latents):
     plain = WanCodec.load(folder, later=1.0).encode(clip)[0]
     assert torch.equal(plain[:, :1], latents[:, :1])
     assert torch.allclose(plain[:, 1:] * 0.6, latents[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(("how", "said"), ALTERED.items())
+def test_a_vae_without_all_its_numbers_is_one_error(folder, tmp_path, how, said):
+    wrong = altered(shutil.copytree(folder, tmp_path / "vae"), "decoder.conv_in.weight", how)
+    with pytest.raises(CheckpointError, match=f"vae: expected all tensors of an AutoencoderKLWan, .*{said}"):
+        WanCodec.load(wrong)

@@ -1,12 +1,17 @@
 """Prompts as the published model reads them, and their states: computed once, kept by digest."""
 
+import hashlib
+import json
+import shutil
+
 import pytest
 import torch
 
 from starflow_world.config.video import ASPECTS, latent_frames, load_video_config
 from starflow_world.errors import CheckpointError, ConfigError, DataError
+from starflow_world.io.files import write_tensors
 from starflow_world.model.t5 import T5Text, identity
-from tests.tiny_video import PUBLISHED, tiny_t5
+from tests.tiny_video import ALTERED, PUBLISHED, altered, tiny_t5
 
 LENGTH = 40
 TEXTS = ["a red video", "", "two dogs."]
@@ -80,7 +85,7 @@ def test_a_prompt_is_encoded_once_and_then_read_from_disk(folder, tmp_path, monk
     states = first.encode([*TEXTS, TEXTS[0]])
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     later = T5Text(str(folder), LENGTH, cache=tmp_path)
-    monkeypatch.setattr(later, "_load", lambda: pytest.fail("the encoder was loaded"))
+    monkeypatch.setattr(later, "_encoder", lambda: pytest.fail("the encoder was loaded"))
     assert torch.equal(later.encode([*TEXTS, TEXTS[0]]), states)
     assert torch.equal(states[0], states[3])
 
@@ -124,3 +129,33 @@ def test_what_is_no_encoder_is_refused(tmp_path):
         T5Text(str(tmp_path), LENGTH).encode(["a"])
     with pytest.raises(CheckpointError, match="expected a folder or a name on the hub"):
         T5Text("no folder and no name", LENGTH)
+
+
+T5_TENSOR = "encoder.block.0.layer.0.SelfAttention.q.weight"
+
+
+@pytest.mark.parametrize(("how", "said"), ALTERED.items())
+def test_an_encoder_without_all_its_numbers_is_one_error_and_leaves_no_states(folder, tmp_path, how, said):
+    wrong = altered(shutil.copytree(folder, tmp_path / "t5"), T5_TENSOR, how)
+    with pytest.raises(CheckpointError, match=f"t5: expected all tensors of a T5 encoder, .*{said}"):
+        T5Text(str(wrong), LENGTH, cache=tmp_path / "prompts").encode(["a"])
+    assert not (tmp_path / "prompts").exists()
+
+
+def test_states_that_were_kept_before_encoders_were_checked_are_not_read(folder, tmp_path):
+    facts = ["a", LENGTH, str(torch.float32), identity(folder)]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    write_tensors(tmp_path / f"{name}.safetensors", {"states": torch.full((LENGTH, 24), 9.0)}, sealed=True)
+    assert T5Text(str(folder), LENGTH, cache=tmp_path).encode(["a"]).abs().max() < 9
+
+
+def test_a_whole_t5_is_read_as_its_encoder(folder, tmp_path):
+    whole = altered(shutil.copytree(folder, tmp_path / "t5"), "lm_head.weight", "unknown")
+    assert torch.equal(T5Text(str(whole), LENGTH).encode(TEXTS), T5Text(str(folder), LENGTH).encode(TEXTS))
+
+
+def test_a_prompt_is_counted_without_the_weights(folder, tmp_path):
+    lean = shutil.copytree(folder, tmp_path / "t5", ignore=shutil.ignore_patterns("*.safetensors"))
+    T5Text(str(lean), LENGTH).check("a dog")
+    with pytest.raises(DataError, match="expected at most 40 tokens"):
+        T5Text(str(lean), LENGTH).check("a dog " * 20)
