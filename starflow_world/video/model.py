@@ -23,6 +23,7 @@ from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow, Inverse
 from starflow_world.io.media import VideoWriter, fitted, read_picture, read_video, write_png
 from starflow_world.model.checkpoint import load_flow, load_video
+from starflow_world.model.devices import read_device
 from starflow_world.model.t5 import T5Text, local_folder
 from starflow_world.noise import make_key, normals
 from starflow_world.video.pipeline import GenerationTask, synthesize
@@ -48,18 +49,17 @@ class VideoModel:
     ) -> "VideoModel":
         """Load the model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names that
         replace those of its config; `cache`: folder for the states of prompts. Raises CheckpointError, ConfigError."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        place = read_device(device)
         if dtype == "auto":
-            dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
+            dtype = "float32" if place.type == "cpu" else "bfloat16"
         if dtype not in DTYPES:
             raise ConfigError(f"dtype: expected auto, {' or '.join(DTYPES)}, found {dtype!r}")
         config, _ = load_video(folder)
         kind = DTYPES[dtype]
-        encoder = T5Text(text or config.text, config.flow.text_length, cache=cache, device=device, dtype=kind)
+        encoder = T5Text(text or config.text, config.flow.text_length, cache=cache, device=place, dtype=kind)
         files = local_folder(codec or config.codec, VAE_FILES)
-        vae = WanCodec.load(files, device=device, dtype=kind, later=config.later)
-        return VideoModel(config, load_flow(folder, device=device, dtype=kind), encoder, vae)
+        vae = WanCodec.load(files, device=place, dtype=kind, later=config.later)
+        return VideoModel(config, load_flow(folder, device=place, dtype=kind), encoder, vae)
 
     def task(self, request: Request) -> tuple[GenerationTask, int]:
         """Return the task of the flow, and the number of its first frames to drop from the result (those of a

@@ -17,6 +17,7 @@ from starflow_world.config.world import FlowConfig
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow, ShallowBlocks
 from starflow_world.flow.precision import running_dtypes
+from starflow_world.model.devices import read_device
 
 GIB = 1 << 30
 
@@ -209,11 +210,13 @@ def sweep_timings(
     config: VideoConfig, gpu: str, *, aspect: str = "16:9", guidance: float | None = None, device: str = "cuda",
     chunks: Sequence[int] = (32, 128, 512, 1590), frames: Sequence[int] = (1, 5, 10, 20), repeats: int = 5,
 ) -> str:
-    """Time deep sweeps with random weights: report the median ms of `repeats` and its ratio to the least time."""
+    """Time deep sweeps with random weights: report the median ms of `repeats` and its ratio to the least time. Raises
+    ConfigError."""
+    place = read_device(device)
     guided, h_w = bool(config.guidance if guidance is None else guidance), config.grid(aspect)
     needs = Needs(config.flow, h_w[0] * h_w[1])
-    kind = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    flow = _random_deep(config.flow, device, kind)
+    kind = torch.bfloat16 if place.type == "cuda" else torch.float32
+    flow = _random_deep(config.flow, place, kind)
     tables, lines = flow.tables(h_w, max(frames) + 1), ["ms per deep sweep, and times its floor"]
     text = config.flow.text_length
     for count in frames:
@@ -221,10 +224,10 @@ def sweep_timings(
         cells = []
         for chunk in (min(chunk, needs.tokens) for chunk in chunks):
             length = text + count * needs.tokens
-            inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=device)
+            inputs = torch.randn(1 + guided, chunk, config.flow.channels, device=place)
             with flow.products():
                 predict = flow.predictor(cache.rollback(length), None, chunk, tables, text=text)
-                seconds = _median(partial(predict, inputs), device, repeats)
+                seconds = _median(partial(predict, inputs), place, repeats)
             floor = needs.sweep_seconds(GPUS[gpu], chunk, length, guided=guided)
             cells.append(f"{chunk} tokens: {1e3 * seconds:.2f} ({seconds / floor:.2f}x)")
         lines.append(f"  behind {text + count * needs.tokens} positions: " + ", ".join(cells))
@@ -236,7 +239,7 @@ def _empty_flow(config: FlowConfig) -> Flow:
         return Flow(config)
 
 
-def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
+def _random_deep(config: FlowConfig, device: torch.device, dtype: torch.dtype) -> Flow:
     flow = _empty_flow(config)
     flow.shallow, flow.denoiser = ShallowBlocks(), None
     kinds = running_dtypes(flow, dtype)
@@ -249,12 +252,12 @@ def _random_deep(config: FlowConfig, device: str, dtype: torch.dtype) -> Flow:
     return flow.eval()
 
 
-def _median(work: Callable[[], object], device: str, repeats: int) -> float:
+def _median(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     seconds = []
     for _ in range(repeats + 1):  # the first is a warm-up
         start = time.perf_counter()
         work()
-        if torch.device(device).type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return sorted(seconds[1:])[repeats // 2]

@@ -27,6 +27,7 @@ from starflow_world.flow.windows import spans
 from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
 from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
+from starflow_world.model.devices import read_device
 from starflow_world.model.networks import Networks
 from starflow_world.noise import make_key
 from starflow_world.world.dynamics import Dynamics
@@ -61,17 +62,12 @@ class World:
         (flow/precision.py). None: float32 (bfloat16 for a published model on a GPU). "auto": bfloat16 if it is measured
         to be clearly faster on this world's layers (model/rates.py), else float32. compiled: run the networks through
         torch.compile, for GPUs; where that fails, warn and run them uncompiled (flow/compiled.py)."""
-        folder = find_world(path_or_name)
+        folder, place = find_world(path_or_name), read_device(device)
         networks, digest = load_networks(folder)
         starts, size = load_starts(folder), (networks.config.height, networks.config.width, 3)
         if starts is not None and tuple(starts[0].shape[1:]) != size:
             raise CheckpointError(f"{folder}: expected starts of the world's size {size}, found {starts[0].shape[1:]}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            networks.prepare(torch.device(device), dtype, folder / PROMPTS)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device: expected one of this machine, found {device!r}: {error}") from None
+        networks.prepare(place, dtype, folder / PROMPTS)
         if compiled:
             compile_networks(networks.flow, networks.outcome)
         config = json.dumps(to_dict(networks.config), sort_keys=True)
