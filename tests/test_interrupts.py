@@ -17,10 +17,12 @@ from starflow_world.cli import main
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.data.episodes import read_episode
 from starflow_world.io.files import TEMPORARY
+from starflow_world.io.media import read_video
 from starflow_world.model.checkpoint import TRAINING, training_facts
 from tests.io.test_files import launched
 from tests.processes import over
 from tests.ray_work import contents
+from tests.tiny_video import tiny_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MOMENTS, SOON = 10, 30.0
@@ -121,3 +123,30 @@ def test_a_training_that_is_interrupted_is_saved_and_goes_on_to_the_bit(
     assert code(command(*words, str(tmp_path / "undisturbed"))) == 0
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes(), name
+
+
+def test_a_video_that_is_killed_20_times_is_playable_each_time_and_comes_to_the_same_bytes(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    folders, rng, codes, played = tiny_folders(tmp_path), random.Random(0), [], 0
+    out, partial = tmp_path / "out" / "a.mp4", tmp_path / "out" / "a-partial.mp4"
+    words = ["generate", str(folders["model"]), "--prompt", "a red dog.", "--frames", "121", "--aspect", "1:1"]
+    words += ["--text", str(folders["text"]), "--vae", str(folders["vae"]), "--device", "cpu", "--out"]
+    begun = time.monotonic()
+    assert code(command(*words, str(tmp_path / "undisturbed.mp4"))) == 0
+    whole, expected = time.monotonic() - begun, (tmp_path / "undisturbed.mp4").read_bytes()
+    while sum(ended != 0 for ended in codes) < 2 * MOMENTS:
+        run = command(*words, str(out), "--resume")
+        time.sleep(rng.random() * whole)
+        os.kill(run, rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
+        codes.append(code(run))
+        if partial.exists():
+            assert 0 < len(list(read_video(partial, 999))) <= 121
+            played += 1
+        if out.exists():
+            assert out.read_bytes() == expected
+            out.unlink()
+    assert code(command(*words, str(out), "--resume")) == 0
+    assert out.read_bytes() == expected
+    assert played, "some runs were stopped after their first frames"
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.json", "a.mp4"]
+    assert set(codes) <= {0, INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL}

@@ -6,6 +6,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starflow_world.errors import ConfigError
@@ -59,6 +60,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(typing.get_args(kind)[0], item, where) for item in value)
     if kind is Any:
         return value
+    if kind is Path and type(value) is str:
+        return Path(value)
     if typing.get_origin(kind) is dict:
         kind = dict
     if kind is float and type(value) is int and abs(value) < 1 << 1000:

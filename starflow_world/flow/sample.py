@@ -23,13 +23,14 @@ from starflow_world.flow.windows import spans
 def sample_frames(
     flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, decode: DecodeConfig, *,
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
-    window: int | None = None, context: int | None = None, action: Tensor | None = None,
+    window: int | None = None, context: int | None = None, action: Tensor | None = None, solved: Tensor | None = None,
 ) -> Iterator[Inverse]:
     """Solve T new frames after P given, from noise (B, T, n, c + g) and text; yield each `Inverse`, tokens u (B, n, c).
 
     text (B, L, text width); prefix (B, P, n, c): u of the given frames; action (B, P + T, d). `guidance` w > 0 steers
     away from `null_text`. The deep block holds `window` frames (None: all that the tables cover) and keeps the last
-    `context` of a full window. Raises ConfigError.
+    `context` of a full window. solved (B, K, n, c): u of the first K new frames from an earlier run on this machine,
+    which take one sweep each and give the same bits. Raises ConfigError.
     """
     count, given = noise.shape[2], 0 if prefix is None else prefix.shape[1]
     total, held = given + noise.shape[1], tables.video.shape[1] // count
@@ -47,8 +48,8 @@ def sample_frames(
     if action is None and not flow.features.silent:
         action = noise.new_zeros(len(noise), total, flow.config.deep_width)
 
-    for begin, known, end in spans(total, window, keep):
-        begun = slice(begin, max(known, given))
+    for begin, seen, end in spans(total, window, keep):
+        begun = slice(begin, max(seen, given))
         cache = cache.rollback(length)
         if begin < begun.stop < end:
             inputs, told = flow.deep.shift(u[:, begun].flatten(1, 2)), None if action is None else action[:, begun]
@@ -58,12 +59,14 @@ def sample_frames(
             present = torch.full((len(u), 1, 1), frame > begin, device=u.device)
             added = None if action is None else flow.next_conditions(last, present, text, action[:, frame], tables.grid)
             before = torch.where(present, last[:, -1:], flow.deep.start)
-            cache, solved = flow.decode(
-                cache, before, noise[:, frame], flow.guess(last, present, noise[:, frame]), added, tables, text=length,
-                guidance=guidance, settings=decode,
+            guess, settings = flow.guess(last, present, noise[:, frame]), decode
+            if solved is not None and frame - given < solved.shape[1]:
+                guess, settings = solved[:, frame - given], replace(decode, max_sweeps=1)
+            cache, found = flow.decode(
+                cache, before, noise[:, frame], guess, added, tables, text=length, guidance=guidance, settings=settings
             )
-            u[:, frame] = solved.tokens
-            yield solved
+            u[:, frame] = found.tokens
+            yield found
 
 
 def _checked_context(total: int, held: int, window: int, context: int | None) -> int:

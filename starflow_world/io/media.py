@@ -21,12 +21,14 @@ DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
 class VideoWriter:
-    """Writer of frames (H, W, 3) u8 to an H.264 MP4; the file gets its name when the block ends without an error."""
+    """Writer of frames (H, W, 3) u8 to an H.264 MP4; the file gets its name when the block ends without an error.
+    `frames` counts those that were added."""
 
     def __init__(self, path: Path | str, fps: int) -> None:
         self._path = Path(path).with_suffix(".mp4")
         self._fps = fps
         self._stream: av.VideoStream | None = None
+        self.frames = 0
 
     def __enter__(self) -> "VideoWriter":
         with ExitStack() as files:
@@ -47,6 +49,7 @@ class VideoWriter:
             raise DataError(f"video: expected {size[0]} x {size[1]} pixels, found {height} x {width}")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
         self._container.mux(self._stream.encode(picture))
+        self.frames += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,6 +127,31 @@ def read_video_from(path: Path | str, seconds: float, most: int) -> Iterator[np.
                 yield frame.to_ndarray(format="rgb24")
     except DAMAGE as error:
         raise DataError(f"{path}: expected a video, found {error}") from None
+
+
+def read_video_at(path: Path | str, fps: float, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` frames (H, W, 3) u8 of a video file, those shown 0, 1 / fps, 2 / fps ... seconds after the first;
+    the last stays for as long as it takes. Raises DataError."""
+    done, shown, first = 0, None, 0.0
+    try:
+        with _opened(path) as container:
+            for frame in container.decode(video=0):
+                if frame.time is None:
+                    raise ValueError("frames without times")
+                first = frame.time if shown is None else first
+                while shown is not None and done < count and (done + 0.25) / fps < frame.time - first:
+                    yield shown.to_ndarray(format="rgb24")  # times in files are rounded: a quarter of a frame
+                    done += 1
+                if done == count:
+                    return
+                shown = frame
+            while shown is not None and done < count:
+                yield shown.to_ndarray(format="rgb24")
+                done += 1
+    except DAMAGE as error:
+        raise DataError(f"{path}: expected a video, found {error}") from None
+    if shown is None:
+        raise DataError(f"{path}: expected a video, found no frames")
 
 
 def measure_video(path: Path | str) -> tuple[int, float]:

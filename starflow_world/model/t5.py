@@ -96,6 +96,10 @@ class T5Text:
                 self._tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         return self._tokenizer
 
+    def release(self) -> None:
+        """Give the memory of the encoder back; it is loaded again for the next prompt that is not kept."""
+        self._model = None
+
     def _encoder(self) -> Any:
         """Load the encoder, once. Raises CheckpointError, also for tensors that are missing, unknown or not finite."""
         if self._model is None:

@@ -27,7 +27,7 @@ QUEUE = 4
 @dataclass(frozen=True)
 class GenerationTask:
     """Inputs of a generation: noise (B, T, n, c) of new frames, text (B, L, w), noisy latents (B, P, n, c) of given
-    ones.
+    ones; `solved` (B, K, n, c): u of the first K new frames, if an earlier run has solved them.
 
     `guidance` > 0 needs a null text. `window`: latent frames in the context of the deep block; `context`: those kept
     when the window slides.
@@ -43,6 +43,7 @@ class GenerationTask:
     given: Tensor | None = None
     denoise_window: int = 21
     denoise_overlap: int = 10
+    solved: Tensor | None = None
 
     @property
     def frames(self) -> int:
@@ -67,7 +68,7 @@ def synthesize(
     with _Worker(device, device.type == "cuda" if threaded is None else threaded) as worker, flow.products():
         for solved in sample_frames(
             flow, task.noise, task.text, tables, decode, null_text=task.null_text, guidance=task.guidance,
-            prefix=prefix, window=task.window, context=task.context,
+            prefix=prefix, window=task.window, context=task.context, solved=task.solved,
         ):
             worker.do(finish, solved.tokens)
             on_frame(solved)

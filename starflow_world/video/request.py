@@ -6,13 +6,17 @@ from pathlib import Path
 
 from starflow_world.errors import ConfigError
 
+FPS_POLICIES = ("time", "strict")
+
 
 @dataclass(frozen=True)
 class Request:
     """Request for a video from text, and from an image or a video. Raises ConfigError for conflicting fields."""
 
-    prompt: str
+    prompt: str = ""
     """Text that describes the video."""
+    negative_prompt: str = ""
+    """Text that guidance moves away from; empty: that of no prompt, as published."""
     frames: int = 81
     """Frames of the result: 1 + 4k, such as 81, 161, 481; past the model's window it slides."""
     aspect: str = "16:9"
@@ -29,6 +33,8 @@ class Request:
     """Clip to translate, or to go on with (--extend)."""
     extend: bool = False
     """Go on with the video instead of translating it."""
+    fps_policy: str = "time"
+    """A video of another frame rate: time (resampled by time) or strict (refused)."""
 
     def __post_init__(self) -> None:
         from starflow_world.config.video import latent_frames
@@ -37,8 +43,13 @@ class Request:
             raise ConfigError(f"image, video: expected one of them at most, found {self.image} and {self.video}")
         if self.extend and self.video is None:
             raise ConfigError("extend: expected a video to go on with, found none")
+        if self.fps_policy not in FPS_POLICIES:
+            expected = " or ".join(FPS_POLICIES)
+            raise ConfigError(f"fps-policy: expected {expected}, found {self.fps_policy!r:.40}")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise ConfigError(f"guidance: expected a number >= 0, found {self.guidance}")
+        if self.negative_prompt and self.guidance == 0:
+            raise ConfigError(f"negative-prompt: expected guidance > 0 with {self.negative_prompt!r:.60}, found 0")
         if self.seed < 0 or self.fps < 0:
             raise ConfigError(f"seed, fps: expected numbers >= 0, found {self.seed}, {self.fps}")
         if latent_frames(self.frames) == 1 and (self.image is not None or self.video is not None):

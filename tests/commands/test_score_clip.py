@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from starflow_world.cli import main
-from starflow_world.commands.score.clip import ClipScores, clip_nats, nearest_aspect, score_clip, window_nats
+from starflow_world.commands.score.clip import ClipScores, clip_nats, score_clip, window_nats
 from starflow_world.commands.score.settings import ScoreSettings
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.flow import Flow
 from starflow_world.io.media import read_picture, read_video
 from starflow_world.noise import make_key
 from starflow_world.video.model import VideoModel
+from starflow_world.video.sources import nearest_aspect
 from tests.tiny_video import moving_spot, tiny_folders
 
 pytest.importorskip("diffusers")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from starflow_world.cli import main
@@ -13,7 +14,8 @@ from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import CheckpointError, ConfigError, DataError
 from starflow_world.io.media import fitted, read_picture, read_video, write_png
 from starflow_world.noise import make_key
-from starflow_world.video.model import VideoModel, generate
+from starflow_world.video.generation import generate
+from starflow_world.video.model import VideoModel
 from starflow_world.video.pipeline import synthesize
 from starflow_world.video.request import Request
 from tests.tiny_video import TINY_VIDEO, moving_spot, tiny_folders
@@ -101,6 +103,7 @@ def test_a_translation_is_decoded_as_a_clip_of_its_own(model, clip):
 def test_one_frame_is_a_picture_and_its_prompt_says_so(model, tmp_path):
     path = generate(model, replace(TEXT, frames=1, aspect="2:3"), tmp_path / "still.mp4")
     assert path == tmp_path / "still.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["still.json", "still.png"]
     assert read_picture(path).shape == (*model.config.size("2:3"), 3)
     assert any(b"An image:" in path.read_bytes() for path in model.text.cache.iterdir())
 
@@ -118,6 +121,7 @@ def test_the_command_writes_a_video_that_others_can_read(folders, tmp_path, caps
     assert "9/9" in said.err
     assert "sweeps per latent frame" in said.err
     assert len(list((folders["model"] / "prompts").glob("*.safetensors"))) == 2  # the prompt and the empty one
+    assert sorted(path.name for path in out.parent.iterdir()) == ["clip.json", "clip.mp4"]
 
 
 def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
@@ -125,7 +129,7 @@ def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_text("old")
     with pytest.raises(DataError, match="planted"):
         generate(model, TEXT, tmp_path / "a.mp4")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    assert [path.read_text() for path in tmp_path.glob("*.mp4")] == ["old"]
 
 
 @pytest.mark.parametrize(("changes", "error", "said"), [
@@ -134,6 +138,8 @@ def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
     ({"image": Path("a.png"), "video": Path("b.mp4")}, ConfigError, "found a.png and b.mp4"),
     ({"image": Path("absent.png")}, DataError, "absent.png: expected a picture"),
     ({"video": Path("absent.mp4")}, DataError, "absent.mp4: expected a video"),
+    ({"fps_policy": "loose"}, ConfigError, "fps-policy: expected time or strict, found 'loose'"),
+    ({"negative_prompt": "blur", "guidance": 0.0}, ConfigError, "negative-prompt: expected guidance > 0"),
     ({"extend": True}, ConfigError, "expected a video to go on with"),
     ({"guidance": -1.0}, ConfigError, "guidance: expected a number >= 0"),
     ({"prompt": "dog " * 60}, DataError, "expected at most 80 tokens"),
@@ -144,7 +150,8 @@ def test_what_cannot_be_made_is_one_clear_error(model, changes, error, said):
 
 
 def test_a_video_that_is_no_shorter_than_the_result_cannot_go_on(model, clip):
-    with pytest.raises(ConfigError, match="expected more than the 9 given, found 9"):
+    said = "expected more than the 13 that .*clip.mp4 gives, found 9; .* pass --frames 93"
+    with pytest.raises(ConfigError, match=said):
         frames_of(model, replace(TEXT, video=clip, frames=9, extend=True))
 
 
@@ -152,3 +159,58 @@ def test_a_codec_of_another_model_is_refused(model):
     config = replace(model.config, flow=replace(model.config.flow, channels=8))
     with pytest.raises(CheckpointError, match="VAE: expected 8 channels and 16 pixels per token, found 6 and 16"):
         VideoModel(config, model.flow, model.text, model.codec)
+
+
+def words(folders: dict[str, Path], out: Path, *more: str) -> list[str]:
+    """A command line for the small model."""
+    parts = ["--text", str(folders["text"]), "--vae", str(folders["vae"]), "--device", "cpu"]
+    return ["generate", str(folders["model"]), "--prompt", "a red dog.", "--out", str(out), *parts, *more]
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--frames", "80"], "frames: expected 1 + 4k"),
+    (["--frames", "5", "--aspect", "4:3"], "aspect: expected one of"),
+    (["--frames", "5", "--image", "absent.png"], "absent.png: expected a picture"),
+    (["--frames", "5", "--out", "a.gif"], "out: expected a file name ending in .mp4, found 'a.gif'"),
+    (["--frames", "1", "--out", "a.jpg"], "out: expected a file name ending in .png, found 'a.jpg'"),
+    (["--frames", "5", "--prompt", "dog " * 60], "prompt: expected at most 80 tokens"),
+    (["--frames", "5", "--negative-prompt", "dog " * 60], "prompt: expected at most 80 tokens"),
+    (["--frames", "9", "--video", "clip.mp4", "--extend"], "expected more than the 13 that clip.mp4 gives, found 9"),
+    (["--frames", "17", "--video", "clip.mp4"], "expected at most the 13 that clip.mp4 gives to translate, found 17"),
+    (["--frames", "5", "--device", "tpu"], "device: expected one of this machine"),
+    (["--prompt", ""], "prompt: expected a text"),
+])
+def test_what_cannot_be_made_is_said_before_weights_are_loaded(
+    folders, clip, tmp_path, monkeypatch, capsys, more, said
+):
+    monkeypatch.chdir(clip.parent)
+    monkeypatch.setattr("starflow_world.video.model.load_flow", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(WanCodec, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(SystemExit):
+        main(words(folders, tmp_path / "a.mp4", *more))
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_bar_of_a_longer_video_knows_how_many_frames_are_to_come(folders, clip, tmp_path, capsys):
+    main(words(folders, tmp_path / "a.mp4", "--video", str(clip), "--extend", "--frames", "17"))
+    said = capsys.readouterr().err
+    assert "4/4" in said
+    assert "clip.mp4: the first 13 of 14 frames are used" in said
+    assert len(list(read_video(tmp_path / "a.mp4", 99))) == 17
+
+
+def test_guidance_moves_away_from_a_negative_prompt(model):
+    away = replace(TEXT, negative_prompt="a dog.")
+    assert not np.array_equal(frames_of(model, away), frames_of(model, TEXT))
+    none, negative = (model.task(request)[0] for request in (TEXT, away))
+    assert torch.equal(none.text, negative.text)
+    assert not torch.equal(none.null_text, negative.null_text)
+
+
+def test_latents_are_those_that_the_video_is_decoded_from(model, tmp_path):
+    generate(model, TEXT, tmp_path / "a.mp4", latents=tmp_path / "a.safetensors")
+    (latents,) = load_file(tmp_path / "a.safetensors").values()
+    frames = model.codec.on_grid(model.config.grid("16:9")).decode(latents)[0][0].numpy()
+    assert np.array_equal(frames, frames_of(model, TEXT))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from starflow_world.commands.score.pictures import clip_chart
 from starflow_world.commands.score.settings import ScoreSettings
-from starflow_world.config.video import ASPECTS, FRAMES
+from starflow_world.config.video import FRAMES
 from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Tables
 from starflow_world.io.files import write_text
@@ -31,6 +31,7 @@ from starflow_world.io.reports import csv_text
 from starflow_world.model.checkpoint import load_video
 from starflow_world.noise import make_key
 from starflow_world.video.model import VideoModel
+from starflow_world.video.sources import nearest_aspect
 
 SHORTEST = 1 + FRAMES
 ENDLESS = 1 << 62
@@ -120,12 +121,6 @@ def window_nats(model: VideoModel, x: Tensor, text: Tensor, tables: Tables) -> T
     """Return the nats (K, T) of a window x (K, T, n, c) given a text (1, L, w), in one parallel pass per draw."""
     with torch.no_grad(), model.flow.products():
         return torch.cat([model.flow.nats(draw, text, None, tables)[0].sum(-1) for draw in x.split(1)])
-
-
-def nearest_aspect(frame: np.ndarray) -> str:
-    """Return the aspect ratio of the model nearest to that of a frame (H, W, 3)."""
-    ratio = frame.shape[1] / frame.shape[0]
-    return min(ASPECTS, key=lambda name: abs(math.log(ASPECTS[name] / ratio)))
 
 
 def clip_table(scores: ClipScores) -> str:
