@@ -25,7 +25,8 @@ class PlanVideo:
     def run(self) -> None:
         """Print the report."""
         from starflow_world.config.video import load_video_config
-        from starflow_world.video.requirements import requirements_report, sweep_timings
+        from starflow_world.video.plan import requirements_report
+        from starflow_world.video.requirements import sweep_timings
 
         known = load_video_config(self.config)
         print(requirements_report(known, self.gpu, aspect=self.aspect, frames=self.frames, guidance=self.guidance))

@@ -2,7 +2,7 @@
 
 Weights are counted as `load_flow` holds them to run in bfloat16, the cache as `KVCache` allocates it: keys and values
 in bfloat16, one row per half of guidance, text included. A pass over tokens takes at least the time to read its weights
-and keys, and at least the time of its products. Text encoder and codec are not counted.
+and keys, and at least the time of its products. The text encoder is not counted: it is released before sampling begins.
 """
 
 import time
@@ -12,9 +12,8 @@ from functools import cached_property, partial
 
 import torch
 
-from starflow_world.config.video import VideoConfig, latent_frames
+from starflow_world.config.video import VideoConfig
 from starflow_world.config.world import FlowConfig
-from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow, ShallowBlocks
 from starflow_world.flow.precision import running_dtypes
 from starflow_world.model.devices import read_device
@@ -24,7 +23,8 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Specification of a GPU: memory in bytes, bytes per second, and dense bfloat16 operations per second."""
+    """Specification of a GPU: memory in bytes as torch reports it, bytes per second, and dense bfloat16 operations per
+    second."""
 
     memory: float
     bandwidth: float
@@ -32,10 +32,10 @@ class Gpu:
 
 
 GPUS = {
-    "h200": Gpu(141e9, 4.8e12, 989e12),
-    "h100": Gpu(80e9, 3.35e12, 989e12),
-    "a100": Gpu(80e9, 2.039e12, 312e12),
-    "rtx4090": Gpu(24e9, 1.008e12, 165e12),
+    "h200": Gpu(139.8 * GIB, 4.8e12, 989e12),  # sold as 141 GB
+    "h100": Gpu(79.1 * GIB, 3.35e12, 989e12),
+    "a100": Gpu(79.2 * GIB, 2.039e12, 312e12),
+    "rtx4090": Gpu(23.6 * GIB, 1.008e12, 165e12),
 }
 
 
@@ -120,89 +120,6 @@ class Needs:
         text = self.config.text_length if self.config.denoiser_text else 0
         positions = text + frames * self.tokens
         return positions * (self.config.denoiser_width * (2 * 4 + 4 * 2 + 2 * 8) + 3 * positions)
-
-
-def requirements_report(
-    config: VideoConfig, gpu: str, *, aspect: str = "16:9", frames: int = 81, guidance: float | None = None,
-    sweeps: Sequence[int] = (2, 4, 8),
-) -> str:
-    """Report the requirements of a video of `frames` frames on one of GPUS. Raises ConfigError."""
-    if gpu not in GPUS:
-        raise ConfigError(f"gpu: expected one of {', '.join(GPUS)}, found {gpu!r}")
-    machine, guided = GPUS[gpu], bool(config.guidance if guidance is None else guidance)
-    height, width = config.size(aspect)
-    h, w = config.grid(aspect)
-    needs, total = Needs(config.flow, h * w), latent_frames(frames)
-    head = (f"{config.name} on {gpu}: {frames} frames of {height} x {width} = {total} latent frames of {h} x {w} "
-            f"tokens, {'with' if guided else 'without'} guidance, window {config.window}")
-    parts = [head, *_weights(needs), *_caches(config, needs), *_sweeps(config, needs, machine, guided)]
-    return "\n".join([*parts, *_clip(config, needs, machine, total, guided, sweeps)])
-
-
-def _weights(needs: Needs) -> list[str]:
-    counts, sizes = needs.parameters(), needs.weight_bytes()
-    rows = [f"  {part:10}{count / 1e9:12.3f} B{sizes[part] / GIB:12.2f} GiB" for part, count in counts.items()]
-    whole = f"  {'all':10}{sum(counts.values()) / 1e9:12.3f} B{sum(sizes.values()) / GIB:12.2f} GiB"
-    return ["", "weights        parameters    in bfloat16", *rows, whole]
-
-
-def _caches(config: VideoConfig, needs: Needs) -> list[str]:
-    lengths = sorted({1, 6, 11, 16, config.window, 2 * config.window})
-    rows = []
-    for frames in lengths:
-        alone, both = (needs.cache_bytes(frames, guided=guided) / GIB for guided in (False, True))
-        positions = needs.config.text_length + frames * needs.tokens
-        rows.append(f"  {frames:3} latent frames {positions:9} positions{alone:10.2f} GiB{both:10.2f} GiB")
-    return ["", "keys and values, bfloat16                 unguided        guided", *rows]
-
-
-def _sweeps(config: VideoConfig, needs: Needs, gpu: Gpu, guided: bool) -> list[str]:
-    lengths = [needs.config.text_length + frames * needs.tokens for frames in (1, 5, 10, config.window - 1)]
-    rows = []
-    for chunk in sorted({32, 128, config.decode.chunk or needs.tokens, needs.tokens}):
-        cells = []
-        for length in lengths:
-            seconds = needs.sweep_seconds(gpu, chunk, length, guided=guided)
-            read = needs.sweep_bytes(chunk, length, guided=guided) / gpu.bandwidth
-            cells.append(f"{1e3 * seconds:9.2f} {'read' if read >= seconds else 'math'}")
-        rows.append(f"  {chunk:5} tokens{''.join(cells)}")
-    head = "".join(f"{length:9} pos" + " " for length in lengths)
-    title = "least ms per deep sweep, by reading or by products, behind so many positions"
-    return ["", title, f"  {'':12}{head}", *rows]
-
-
-def _clip(
-    config: VideoConfig, needs: Needs, gpu: Gpu, frames: int, guided: bool, sweeps: Sequence[int]
-) -> list[str]:
-    window, chunk = min(frames, config.window), config.decode.chunk or needs.tokens
-    weights, cache = sum(needs.weight_bytes().values()), needs.cache_bytes(window, guided=guided)
-    encoded = config.context * needs.tokens if frames > window else chunk
-    work = max(
-        needs.activation_bytes(encoded, window, guided=guided),
-        needs.denoiser_bytes(min(frames, config.denoise_window)) if config.flow.denoiser_layers else 0.0,
-    )
-    whole, hops = weights + cache + work, 0
-    deep = needs.deep_seconds(gpu, window, chunk, guided=guided)
-    if frames > window:  # a slide encodes the context again, then samples the next hop
-        hop = window - config.context
-        hops = -(-(frames - window) // hop)
-        late = deep - needs.deep_seconds(gpu, config.context, chunk, guided=guided)
-        deep += (frames - window) / hop * late
-    again = hops * needs.sweep_operations(config.context * needs.tokens, needs.config.text_length, guided=guided)
-    shallow = frames * needs.shallow_operations() / gpu.operations
-    clean = needs.denoiser_operations(frames) / gpu.operations if config.flow.denoiser_layers else 0.0
-    verdict = "fits" if whole < gpu.memory else "DOES NOT FIT"
-    lines = [
-        "", f"memory: weights {weights / GIB:.1f} + cache {cache / GIB:.1f} + activations about {work / GIB:.1f} = "
-        f"{whole / GIB:.1f} GiB of {gpu.memory / GIB:.1f} GiB: {verdict}",
-        "", f"least seconds for the whole video, chunks of {chunk} tokens, k sweeps per chunk and shallow block"
-        + (f", {hops} slides" if hops else ""),
-    ]
-    for k in sweeps:
-        parts = {"deep": k * deep + again / gpu.operations, "shallow": k * shallow, "denoiser": clean}
-        cells = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts.items())
-        lines.append(f"  k = {k}: {sum(parts.values()):8.1f}   ({cells})")
-    return lines
 
 
 @torch.no_grad()

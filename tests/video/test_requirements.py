@@ -8,11 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from starflow_world.cli import main
+from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Flow
 from starflow_world.model.checkpoint import load_flow
-from starflow_world.video.requirements import GIB, GPUS, Needs, requirements_report, sweep_timings
-from tests.tiny_video import PUBLISHED, TINY_VIDEO, tiny_video
+from starflow_world.video.decoding import Decoder
+from starflow_world.video.plan import requirements_report
+from starflow_world.video.requirements import GIB, GPUS, Needs, sweep_timings
+from tests.tiny_video import PUBLISHED, TINY_VIDEO, tiny_video, tiny_wan
 
 TOKENS, GRID = 6, (2, 3)
 CONFIGS = {
@@ -117,13 +120,14 @@ def test_a_clip_costs_about_a_petaflop_per_sweep_with_guidance():
 def test_the_command_prints_a_table(capsys):
     main(["plan", "--config", "starflow-v-7b", "--gpu", "h200"])
     said = capsys.readouterr().out
-    for words in ("6.890 B", "24.64 GiB", "21 latent frames of 30 x 53 tokens", "1590 tokens", "fits", "k = 4"):
+    for words in ("6.890 B", "24.64 GiB", "21 latent frames of 30 x 53 tokens", "1590 tokens", "GiB are left", "k = 4",
+                  "k = 16", "VAE", "139.8 GiB: fits"):
         assert words in said
     main(["plan", "--gpu", "rtx4090", "--frames", "161", "--guidance", "0"])
     said = capsys.readouterr().out
     assert "without guidance" in said
     assert "4 slides" in said
-    assert "DOES NOT FIT" in said
+    assert "does not fit, because" in said
 
 
 def test_more_frames_more_guidance_and_a_smaller_gpu_never_cost_less():
@@ -148,3 +152,41 @@ def test_sweeps_can_be_measured_against_their_floor():
     report = sweep_timings(TINY_VIDEO, "h200", device="cpu", chunks=(2, 6), frames=(1, 2), repeats=1)
     assert report.count("tokens:") == 4
     assert "behind 86 positions" in report
+
+
+def test_what_the_vae_takes_is_what_is_executed_and_kept(tmp_path):
+    pytest.importorskip("diffusers")
+    codec = WanCodec.load(tiny_wan(tmp_path / "wan"), grid=GRID)
+    decoder, streams = Decoder(6, base=4, mult=(4, 4, 2, 1), residual=1), codec.begin(1)
+    for step in range(3):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            _, streams = codec.decode(torch.zeros(1, 1, TOKENS, 6), streams)
+        assert counter.get_total_flops() == decoder.operations(*GRID, first=step == 0), step
+    held = [part for part in streams[0].decoder.features if isinstance(part, torch.Tensor)]
+    assert sum(part.numel() for part in held) * 2 == decoder.held_bytes(*GRID)
+    parts = [*codec.vae.decoder.named_parameters(), *codec.vae.post_quant_conv.named_parameters()]
+    assert sum(p.numel() for name, p in parts if name.endswith("weight")) * 2 == decoder.weight_bytes()
+
+
+def test_the_report_says_what_fits_and_why_not():
+    def memory(**changes: object) -> list[str]:
+        report = requirements_report(PUBLISHED, **{"gpu": "h100", "frames": 81, **changes})
+        return [line for line in report.splitlines() if "fit" in line]
+
+    alone, translated = memory()
+    assert "of 79.1 GiB: fits" in alone
+    cache = [float(line.split("cache ")[1].split()[0]) for line in (alone, translated)]
+    assert cache[1] == pytest.approx(2 * cache[0], rel=0.01)
+    missing, unguided, picture, _ = memory(gpu="rtx4090")
+    assert "GiB are missing; most is cache" in missing
+    assert unguided.strip().startswith("--guidance 0: ")
+    assert picture.strip().startswith("--frames 1: fits")
+
+
+def test_decoding_is_part_of_the_whole_video():
+    report = requirements_report(PUBLISHED, "h200", frames=81)
+    line = next(line for line in report.splitlines() if "k = 2:" in line)
+    decoder = Decoder()
+    expected = (decoder.operations(30, 53, first=True) + 20 * decoder.operations(30, 53)) / GPUS["h200"].operations
+    assert f"VAE {expected:.1f}" in line
+    assert 0.3 < expected < 1.2
