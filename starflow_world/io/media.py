@@ -1,4 +1,4 @@
-"""Pictures and videos: H.264 through PyAV, written frame by frame; PNG through OpenCV."""
+"""Pictures and videos: H.264 and H.265 through PyAV, written frame by frame; PNG through OpenCV."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,16 +17,23 @@ from starflow_world.io.files import atomic, is_file
 INK, PAPER = (235, 235, 235), (24, 24, 24)
 ZOOM = 4
 MOST_PIXELS = 1 << 24  # pixels of the largest frame that is read
+CODECS: dict[str, tuple[str, dict[str, str], str, int]] = {  # encoder, its options, tag for players, least side
+    "h264": ("libx264", {}, "", 2),
+    "h265": ("libx265", {"x265-params": "log-level=error"}, "hvc1", 64),  # smaller frames damage its memory
+}
 DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
 class VideoWriter:
-    """Writer of frames (H, W, 3) u8 to an H.264 MP4; the file gets its name when the block ends without an error.
-    `frames` counts those that were added."""
+    """Writer of frames (H, W, 3) u8 to an MP4; the file gets its name when the block ends without an error.
 
-    def __init__(self, path: Path | str, fps: int) -> None:
+    codec: one of CODECS; quality: its CRF from 0 (exact) to 51, None: its own. `frames` counts those that were added.
+    """
+
+    def __init__(self, path: Path | str, fps: int, *, codec: str = "h264", quality: int | None = None) -> None:
         self._path = Path(path).with_suffix(".mp4")
-        self._fps = fps
+        self._fps, self._codec = fps, codec
+        self._options = {"crf": str(quality)} if quality is not None else {}
         self._stream: av.VideoStream | None = None
         self.frames = 0
 
@@ -42,14 +49,25 @@ class VideoWriter:
         """Append one frame; all frames have one size, cropped to even numbers of pixels."""
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=self._fps)
-            self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
+            self._stream = self._begin(height, width)
         size = self._stream.height, self._stream.width
         if (height, width) != size:
             raise DataError(f"video: expected {size[0]} x {size[1]} pixels, found {height} x {width}")
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
         self._container.mux(self._stream.encode(picture))
         self.frames += 1
+
+    def _begin(self, height: int, width: int) -> av.VideoStream:
+        name, options, tag, least = CODECS[self._codec]
+        if min(height, width) < least:
+            raise DataError(f"video: expected at least {least} x {least} pixels for {self._codec}, found {height} x "
+                            f"{width}; choose h264")
+        stream = self._container.add_stream(name, rate=self._fps, options={**options, **self._options})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        if tag:
+            stream.codec_context.codec_tag = tag
+        return stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

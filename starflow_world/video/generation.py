@@ -90,7 +90,7 @@ def generate(
                 model.run(request, show, keep, solved=solved, on_latents=lambda x: clean.append(x.cpu()))
 
             try:
-                _write(result, request.fps or model.config.fps, work, stop)
+                _write(result, request, model.config.fps, work, stop)
             except BaseException:
                 result.stopped(progress.frames)
                 raise
@@ -106,7 +106,7 @@ def generate(
 
 
 def _write(
-    result: PartialResult, fps: int, work: Callable[[Callable[[np.ndarray], None]], None], stop: Stop
+    result: PartialResult, request: Request, fps: int, work: Callable[[Callable[[np.ndarray], None]], None], stop: Stop
 ) -> None:
     """Write the frames that `work` shows to `result.made`; after an error, those that there are to `result.file`."""
     stopped: BaseException | None = None
@@ -114,10 +114,12 @@ def _write(
         with stop.interruptible():
             work(lambda frame: write_png(result.made, frame))
         return
-    with VideoWriter(result.made, fps) as video:
+    with VideoWriter(result.made, request.fps or fps, codec=request.codec, quality=request.quality) as video:
 
         def show(frame: np.ndarray) -> None:
             with stop.held():
+                if request.png:
+                    write_png(result.frames / f"{video.frames:05}.png", frame)
                 video.add(frame)
 
         try:

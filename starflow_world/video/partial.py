@@ -2,6 +2,7 @@
 
     NAME-partial/request.json            what was asked of which model; a run goes on only with the same
     NAME-partial/00000.safetensors ...   u of each new latent frame, written as it is solved
+    NAME-partial/frames/00000.png ...    frames, where they are asked for; they become NAME-frames/
 """
 
 import json
@@ -26,6 +27,7 @@ class PartialResult:
         self.folder = out.with_name(f"{out.stem}-partial")
         self.file = out.with_name(f"{out.stem}-partial{out.suffix}")
         self.made = self.folder / f"made{out.suffix}"
+        self.frames = self.folder / "frames"
 
     def begin(self, record: Mapping[str, Any], *, resume: bool) -> Tensor | None:
         """Make the folder ready and remove what a killed run left half-written. Return u (B, K, n, c) of the frames of
@@ -73,5 +75,15 @@ class PartialResult:
     def finish(self) -> None:
         """Give what was made its final name, and remove all else."""
         self.made.replace(self.out)
+        if self.frames.exists():
+            self._move_frames(self.out.with_name(f"{self.out.stem}-frames"))
         self.file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _move_frames(self, folder: Path) -> None:
+        """Replace the numbered pictures in a folder, and no other file there, by those of this result."""
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            old.unlink()
+        for frame in self.frames.iterdir():
+            frame.replace(folder / frame.name)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from starflow_world.errors import ConfigError
 
-FPS_POLICIES = ("time", "strict")
+FPS_POLICIES, VIDEO_CODECS = ("time", "strict"), ("h264", "h265")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ class Request:
     """Go on with the video instead of translating it."""
     fps_policy: str = "time"
     """A video of another frame rate: time (resampled by time) or strict (refused)."""
+    codec: str = "h264"
+    """Codec of the MP4: h264 or h265."""
+    quality: int | None = None
+    """CRF of the codec, 0 (exact) to 51 (small); None: the codec's own."""
+    png: bool = False
+    """Also write each frame of a video as PNG, into a folder NAME-frames."""
 
     def __post_init__(self) -> None:
         from starflow_world.config.video import latent_frames
@@ -48,6 +54,10 @@ class Request:
             raise ConfigError(f"fps-policy: expected {expected}, found {self.fps_policy!r:.40}")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise ConfigError(f"guidance: expected a number >= 0, found {self.guidance}")
+        if self.codec not in VIDEO_CODECS:
+            raise ConfigError(f"codec: expected {' or '.join(VIDEO_CODECS)}, found {self.codec!r:.40}")
+        if self.quality is not None and not 0 <= self.quality <= 51:
+            raise ConfigError(f"quality: expected a CRF from 0 to 51, found {self.quality}")
         if self.negative_prompt and self.guidance == 0:
             raise ConfigError(f"negative-prompt: expected guidance > 0 with {self.negative_prompt!r:.60}, found 0")
         if self.seed < 0 or self.fps < 0:

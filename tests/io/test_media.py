@@ -72,6 +72,25 @@ def test_a_picture_in_bytes_is_decoded_and_one_that_is_too_large_refused_before(
             decode_picture(wrong, "here")
 
 
+def test_codec_and_quality_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    noise, sizes = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), {}
+    for codec, name in (("h264", "h264"), ("h265", "hevc")):
+        for quality in (5, None, 50):
+            path = tmp_path / f"{codec}-{quality}.mp4"
+            with VideoWriter(path, 5, codec=codec, quality=quality) as video:
+                for _ in range(3):
+                    video.add(noise)
+            with av.open(str(path)) as container:
+                assert container.streams.video[0].codec_context.name == name
+            sizes[codec, quality] = path.stat().st_size
+        assert sizes[codec, 5] > sizes[codec, None] > sizes[codec, 50]
+
+
+def test_frames_too_small_for_a_codec_are_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 5, codec="h265") as video, pytest.raises(DataError, match="found 48 x 64"):
+        video.add(shades(1)[0])
+
+
 def test_a_video_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     def two_sizes() -> None:
         with VideoWriter(tmp_path / "clip.mp4", fps=5) as video:

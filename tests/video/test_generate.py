@@ -139,6 +139,8 @@ def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
     ({"image": Path("absent.png")}, DataError, "absent.png: expected a picture"),
     ({"video": Path("absent.mp4")}, DataError, "absent.mp4: expected a video"),
     ({"fps_policy": "loose"}, ConfigError, "fps-policy: expected time or strict, found 'loose'"),
+    ({"codec": "gif"}, ConfigError, "codec: expected h264 or h265, found 'gif'"),
+    ({"quality": 52}, ConfigError, "quality: expected a CRF from 0 to 51, found 52"),
     ({"negative_prompt": "blur", "guidance": 0.0}, ConfigError, "negative-prompt: expected guidance > 0"),
     ({"extend": True}, ConfigError, "expected a video to go on with"),
     ({"guidance": -1.0}, ConfigError, "guidance: expected a number >= 0"),
@@ -214,3 +216,18 @@ def test_latents_are_those_that_the_video_is_decoded_from(model, tmp_path):
     (latents,) = load_file(tmp_path / "a.safetensors").values()
     frames = model.codec.on_grid(model.config.grid("16:9")).decode(latents)[0][0].numpy()
     assert np.array_equal(frames, frames_of(model, TEXT))
+
+
+def test_frames_are_written_as_pictures_and_as_exactly_as_asked(model, tmp_path):
+    (tmp_path / "a-frames").mkdir()
+    for name in ("00009.png", "mine.png"):
+        (tmp_path / "a-frames" / name).write_text("old")
+    video = generate(model, replace(TEXT, png=True, quality=0), tmp_path / "a.mp4")
+    shown = frames_of(model, TEXT)
+    pictures = sorted((tmp_path / "a-frames").iterdir())
+    assert [path.name for path in pictures] == [f"{k:05}.png" for k in range(5)] + ["mine.png"]
+    assert all(np.array_equal(read_picture(path), frame) for path, frame in zip(pictures, shown, strict=False))
+    exact = np.abs(np.stack(list(read_video(video, 9))).astype(int) - shown).mean()
+    small = generate(model, replace(TEXT, quality=51), tmp_path / "b.mp4")
+    assert exact < np.abs(np.stack(list(read_video(small, 9))).astype(int) - shown).mean()
+    assert video.stat().st_size > small.stat().st_size
