@@ -5,7 +5,7 @@
 Shapes: B batch elements, P given frames, T new frames, n tokens per frame, c channels, d deep width, L text length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -24,20 +24,24 @@ def sample_frames(
     flow: Flow, noise: Tensor, text: Tensor | None, tables: Tables, decode: DecodeConfig, *,
     null_text: Tensor | None = None, guidance: float = 0.0, prefix: Tensor | None = None,
     window: int | None = None, context: int | None = None, action: Tensor | None = None, solved: Tensor | None = None,
+    changes: Mapping[int, Tensor] | None = None,
 ) -> Iterator[Inverse]:
     """Solve T new frames after P given, from noise (B, T, n, c + g) and text; yield each `Inverse`, tokens u (B, n, c).
 
     text (B, L, text width); prefix (B, P, n, c): u of the given frames; action (B, P + T, d). `guidance` w > 0 steers
     away from `null_text`. The deep block holds `window` frames (None: all that the tables cover) and keeps the last
     `context` of a full window. solved (B, K, n, c): u of the first K new frames from an earlier run on this machine,
-    which take one sweep each and give the same bits. Raises ConfigError.
+    which take one sweep each and give the same bits. changes: texts that replace `text` from a frame on, counted with
+    the given ones; the frames of the window are then encoded again behind the new one. Raises ConfigError.
     """
     count, given = noise.shape[2], 0 if prefix is None else prefix.shape[1]
     total, held = given + noise.shape[1], tables.video.shape[1] // count
     window = held if window is None else window
     keep = _checked_context(total, held, window, context)
+    texts = {-1: text, **(changes or {})}
     if guidance:
-        text = _both_texts(text, null_text, guidance)
+        texts = {frame: _both_texts(one, null_text, guidance) for frame, one in texts.items()}
+    text = texts[-1]
     tables = replace(tables, video=tables.video[:, : window * count])
     length = 0 if text is None else text.shape[1]
     cache = flow.start_cache(text, len(noise) * (2 if guidance else 1), tables)
@@ -48,9 +52,11 @@ def sample_frames(
     if action is None and not flow.features.silent:
         action = noise.new_zeros(len(noise), total, flow.config.deep_width)
 
-    for begin, seen, end in spans(total, window, keep):
+    for begin, seen, end in spans(total, window, keep, texts):
         begun = slice(begin, max(seen, given))
         cache = cache.rollback(length)
+        if (changed := texts.get(seen)) is not None:
+            text, cache = changed, flow.deep.write_text(changed, tables.text, cache.rollback(0))
         if begin < begun.stop < end:
             inputs, told = flow.deep.shift(u[:, begun].flatten(1, 2)), None if action is None else action[:, begun]
             cache = flow.fill(cache, inputs, flow.conditions(u[:, begun], text, told, tables.grid), tables, text=length)

@@ -4,7 +4,7 @@ The deep block holds W frames. When the window is full its last C frames begin a
 are encoded again after the text, with positions from 0. What frame t sees depends on t alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from starflow_world.errors import ConfigError
@@ -18,13 +18,14 @@ class Span(NamedTuple):
     end: int
 
 
-def spans(frames: int, window: int, context: int) -> Iterator[Span]:
-    """Yield the windows of a clip of `frames` frames; window W >= 1 holds more than `context` C frames."""
-    begin, known = 0, 0
+def spans(frames: int, window: int, context: int, breaks: Iterable[int] = ()) -> Iterator[Span]:
+    """Yield the windows of a clip of `frames` frames; window W >= 1 holds more than `context` C frames. A window also
+    ends at each of `breaks`; unless it is full, the next one then begins where it began."""
+    begin, known, stops = 0, 0, sorted(stop for stop in set(breaks) if 0 < stop < frames)
     while known < frames:
-        end = min(begin + window, frames)
+        end = min(begin + window, next((stop for stop in stops if stop > known), frames))
         yield Span(begin, known, end)
-        begin, known = end - context, end
+        begin, known = end - context if end == begin + window else begin, end
 
 
 def denoise_spans(frames: int, *, window: int, overlap: int, look_ahead: int) -> Iterator[tuple[slice, slice]]:

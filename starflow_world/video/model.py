@@ -92,18 +92,21 @@ class VideoModel:
         known = 0 if given is None else given.shape[1]
         translated = request.video is not None and not request.extend
         total = latent_frames(request.frames) + (known if translated else 0)
-        text, null_text = self.text.encode(prompts_of(request, config)).split(1)
+        *texts, null_text = self.text.encode(prompts_of(request, config)).split(1)
+        hidden = known if translated else 0
+        starts = [hidden + -(-frame // FRAMES) for frame, _ in request.prompts]
         h, w = config.grid(request.aspect)
         steps = torch.arange(known, total)
         noise = normals(torch.full_like(steps, key), steps, "prior", (h * w, config.flow.channels))[None]
         window = min(max(config.window, total if translated else 0), total)
         guidance = config.guidance if request.guidance is None else request.guidance
         return GenerationTask(
-            noise.to(self.device), text, (h, w), window=window, context=min(config.context, max(window - 1, 1)),
+            noise.to(self.device), texts[0], (h, w), window=window, context=min(config.context, max(window - 1, 1)),
             null_text=null_text, guidance=guidance, given=given,
             denoise_window=config.denoise_window, denoise_overlap=config.denoise_overlap,
             solved=None if solved is None else solved.to(self.device),
-        ), known if translated else 0
+            changes=dict(zip(starts[1:], texts[1:], strict=True)),
+        ), hidden
 
     def _given(self, request: Request, key: int) -> Tensor | None:
         """Return the noisy latents (1, P, n, c) of the frames that the user gave."""
@@ -153,8 +156,8 @@ class VideoModel:
 
 
 def prompts_of(request: Request, config: VideoConfig) -> list[str]:
-    """Return what the text encoder reads for a request: its prompt, and what guidance moves away from."""
+    """Return what the text encoder reads for a request: its prompts, and what guidance moves away from."""
     fps = 0 if request.frames == 1 else request.fps or config.fps
     task = "v2v" if request.video is not None and not request.extend else ""
-    return [config.prompt(request.prompt, fps=fps, aspect=request.aspect, task=task),
-            config.prompt(request.negative_prompt, fps=fps, aspect=request.aspect)]
+    texts = [config.prompt(text, fps=fps, aspect=request.aspect, task=task) for _, text in request.prompts]
+    return [*texts, config.prompt(request.negative_prompt, fps=fps, aspect=request.aspect)]

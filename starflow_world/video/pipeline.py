@@ -8,9 +8,10 @@ and a CUDA stream of their own while the deep block decodes the next frame; the 
 Shapes: B rows, P given frames, T new frames, n tokens per frame, c channels, L text length.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ QUEUE = 4
 @dataclass(frozen=True)
 class GenerationTask:
     """Inputs of a generation: noise (B, T, n, c) of new frames, text (B, L, w), noisy latents (B, P, n, c) of given
-    ones; `solved` (B, K, n, c): u of the first K new frames, if an earlier run has solved them.
+    ones; `solved` (B, K, n, c): u of the first K new frames, if an earlier run has solved them;
+    `changes`: texts that replace the first from a frame on, counted with the given ones.
 
     `guidance` > 0 needs a null text. `window`: latent frames in the context of the deep block; `context`: those kept
     when the window slides.
@@ -44,6 +46,12 @@ class GenerationTask:
     denoise_window: int = 21
     denoise_overlap: int = 10
     solved: Tensor | None = None
+    changes: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def text_at(self, frame: int) -> Tensor | None:
+        """Return the text (B, L, w) that a frame, counted with the given ones, is generated with."""
+        last = max((start for start in self.changes if start <= frame), default=None)
+        return self.text if last is None else self.changes[last]
 
     @property
     def frames(self) -> int:
@@ -69,6 +77,7 @@ def synthesize(
         for solved in sample_frames(
             flow, task.noise, task.text, tables, decode, null_text=task.null_text, guidance=task.guidance,
             prefix=prefix, window=task.window, context=task.context, solved=task.solved,
+            changes=task.changes,
         ):
             worker.do(finish, solved.tokens)
             on_frame(solved)
@@ -94,8 +103,13 @@ class _AfterDeepBlock:
             while self.windows and self.windows[0][0].stop <= len(self.x):
                 seen, kept = self.windows.pop(0)
                 x = torch.cat(self.x[seen], dim=1)
-                clean = self.flow.denoise(x, self.task.text, self.tables)
-                self.emit(clean[:, kept])
+                starts = [k for k in range(kept.start + 1, kept.stop) if seen.start + k in self.task.changes]
+                parts = pairwise([kept.start, *starts, kept.stop])
+                self.emit(torch.cat([self._clean(x, seen.start, slice(*part)) for part in parts], dim=1))
+
+    def _clean(self, x: Tensor, start: int, kept: slice) -> Tensor:
+        """Denoise the frames `kept` of a window x that begins with frame `start`; they have one text."""
+        return self.flow.denoise(x, self.task.text_at(start + kept.start), self.tables)[:, kept]
 
 
 class _Worker:

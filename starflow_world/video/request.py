@@ -1,6 +1,7 @@
 """The request for a generated video. Light to import: its fields are flags of `starflow-world generate`."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ class Request:
     """Request for a video from text, and from an image or a video. Raises ConfigError for conflicting fields."""
 
     prompt: str = ""
-    """Text that describes the video."""
+    """Text that describes the video; "0: A dog runs. 40: It sleeps." changes it at frame 40."""
     negative_prompt: str = ""
     """Text that guidance moves away from; empty: that of no prompt, as published."""
     frames: int = 81
@@ -45,6 +46,9 @@ class Request:
     def __post_init__(self) -> None:
         from starflow_world.config.video import latent_frames
 
+        starts = [frame for frame, _ in self.prompts]
+        if sorted(set(starts)) != starts or starts[-1] >= max(self.frames, 1):
+            raise ConfigError(f"prompt: expected frames that rise from 0, below {self.frames}, found {starts}")
         if self.image is not None and self.video is not None:
             raise ConfigError(f"image, video: expected one of them at most, found {self.image} and {self.video}")
         if self.extend and self.video is None:
@@ -64,3 +68,11 @@ class Request:
             raise ConfigError(f"seed, fps: expected numbers >= 0, found {self.seed}, {self.fps}")
         if latent_frames(self.frames) == 1 and (self.image is not None or self.video is not None):
             raise ConfigError("frames: expected at least 5 after an image or a video, found 1")
+
+    @property
+    def prompts(self) -> tuple[tuple[int, str], ...]:
+        """Return the texts of the prompt and the frames from which they hold; the first is frame 0."""
+        if not re.match(r"0:\s", self.prompt):
+            return ((0, self.prompt),)
+        _, *parts = re.split(r"(?:^|(?<=\s))(\d{1,9}):\s+", self.prompt)
+        return tuple((int(frame), text.strip()) for frame, text in zip(parts[::2], parts[1::2], strict=True))

@@ -155,6 +155,12 @@ def test_a_window_begins_where_the_table_of_slides_says():
     assert list(spans(2, 5, 2)) == [Span(0, 0, 2)]
 
 
+def test_a_window_ends_at_a_break_and_goes_on_where_it_began_unless_it_is_full():
+    assert list(spans(5, 5, 2, [3])) == [Span(0, 0, 3), Span(0, 3, 5)]
+    assert list(spans(9, 5, 2, [-1, 0, 2, 5, 9])) == [Span(0, 0, 2), Span(0, 2, 5), Span(3, 5, 8), Span(6, 8, 9)]
+    assert list(spans(9, 5, 2, [6])) == [Span(0, 0, 5), Span(3, 5, 6), Span(3, 6, 8), Span(6, 8, 9)]
+
+
 @pytest.mark.parametrize(("window", "context", "frames"), [(3, 1, 21), (4, 3, 13), (4, 2, 22)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @EITHER

@@ -139,6 +139,8 @@ def test_what_fails_leaves_no_video(model, tmp_path, monkeypatch):
     ({"image": Path("absent.png")}, DataError, "absent.png: expected a picture"),
     ({"video": Path("absent.mp4")}, DataError, "absent.mp4: expected a video"),
     ({"fps_policy": "loose"}, ConfigError, "fps-policy: expected time or strict, found 'loose'"),
+    ({"prompt": "0: a. 8: b."}, ConfigError, r"prompt: expected frames that rise from 0, below 5, found \[0, 8\]"),
+    ({"prompt": "0: a. 3: b. 2: c."}, ConfigError, r"found \[0, 3, 2\]"),
     ({"codec": "gif"}, ConfigError, "codec: expected h264 or h265, found 'gif'"),
     ({"quality": 52}, ConfigError, "quality: expected a CRF from 0 to 51, found 52"),
     ({"negative_prompt": "blur", "guidance": 0.0}, ConfigError, "negative-prompt: expected guidance > 0"),
@@ -231,3 +233,21 @@ def test_frames_are_written_as_pictures_and_as_exactly_as_asked(model, tmp_path)
     small = generate(model, replace(TEXT, quality=51), tmp_path / "b.mp4")
     assert exact < np.abs(np.stack(list(read_video(small, 9))).astype(int) - shown).mean()
     assert video.stat().st_size > small.stat().st_size
+
+
+def test_a_prompt_changes_on_the_way_at_the_frame_that_it_names(model):
+    assert replace(TEXT, prompt="at 5: a dog").prompts == ((0, "at 5: a dog"),)
+    request = replace(TEXT, prompt="0: a red dog. 6: a cat.", frames=13)
+    assert request.prompts == ((0, "a red dog."), (6, "a cat."))
+    task, _ = model.task(request)
+    assert list(task.changes) == [2]  # frames 5 to 8
+    assert torch.equal(task.text, model.task(TEXT)[0].text)
+    assert torch.equal(task.changes[2], model.task(replace(TEXT, prompt="a cat."))[0].text)
+    found, plain = frames_of(model, request), frames_of(model, replace(TEXT, frames=13))
+    assert np.array_equal(found[0], plain[0])
+    assert not np.array_equal(found[5:], plain[5:])
+
+
+def test_the_prompt_of_a_translation_changes_at_the_frame_of_the_result(model, clip):
+    task, hidden = model.task(replace(TEXT, prompt="0: a dog. 5: a cat.", video=clip, frames=9))
+    assert (hidden, list(task.changes)) == (3, [5])

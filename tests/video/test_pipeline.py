@@ -180,3 +180,26 @@ def test_half_precision_stays_close_and_its_cache_is_half_as_large(folder, flow)
     assert not separate.requires_grad
     difference = (found - whole).square().mean().sqrt() / whole.std()
     assert 0 < difference < 0.1
+
+
+def test_a_text_that_changes_holds_from_its_frame_on_and_what_is_there_is_read_behind_it(flow):
+    """By hand: the frames before the change are given to a generation with the new text, which goes on with the same
+    window."""
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(1, 80, 24, generator=generator)
+    first = task(frames=4, denoise_window=4)
+    changed = replace(first, changes={2: other})
+    u: list[Tensor] = []
+    synthesize(flow, changed, EXACT, lambda _: None, on_frame=lambda solved: u.append(solved.tokens))
+    alone: list[Tensor] = []
+    synthesize(flow, first, EXACT, lambda _: None, on_frame=lambda solved: alone.append(solved.tokens))
+    assert all(torch.equal(a, b) for a, b in zip(u[:2], alone[:2], strict=True))
+    assert not torch.allclose(u[2], alone[2], atol=1e-3)
+    tables = flow.tables(first.grid, 4)
+    rest = sample_deep(flow, first.noise[:, 2:], other, tables, null_text=first.null_text, guidance=2.0,
+                       prefix=torch.stack(u[:2], dim=1), window=4, context=2, tolerance=EXACT.tolerance)
+    assert torch.allclose(torch.stack(u[2:], dim=1), rest.u, atol=1e-5)
+    with torch.no_grad():
+        x = flow.shallow.inverse(torch.stack(u, dim=1), tables)[0]
+        expected = torch.cat((flow.denoise(x, first.text, tables)[:, :2], flow.denoise(x, other, tables)[:, 2:]), dim=1)
+    assert torch.allclose(torch.cat(clean(flow, changed), dim=1), expected, atol=1e-5)
