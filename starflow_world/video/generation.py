@@ -99,6 +99,9 @@ def generate(
         result.finish()
         figures = progress.figures() | {"resumed": 0 if solved is None else solved.shape[1]}
         write_text(result.out.with_suffix(".json"), result_record(request, model.origin, figures))
+        result.remove()
+    if stop.asked:  # too late to interrupt this one
+        raise KeyboardInterrupt
     if progress.open:
         print(f"{progress.open} of {progress.frames} latent frames did not converge within "
               f"{model.config.decode.max_sweeps} sweeps per chunk", file=sys.stderr)

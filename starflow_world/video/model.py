@@ -65,7 +65,8 @@ class VideoModel:
     ) -> "VideoModel":
         """Load the model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names that
         replace those of its config; `cache`: folder for the states of prompts; `prompts`: what the text encoder will
-        read, checked before weights are loaded. Raises CheckpointError, ConfigError, DataError."""
+        read, checked, and with a cache encoded, before other weights are loaded. Raises CheckpointError, ConfigError,
+        DataError."""
         place = read_device(device)
         if dtype == "auto":
             dtype = "float32" if place.type == "cpu" else "bfloat16"
@@ -76,6 +77,9 @@ class VideoModel:
         encoder = T5Text(text or config.text, config.flow.text_length, cache=cache, device=place, dtype=kind)
         for prompt in prompts:
             encoder.check(prompt)
+        if cache is not None and prompts:  # so that the encoder's memory is free again before the rest is loaded
+            encoder.encode(prompts)
+            encoder.release()
         files = local_folder(codec or config.codec, VAE_FILES)
         vae = WanCodec.load(files, device=place, dtype=kind, later=config.later)
         origin = ModelOrigin(

@@ -73,10 +73,13 @@ class PartialResult:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def finish(self) -> None:
-        """Give what was made its final name, and remove all else."""
+        """Give what was made its final name."""
         self.made.replace(self.out)
         if self.frames.exists():
             self._move_frames(self.out.with_name(f"{self.out.stem}-frames"))
+
+    def remove(self) -> None:
+        """Remove all that is not needed any more."""
         self.file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -52,6 +52,19 @@ def read_record(path: Path) -> tuple[Request, ModelOrigin]:
     return request, from_dict(ModelOrigin, values["made_with"], "made_with.")
 
 
+def is_made(out: Path, request: Request, origin: ModelOrigin) -> bool:
+    """Return whether a result is complete at `out`. Raises ConfigError if it is that of another request."""
+    path = out.with_suffix(".json")
+    if not is_file(path) or not is_file(out):
+        return False
+    found, wanted = request_record(*read_record(path)), request_record(request, origin)
+    for key in wanted:
+        if found[key] != wanted[key]:
+            expected = f"{wanted[key]!r:.80}, as is asked now"
+            raise ConfigError(f"{path}: {key}: expected {expected}, found {found[key]!r:.80}; choose a new folder")
+    return True
+
+
 def refuse_other_parts(path: Path, old: ModelOrigin, new: ModelOrigin) -> None:
     """Raise ConfigError if a result that says it was made by `old` would now be made by other weights."""
     for name in ("weights", "text_digest", "vae_digest"):

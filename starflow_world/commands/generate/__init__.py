@@ -23,9 +23,19 @@ class Generate:
     request: OmitArgPrefixes[Request] = field(default_factory=Request)
     """The video to make."""
     out: Path = Path("out/generated.mp4")
-    """MP4 file, written as it is made (PNG for one frame); a JSON beside it says what it was made from."""
+    """MP4 file, written as it is made (PNG for one frame); a JSON beside it says what it was made from. With --captions
+    a folder."""
     record: Annotated[Path | None, arg(name="from")] = None
     """JSON beside a result: make the same again; other flags change what they name."""
+    captions: Path | None = None
+    """Text file, a caption a line: the videos go into the folder --out; started again, the run goes on. With torchrun
+    its processes share the captions."""
+    seeds: int = 1
+    """Videos of each caption, with seeds --seed, --seed + 1 ..."""
+    actors: int = 0
+    """Ray actors that make the videos of captions; 0: this process."""
+    gpus_per_actor: float = 0.0
+    """GPUs of each actor, such as 1; 0: CPU."""
     resume: bool = False
     """Go on from what an interrupted run of the same request left, to the same bytes."""
     latents: Path | None = None
@@ -42,7 +52,7 @@ class Generate:
     """Precision: auto (bfloat16, float32 on a CPU), bfloat16 or float32."""
 
     def run(self) -> None:
-        """Check what was asked, load the model and write the video."""
+        """Check what was asked, load the model and write the video, or those of the captions."""
         from starflow_world.model.checkpoint import load_video
         from starflow_world.video.generation import generate, result_path
         from starflow_world.video.model import VideoModel, prompts_of
@@ -52,9 +62,12 @@ class Generate:
         request, old = self.asked()
         folder = self.model or Path(old.model)
         config, _ = load_video(folder)
-        result_path(self.out, request)
         for note in measure_given(request, config).notes:
             print(note, file=sys.stderr)
+        if self.captions is not None:
+            self._run_captions(folder, request, self.captions)
+            return
+        result_path(self.out, request)
         model = VideoModel.load(
             folder, text=self.text or old.text, codec=self.vae or old.vae, cache=self.cache or folder / "prompts",
             device=self.device, dtype=old.dtype if self.dtype == "auto" else self.dtype,
@@ -64,17 +77,43 @@ class Generate:
             refuse_other_parts(self.record, old, model.origin)
         print(generate(model, request, self.out, resume=self.resume, latents=self.latents))
 
+    def _run_captions(self, folder: Path, request: Request, path: Path) -> None:
+        from starflow_world.cli import environment
+        from starflow_world.commands.generate.captions import CaptionWork, make_all, read_captions, share_of
+
+        captions = read_captions(path, request.seed, self.seeds)
+        mine, device = share_of(captions, environment(), self.device)
+        work = CaptionWork(folder, self.out, request, mine, self.text, self.vae, self.cache or folder / "prompts",
+                           device, self.dtype)
+        for made in make_all(work, self.actors, self.gpus_per_actor):
+            print(made, flush=True)
+
     def asked(self) -> "tuple[Request, ModelOrigin]":
         """Return the request, of the record or of the flags, and what the record says it was made with. Raises
         ConfigError."""
         from starflow_world.video.model import ModelOrigin
         from starflow_world.video.record import read_record
 
+        self._check_captions()
         if self.record is None:
-            if self.model is None or not self.request.prompt:
+            if self.model is None or not (self.request.prompt or self.captions):
                 name, what = ("prompt", "a text") if self.model else ("model", "the folder that convert wrote")
                 raise ConfigError(f"{name}: expected {what}, or --from, found neither")
             return self.request, ModelOrigin(dtype="auto")
         recorded, origin = read_record(self.record)
         asked, plain = vars(self.request), vars(Request())
         return replace(recorded, **{key: value for key, value in asked.items() if value != plain[key]}), origin
+
+    def _check_captions(self) -> None:
+        """Raise ConfigError for flags that do not go with --captions, or need it."""
+        flags: dict[str, object] = {"prompt": self.request.prompt, "from": self.record, "latents": self.latents}
+        if self.captions is None:
+            flags = {"seeds": self.seeds != 1, "actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
+        if given := [f"--{name}" for name, value in flags.items() if value]:
+            expected = "without --captions" if self.captions else "only with --captions"
+            raise ConfigError(f"generate: {', '.join(given)}: expected {expected}")
+        if self.seeds < 1 or self.actors < 0 or self.gpus_per_actor < 0:
+            found = f"{self.seeds}, {self.actors}, {self.gpus_per_actor}"
+            raise ConfigError(f"seeds, actors, gpus-per-actor: expected numbers >= 1, >= 0, >= 0, found {found}")
+        if self.captions is not None and self.out.suffix:
+            raise ConfigError(f"out: expected a folder for the videos of --captions, found {self.out}")
