@@ -18,7 +18,7 @@ from tqdm import tqdm
 from starflow_world.config.video import FRAMES
 from starflow_world.errors import ConfigError
 from starflow_world.flow import Inverse
-from starflow_world.io.files import is_folder, write_tensors, write_text
+from starflow_world.io.files import is_folder, write_tensors
 from starflow_world.io.media import VideoWriter, write_png
 from starflow_world.io.signals import Stop, stoppable
 from starflow_world.video.model import VideoModel
@@ -87,19 +87,18 @@ def generate(
                     progress(solution)
 
             def work(show: Callable[[np.ndarray], None]) -> None:
-                model.run(request, show, keep, solved=solved, on_latents=lambda x: clean.append(x.cpu()))
+                kept = clean.append if latents is not None else lambda _: None
+                model.run(request, show, keep, solved=solved, on_latents=kept)
 
             try:
                 _write(result, request, model.config.fps, work, stop)
             except BaseException:
-                result.stopped(progress.frames)
+                result.stopped()
                 raise
         if latents is not None:
             write_tensors(latents, {"latents": torch.cat(clean, dim=1)})
-        result.finish()
         figures = progress.figures() | {"resumed": 0 if solved is None else solved.shape[1]}
-        write_text(result.out.with_suffix(".json"), result_record(request, model.origin, figures))
-        result.remove()
+        result.finish(result_record(request, model.origin, figures))
     if stop.asked:  # too late to interrupt this one
         raise KeyboardInterrupt
     if progress.open:

@@ -18,6 +18,8 @@ from torch import Tensor
 from starflow_world.errors import ConfigError
 from starflow_world.io.files import is_file, read_tensors, recorded, remove_leftovers, write_tensors, write_text
 
+NUMBERED = "[0-9][0-9][0-9][0-9][0-9].png"
+
 
 class PartialResult:
     """The folder of a result at `out` that is not complete yet."""
@@ -46,7 +48,7 @@ class PartialResult:
         if old:
             print(f"{self.folder}: what an interrupted run left is removed; --resume would have gone on with it",
                   file=sys.stderr)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.remove()
         write_text(path, json.dumps(wanted, indent=1) + "\n")
         return None
 
@@ -64,29 +66,32 @@ class PartialResult:
         if not is_file(self._path(frame)):
             write_tensors(self._path(frame), {"u": u}, sealed=True)
 
-    def stopped(self, frames: int) -> None:
-        """Say what is kept after `frames` latent frames; nothing where there are none."""
-        if frames:
-            print(f"{self.folder}: {frames} latent frames; the same command with --resume goes on with them",
+    def stopped(self) -> None:
+        """Say what is kept of a run that was stopped; remove the folder where there is nothing in it."""
+        if count := len(list(self.folder.glob("*.safetensors"))):
+            print(f"{self.folder}: {count} latent frames; the same command with --resume goes on with them",
                   file=sys.stderr)
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def finish(self) -> None:
-        """Give what was made its final name."""
+    def finish(self, record: str) -> None:
+        """Give what was made its final name, and write its record beside it."""
+        write_text(self.folder / "record.json", record)
         self.made.replace(self.out)
         if self.frames.exists():
             self._move_frames(self.out.with_name(f"{self.out.stem}-frames"))
+        (self.folder / "record.json").replace(self.out.with_suffix(".json"))
+        self.remove()
 
     def remove(self) -> None:
-        """Remove all that is not needed any more."""
+        """Remove the folder and what a stop left beside it."""
         self.file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _move_frames(self, folder: Path) -> None:
         """Replace the numbered pictures in a folder, and no other file there, by those of this result."""
         folder.mkdir(exist_ok=True)
-        for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+        for old in folder.glob(NUMBERED):
             old.unlink()
-        for frame in self.frames.iterdir():
+        for frame in self.frames.glob(NUMBERED):
             frame.replace(folder / frame.name)

@@ -18,6 +18,7 @@ from starflow_world.model.checkpoint import read_json
 from starflow_world.video.model import ModelOrigin
 from starflow_world.video.request import Request
 
+PARTS = ("request", "made_with", "sources")
 SOURCES = ("image", "video")
 PLACES = ("model", "text", "vae")
 """Fields of a ModelOrigin that say where something is; the others say what it is."""
@@ -41,11 +42,11 @@ def read_record(path: Path) -> tuple[Request, ModelOrigin]:
     """Return the request of a result, and what made it, from the JSON beside it. Raises ConfigError, CheckpointError;
     ConfigError also for a source whose content is another one now."""
     values = read_json(path)
-    if not isinstance(values, dict) or not {"request", "made_with", "sources"} <= values.keys():
+    if not isinstance(values, dict) or not all(isinstance(values.get(key), dict) for key in PARTS):
         raise ConfigError(f"{path}: expected the JSON that generate writes beside a result, found {values!r:.60}")
     request = from_dict(Request, values["request"], "request.")
     for name in SOURCES:
-        old, new = dict(values["sources"]).get(name), _digest(getattr(request, name))
+        old, new = values["sources"].get(name), _digest(getattr(request, name))
         if old != new:
             source = getattr(request, name)
             raise ConfigError(f"{path}: {name}: expected {source} of the digest {old!s:.12}, found {new or 'none':.12}")

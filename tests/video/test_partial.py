@@ -111,6 +111,19 @@ def test_frames_that_are_known_take_one_sweep_each(
     assert min(sweeps[kept:]) > 1
 
 
+def test_a_run_that_is_stopped_again_before_its_first_frame_keeps_what_was_there(
+    model: VideoModel, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind, name, count, resume in ((PartialResult, "keep", 4, False), (VideoModel, "task", 1, True)):
+        with monkeypatch.context() as patch:
+            signalling(patch, kind, name, count, signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, ASK, tmp_path / "a.mp4", resume=resume)
+        assert len(list((tmp_path / "a-partial").glob("*.safetensors"))) == 4
+    assert generate(model, ASK, tmp_path / "a.mp4", resume=True).read_bytes() == undisturbed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4"]
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next(model: VideoModel, undisturbed: bytes, tmp_path: Path) -> None:
     folder = tmp_path / "a-partial"
     other = tmp_path / "b-partial" / f"{TEMPORARY}x.mp4"

@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_record_makes_the_same_bytes(made: Path, tmp_path: Path) -> None:
-    main(["generate", "--from", str(made / "a.json"), "--device", "cpu", "--out", str(tmp_path / "b.mp4")])
+    main(["generate", "--from", str(made / "a.json"), "--out", str(tmp_path / "b.mp4")])
     assert (tmp_path / "b.mp4").read_bytes() == (made / "a.mp4").read_bytes()
     first, second = (json.loads(path.read_text()) for path in (made / "a.json", tmp_path / "b.json"))
     assert first.pop("figures").keys() == second.pop("figures").keys() >= {"seconds", "sweeps_per_latent_frame"}
@@ -65,6 +65,10 @@ def _wrong_type(root: Path, record: dict[str, dict[str, object]]) -> None:
     record["request"]["frames"] = "9"
 
 
+def _no_sources(root: Path, record: dict[str, dict[str, object]]) -> None:
+    record["sources"] = 3  # type: ignore[assignment]
+
+
 def _no_record(root: Path, record: dict[str, dict[str, object]]) -> None:
     record.clear()
 
@@ -73,6 +77,7 @@ def _no_record(root: Path, record: dict[str, dict[str, object]]) -> None:
     (_other_text, "text_digest: expected"), (_other_picture, "other.png of the digest"),
     (_other_weights, "weights: expected 000000000000"), (_unknown_key, "did you mean 'prompt'"),
     (_wrong_type, "request.frames: expected int"), (_no_record, "expected the JSON that generate writes"),
+    (_no_sources, "expected the JSON that generate writes"),
 ])
 def test_what_has_changed_since_is_refused_by_name(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],

@@ -70,7 +70,8 @@ class Generate:
         result_path(self.out, request)
         model = VideoModel.load(
             folder, text=self.text or old.text, codec=self.vae or old.vae, cache=self.cache or folder / "prompts",
-            device=self.device, dtype=old.dtype if self.dtype == "auto" else self.dtype,
+            device=old.device if self.device == "auto" else self.device,
+            dtype=old.dtype if self.dtype == "auto" else self.dtype,
             prompts=prompts_of(request, config),
         )
         if self.record is not None:
@@ -99,7 +100,7 @@ class Generate:
             if self.model is None or not (self.request.prompt or self.captions):
                 name, what = ("prompt", "a text") if self.model else ("model", "the folder that convert wrote")
                 raise ConfigError(f"{name}: expected {what}, or --from, found neither")
-            return self.request, ModelOrigin(dtype="auto")
+            return self.request, ModelOrigin(device="auto", dtype="auto")
         recorded, origin = read_record(self.record)
         asked, plain = vars(self.request), vars(Request())
         return replace(recorded, **{key: value for key, value in asked.items() if value != plain[key]}), origin
