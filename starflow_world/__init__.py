@@ -66,6 +66,8 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
 _ENV_NAMES = {
     "babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels",
     "dynamic-obstacles": "DynamicObstacles", "babyai-firstperson": "BabyAI-FirstPerson",
+    "minatar-breakout": "MinAtar-Breakout", "minatar-freeway": "MinAtar-Freeway",
+    "minatar-space-invaders": "MinAtar-SpaceInvaders",
 }
 """What Gymnasium calls a shipped world, where that is not the name of its folder."""
 

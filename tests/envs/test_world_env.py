@@ -629,7 +629,9 @@ def test_a_shipped_world_is_limited_once_and_where_make_says(tmp_path: Path) -> 
 
 def test_shipped_worlds_are_registered_under_their_names() -> None:
     names = {"babyai-gotolocal": "BabyAI-GoToLocal", "cartpole-pixels": "CartPolePixels",
-             "dynamic-obstacles": "DynamicObstacles", "babyai-firstperson": "BabyAI-FirstPerson"}
+             "dynamic-obstacles": "DynamicObstacles", "babyai-firstperson": "BabyAI-FirstPerson",
+             "minatar-breakout": "MinAtar-Breakout", "minatar-freeway": "MinAtar-Freeway",
+             "minatar-space-invaders": "MinAtar-SpaceInvaders"}
     for folder in worlds.SHIPPED.glob("*/config.json"):
         spec = gymnasium.spec(f"StarflowWorld/{names.get(folder.parent.name, folder.parent.name)}-v0")
         assert spec.entry_point
