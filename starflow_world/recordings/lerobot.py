@@ -25,13 +25,13 @@ INFO = "meta/info.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an episode lies: its rows in the table `data`, its frames in `video` from `seconds` on."""
+    """Where an episode lies: its rows in the table `data`, its frames in `clip` from `seconds` on."""
 
     index: int
     length: int
     text: str
     data: Path
-    video: Path | None
+    clip: Path | None
     seconds: float
 
 
@@ -77,11 +77,11 @@ class LeRobotFolder(Source):
             if len(rows) != entry.length:
                 raise DataError(f"{entry.data}: expected {entry.length} rows of episode {entry.index}, as its entry in "
                                 f"{self.folder / 'meta'} says, found {len(rows)}")
-            if entry.video is not None:
-                frames = self._measure(entry.video)
+            if entry.clip is not None:
+                frames = self._measure(entry.clip)
                 begin = round(entry.seconds * (self.fps or 1.0))
                 if frames < begin + entry.length or (not self._by_file and frames != entry.length):
-                    raise DataError(f"{entry.video}: expected {entry.length} frames from frame {begin} on, one for each"
+                    raise DataError(f"{entry.clip}: expected {entry.length} frames from frame {begin} on, one for each"
                                     f" row of episode {entry.index} in {entry.data}, found {frames} in all")
             first = int(rows.rows[0]) if len(rows) else 0
             yield recording_of_rows(rows, name, entry.length, partial(self.frames, entry, first), self.choice,
@@ -89,13 +89,13 @@ class LeRobotFolder(Source):
 
     def frames(self, entry: Entry, first: int) -> Iterator[np.ndarray]:
         """Decode the frames of an episode, whose rows begin with row `first` of its table."""
-        if entry.video is None:
+        if entry.clip is None:
             for data in read_pictures(entry.data, self.camera, first, entry.length):
                 yield decode_picture(data, str(entry.data))
         elif self._by_file:
-            yield from read_video_from(entry.video, entry.seconds, entry.length)
+            yield from read_video_from(entry.clip, entry.seconds, entry.length)
         else:
-            yield from read_video(entry.video, entry.length)
+            yield from read_video(entry.clip, entry.length)
 
     def _measure(self, path: Path) -> int:
         """Return the number of frames of a video, whose rate must be that of the rows."""
