@@ -8,7 +8,7 @@ is not done again, one that was interrupted goes on. Writes curves.json and curv
 """
 
 import json
-import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,11 @@ def finished(out: Path) -> bool:
 
 
 def first_episodes(data: Path, size: int, out: Path) -> Path:
-    """Return a folder of links to the first episodes of `data`, and to their record."""
+    """Return a folder of copies of the first episodes of `data`, and of their record."""
     out.mkdir(parents=True, exist_ok=True)
     for path in [data / COLLECTION, *EpisodeDataset(data).paths[:size]]:
         if path.exists() and not (out / path.name).exists():
-            os.symlink(path.resolve(), out / path.name)
+            shutil.copyfile(path, out / path.name)
     return out
 
 
