@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from starflow_world.agents.environment import Environment, check_env, check_sing
 from starflow_world.agents.policy import Held, NoEnd, Policy, RandomPolicy, check_policy, policy_record
 from starflow_world.agents.pool import Crew, EpisodeSpec, Pool, Receipt
 from starflow_world.agents.registry import default_policy
+from starflow_world.data.dataset import COLLECTION, installed_versions
 from starflow_world.data.episodes import Episode, episode_path, read_episode, write_episode
 from starflow_world.envs.observation import is_minigrid, mission, shown
 from starflow_world.envs.world_env import WorldEnv
@@ -31,7 +31,6 @@ from starflow_world.errors import ConfigError, DataError, WorkerError
 from starflow_world.io.files import claim, recorded, remove_leftovers
 from starflow_world.world import World, find_world
 
-COLLECTION = "collection.json"
 PACKAGES = ("gymnasium", "minigrid", "MinAtar", "numpy", "h5py", "opencv-python-headless")
 NO_END_STEPS = 64
 MOST_STEPS = 10_000
@@ -321,19 +320,9 @@ def _claim(out: Path, recipe: dict[str, Any], policy: Policy, episodes: int, pac
     recipe["policy"] = policy_record(policy, _recipe(before).get("policy"))
     more = before.get("episodes", 0)
     episodes = max(episodes, more) if isinstance(more, int) else episodes
-    claim(out / COLLECTION, {"recipe": recipe, "episodes": episodes, "packages": _versions(packages)}, key="recipe")
+    versions = installed_versions(packages)
+    claim(out / COLLECTION, {"recipe": recipe, "episodes": episodes, "packages": versions}, key="recipe")
 
 
 def _recipe(record: dict[str, Any]) -> dict[str, Any]:
     return record["recipe"] if isinstance(record.get("recipe"), dict) else {}
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of the installed packages among `packages`, on which episodes depend."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -6,7 +6,9 @@ import math
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,17 @@ def origin(folder: Path | str) -> dict[str, Any]:
         return {key: recipe[key] for key in ORIGIN if recipe.get(key) is not None}
     except DAMAGE as damage:
         raise DataError(f"{path}: expected the record of a collection, found {damage!r:.120}; collect again") from None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of the installed packages among `packages`, for the record of what made episodes."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 @dataclass(frozen=True)

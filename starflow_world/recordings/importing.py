@@ -5,15 +5,13 @@ Frames are decoded and scaled one by one, and an episode is written when it is w
 """
 
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
-from starflow_world.data.dataset import COLLECTION
+from starflow_world.data.dataset import COLLECTION, installed_versions
 from starflow_world.data.episodes import MAX_SIDE, Episode, episode_path, read_header, write_episode
 from starflow_world.envs.observation import shown
 from starflow_world.errors import ConfigError, DataError
@@ -42,9 +40,10 @@ def import_recordings(
     size = source_size(source) if 0 in frame_size else (frame_size[0], frame_size[-1])
     recipe = {"source": source.facts(), "frame_size": size[0] if size[0] == size[1] else list(size),
               "space": space_to_json(space), "longest": longest}
+    versions = installed_versions(PACKAGES)
     if not any(out.glob("episode-*.h5")):  # an import that wrote nothing holds no folder
         (out / COLLECTION).unlink(missing_ok=True)
-    claim(out / COLLECTION, {"recipe": recipe, "episodes": len(source), "packages": _versions()}, key="recipe")
+    claim(out / COLLECTION, {"recipe": recipe, "episodes": len(source), "packages": versions}, key="recipe")
     index = 0
     with tqdm(total=len(source), desc=out.name, unit="recording", disable=not progress) as bar:
         for recording in source:
@@ -54,7 +53,7 @@ def import_recordings(
                     _write(path, episode, recording)
             index += len(paths)
             bar.update()
-    claim(out / COLLECTION, {"recipe": recipe, "episodes": index, "packages": _versions()}, key="recipe")
+    claim(out / COLLECTION, {"recipe": recipe, "episodes": index, "packages": versions}, key="recipe")
     return out
 
 
@@ -114,14 +113,3 @@ def _is_whole(path: Path) -> bool:
         return path.exists() and bool(read_header(path).shape)
     except DataError:
         return False
-
-
-def _versions() -> dict[str, Any]:
-    """Return the versions of the packages that read recordings."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
