@@ -44,11 +44,14 @@ class T5Text:
         self._identity: str | None = None
         self._tokenizer: Any = None
         self._model: Any = None
+        self._last: dict[str, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts (B) as states (B, L, width) in float32, on the device."""
-        distinct = {text: self._states(text) for text in dict.fromkeys(texts)}
-        return torch.stack([distinct[text] for text in texts]).to(self.device)
+        """Encode texts (B) as states (B, L, width) in float32, on the device. Those of one call are kept for the next.
+        """
+        last = self._last
+        self._last = {text: last[text] if text in last else self._states(text) for text in dict.fromkeys(texts)}
+        return torch.stack([self._last[text] for text in texts]).to(self.device)
 
     def _states(self, text: str) -> Tensor:
         path = None if self.cache is None else self.cache / f"{self._digest(text)}.safetensors"

@@ -26,7 +26,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folders = tiny_folders(root)
     (root / "captions.txt").write_text("a red dog.\n\na cat.\n")
     parts = ["--text", str(folders["text"]), "--vae", str(folders["vae"]), "--device", "cpu"]
-    return ["generate", str(folders["model"]), "--captions", str(root / "captions.txt"), "--seed", "7", "--seeds", "2",
+    return ["generate", str(folders["model"]), "--captions", str(root / "captions.txt"), "--seed", "7", "--samples", "2",
             "--frames", "5", "--aspect", "1:1", *parts, "--out"]
 
 
@@ -47,7 +47,7 @@ def test_each_line_and_seed_has_the_video_that_the_command_makes_of_it(
     assert list(made) == NAMES
     start = words.index("--captions")
     one = [*words[:start], *words[start + 2 :], str(tmp_path / "a.mp4"), "--prompt", "a cat."]
-    del one[one.index("--seeds") : one.index("--seeds") + 2]
+    del one[one.index("--samples") : one.index("--samples") + 2]
     one[one.index("--seed") + 1] = "8"
     main(one)
     assert (tmp_path / "a.mp4").read_bytes() == made["00002-8.mp4"]
@@ -119,7 +119,7 @@ def test_actors_make_the_same_videos(
 
 @pytest.mark.parametrize(("more", "said"), [
     (["--prompt", "a"], "--prompt: expected without --captions"), (["--latents", "l"], "--latents: expected without"),
-    (["--seeds", "0"], "seeds, actors, gpus-per-actor: expected numbers"),
+    (["--samples", "0"], "samples, actors, gpus-per-actor: expected numbers"),
     (["--out", "a.mp4"], "out: expected a folder for the videos"),
     (["--captions", "absent.txt"], "absent.txt: expected a text file"),
 ])

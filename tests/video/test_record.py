@@ -9,6 +9,7 @@ import pytest
 
 from starflow_world.cli import main
 from starflow_world.io.media import read_video, write_png
+from starflow_world.model.t5 import T5Text
 from tests.tiny_video import moving_spot, tiny_folders, tiny_t5
 
 pytest.importorskip("diffusers")
@@ -42,6 +43,26 @@ def test_other_flags_change_what_they_name(made: Path, tmp_path: Path) -> None:
     assert (tmp_path / "b.mp4").read_bytes() != (made / "a.mp4").read_bytes()
     old, new = (json.loads(path.read_text())["request"] for path in (made / "a.json", tmp_path / "b.json"))
     assert new == old | {"seed": 6}
+
+
+def test_each_of_several_samples_is_the_video_of_its_seed_alone(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--from", str(made / "a.json"), "--device", "cpu", "--out"]
+    more = ["--seed", "4", "--samples", "2", "--latents", str(tmp_path / "l.safetensors")]
+    main([*words, str(tmp_path / "b.mp4"), *more])
+    assert (tmp_path / "b-5.mp4").read_bytes() == (made / "a.mp4").read_bytes() != (tmp_path / "b-4.mp4").read_bytes()
+    names = [f"{name}.{kind}" for name in ("b-4", "b-5") for kind in ("json", "mp4")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "l-4.safetensors", "l-5.safetensors"]
+    assert json.loads((tmp_path / "b-5.json").read_text())["request"]["seed"] == 5
+    (tmp_path / "b-5.mp4").unlink()
+    monkeypatch.setattr(T5Text, "_run", None)
+    capsys.readouterr()
+    times = (tmp_path / "b-4.mp4").stat().st_mtime_ns
+    main([*words, str(tmp_path / "b.mp4"), *more, "--resume"])
+    assert (tmp_path / "b-4.mp4").stat().st_mtime_ns == times, "what is complete is not made again"
+    assert (tmp_path / "b-5.mp4").read_bytes() == (made / "a.mp4").read_bytes()
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == ["b-4.mp4", "b-5.mp4"]
 
 
 def _other_text(root: Path, record: dict[str, dict[str, object]]) -> None:

@@ -30,8 +30,8 @@ class Generate:
     captions: Path | None = None
     """Text file, a caption a line: the videos go into the folder --out; started again, the run goes on. With torchrun
     its processes share the captions."""
-    seeds: int = 1
-    """Videos of each caption, with seeds --seed, --seed + 1 ..."""
+    samples: int = 1
+    """Videos of the prompt, or of each caption, with seeds --seed, --seed + 1 ...; several are named NAME-SEED."""
     actors: int = 0
     """Ray actors that make the videos of captions; 0: this process."""
     gpus_per_actor: float = 0.0
@@ -56,7 +56,7 @@ class Generate:
         from starflow_world.model.checkpoint import load_video
         from starflow_world.video.generation import generate, result_path
         from starflow_world.video.model import VideoModel, prompts_of
-        from starflow_world.video.record import refuse_other_parts
+        from starflow_world.video.record import is_made, refuse_other_parts
         from starflow_world.video.sources import measure_given
 
         request, old = self.asked()
@@ -76,13 +76,19 @@ class Generate:
         )
         if self.record is not None:
             refuse_other_parts(self.record, old, model.origin)
-        print(generate(model, request, self.out, resume=self.resume, latents=self.latents))
+        for seed in range(request.seed, request.seed + self.samples):
+            asked, name = replace(request, seed=seed), f"-{seed}" if self.samples > 1 else ""
+            out = result_path(self.out.with_name(f"{self.out.stem}{name}{self.out.suffix}"), asked)
+            latents = self.latents and self.latents.with_stem(f"{self.latents.stem}{name}")
+            if not (name and self.resume and is_made(out, asked, model.origin)):
+                out = generate(model, asked, out, resume=self.resume, latents=latents)
+            print(out, flush=True)
 
     def _run_captions(self, folder: Path, request: Request, path: Path) -> None:
         from starflow_world.cli import environment
         from starflow_world.commands.generate.captions import CaptionWork, make_all, read_captions, share_of
 
-        captions = read_captions(path, request.seed, self.seeds)
+        captions = read_captions(path, request.seed, self.samples)
         mine, device = share_of(captions, environment(), self.device)
         work = CaptionWork(folder, self.out, request, mine, self.text, self.vae, self.cache or folder / "prompts",
                            device, self.dtype)
@@ -109,12 +115,12 @@ class Generate:
         """Raise ConfigError for flags that do not go with --captions, or need it."""
         flags: dict[str, object] = {"prompt": self.request.prompt, "from": self.record, "latents": self.latents}
         if self.captions is None:
-            flags = {"seeds": self.seeds != 1, "actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
+            flags = {"actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
         if given := [f"--{name}" for name, value in flags.items() if value]:
             expected = "without --captions" if self.captions else "only with --captions"
             raise ConfigError(f"generate: {', '.join(given)}: expected {expected}")
-        if self.seeds < 1 or self.actors < 0 or self.gpus_per_actor < 0:
-            found = f"{self.seeds}, {self.actors}, {self.gpus_per_actor}"
-            raise ConfigError(f"seeds, actors, gpus-per-actor: expected numbers >= 1, >= 0, >= 0, found {found}")
+        if self.samples < 1 or self.actors < 0 or self.gpus_per_actor < 0:
+            found = f"{self.samples}, {self.actors}, {self.gpus_per_actor}"
+            raise ConfigError(f"samples, actors, gpus-per-actor: expected numbers >= 1, >= 0, >= 0, found {found}")
         if self.captions is not None and self.out.suffix:
             raise ConfigError(f"out: expected a folder for the videos of --captions, found {self.out}")

@@ -68,7 +68,7 @@ class CaptionWork:
         return make
 
 
-def read_captions(path: Path, first: int, seeds: int) -> tuple[Caption, ...]:
+def read_captions(path: Path, first: int, samples: int) -> tuple[Caption, ...]:
     """Return the videos of a text file, a caption a line, with seeds first, first + 1 ... each. Empty lines are left
     out. Raises DataError."""
     try:
@@ -78,7 +78,7 @@ def read_captions(path: Path, first: int, seeds: int) -> tuple[Caption, ...]:
     named = [(number, line.strip()) for number, line in enumerate(lines) if line.strip()]
     if not named:
         raise DataError(f"{path}: expected a caption a line, found none")
-    return tuple(Caption(line, first + seed, text) for line, text in named for seed in range(seeds))
+    return tuple(Caption(line, first + seed, text) for line, text in named for seed in range(samples))
 
 
 def share_of(
