@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from starflow_world.score import Scorer, Scores
     from starflow_world.training import train
+    from starflow_world.video.model import VideoModel
     from starflow_world.world import Starts, World
     from starflow_world.world.state import Transition, WorldState
 
@@ -47,8 +48,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ActionError", "CheckpointError", "ConfigError", "DataError", "EnvState", "EpisodeDataset", "RayVectorEnv",
     "Scorer", "ScorerError", "Scores", "StarflowError", "Starts", "StateError", "SurpriseMonitor",
-    "SurpriseVectorMonitor", "Transition", "WorkerError", "World", "WorldEnv", "WorldState", "WorldVectorEnv",
-    "check_world", "collect", "train",
+    "SurpriseVectorMonitor", "Transition", "VideoModel", "WorkerError", "World", "WorldEnv", "WorldState",
+    "WorldVectorEnv", "check_world", "collect", "train",
 ]
 
 _ERRORS = (
@@ -60,7 +61,7 @@ _HOMES = dict.fromkeys(_ERRORS, "errors") | {
     "Scorer": "score", "Scores": "score", "Starts": "world",
     "SurpriseMonitor": "envs.monitor", "SurpriseVectorMonitor": "envs.monitor", "Transition": "world.state",
     "World": "world", "WorldEnv": "envs.world_env", "WorldState": "world.state", "WorldVectorEnv": "envs.vector_env",
-    "check_world": "check", "collect": "agents.collect", "train": "training",
+    "check_world": "check", "collect": "agents.collect", "train": "training", "VideoModel": "video.model",
 }
 
 _ENV_NAMES = {

@@ -6,9 +6,12 @@ resampled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +19,10 @@ from torch import Tensor
 
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.video import FRAMES, PIXELS, VideoConfig, latent_frames
-from starflow_world.errors import ConfigError
+from starflow_world.errors import ConfigError, DataError
 from starflow_world.flow import Flow, Inverse
 from starflow_world.io.files import is_folder
-from starflow_world.io.media import fitted
+from starflow_world.io.media import fitted, write_png
 from starflow_world.model.checkpoint import load_flow, load_video
 from starflow_world.model.devices import read_device
 from starflow_world.model.t5 import T5Text, identity, local_folder
@@ -47,6 +50,14 @@ class ModelOrigin:
     dtype: str = ""
 
 
+@dataclass(frozen=True)
+class GeneratedVideos:
+    """Videos of a prompt: `frames` (N, F, H, W, 3) u8, and the seed that each alone is made of."""
+
+    frames: np.ndarray
+    seeds: tuple[int, ...]
+
+
 class VideoModel:
     """A video flow with its text encoder and codec."""
 
@@ -59,7 +70,7 @@ class VideoModel:
         self.device = flow.deep.start.device
 
     @staticmethod
-    def load(
+    def from_pretrained(
         folder: Path | str, *, text: str = "", codec: str = "", cache: Path | None = None, device: str = "auto",
         dtype: str = "auto", prompts: Sequence[str] = (),
     ) -> "VideoModel":
@@ -87,6 +98,37 @@ class VideoModel:
             identity(files / "vae" if is_folder(files / "vae") else files), str(place), dtype,
         )
         return VideoModel(config, load_flow(folder, device=place, dtype=kind), encoder, vae, origin)
+
+    def generate(
+        self, prompt: str, *, negative_prompt: str = "", image: Any = None, video: Path | str | None = None,
+        extend: bool = False, num_frames: int = 81, aspect: str = "16:9", fps: int = 0,
+        guidance_scale: float | None = None, num_videos_per_prompt: int = 1, seed: int = 0,
+        generator: torch.Generator | None = None, callback: Callable[[int, int], None] = lambda video, step: None,
+    ) -> GeneratedVideos:
+        """Return videos of a prompt, with seeds `seed`, `seed` + 1 ..., or seeds that are drawn from `generator`.
+
+        The other arguments are flags of `starflow-world generate`: num_frames is --frames, guidance_scale --guidance.
+        image: a file, a PIL picture, or (H, W, 3) u8; video: a file. `callback` is called with the number of the video
+        and of its latent frames that are solved; what it raises ends the call. Raises ConfigError, DataError.
+        """
+        seeds = list(range(seed, seed + num_videos_per_prompt))
+        if generator is not None:
+            seeds = torch.randint(1 << 62, (len(seeds),), generator=generator, device=generator.device).tolist()
+        if not seeds:
+            raise ConfigError(f"num_videos_per_prompt: expected a number >= 1, found {num_videos_per_prompt}")
+        shown: list[np.ndarray] = []
+
+        def told(number: int) -> Callable[[Inverse], None]:
+            steps = count(1)
+            return lambda _: callback(number, next(steps))
+
+        with _as_file(image) as picture:
+            for number, one in enumerate(seeds):
+                self.run(Request(
+                    prompt, negative_prompt, num_frames, aspect, fps, guidance_scale, one, picture,
+                    Path(video) if video else None, extend,
+                ), shown.append, told(number))
+        return GeneratedVideos(np.stack(shown).reshape(len(seeds), -1, *shown[0].shape), tuple(seeds))
 
     def task(self, request: Request, solved: Tensor | None = None) -> tuple[GenerationTask, int]:
         """Return the task of the flow, and the number of its first frames to drop from the result (those of a
@@ -122,8 +164,8 @@ class VideoModel:
     def noisy(self, frames: Iterable[np.ndarray], size: tuple[int, int], keys: Tensor) -> Iterator[Tensor]:
         """Yield noisy latents (K, t, n, c) of a clip piece by piece while its frames (H, W, 3) u8 arrive: K samples of
         the posterior and the noise, by keys (K,). Frames after the last 1 + 4k are ignored."""
-        stream, place, done, count = iter(frames), self.codec.begin(1), 0, 1
-        while piece := list(islice(stream, count)):
+        stream, place, done, wanted = iter(frames), self.codec.begin(1), 0, 1
+        while piece := list(islice(stream, wanted)):
             whole = len(piece) // FRAMES * FRAMES if done else 1
             if not whole:
                 break
@@ -132,7 +174,7 @@ class VideoModel:
             steps = torch.arange(done, done + x.shape[1])
             noise = [normals(keys, t.expand_as(keys), "observation", x.shape[2:]) for t in steps]
             yield x.to(self.device) + self.config.noise_level * torch.stack(noise, dim=1).to(self.device)
-            done, count = done + x.shape[1], ENCODED * FRAMES
+            done, wanted = done + x.shape[1], ENCODED * FRAMES
 
     def run(
         self, request: Request, show: Callable[[np.ndarray], None],
@@ -165,3 +207,18 @@ def prompts_of(request: Request, config: VideoConfig) -> list[str]:
     task = "v2v" if request.video is not None and not request.extend else ""
     texts = [config.prompt(text, fps=fps, aspect=request.aspect, task=task) for _, text in request.prompts]
     return [*texts, config.prompt(request.negative_prompt, fps=fps, aspect=request.aspect)]
+
+
+@contextmanager
+def _as_file(image: Any) -> Iterator[Path | None]:
+    """Give a picture that is in memory the name of a file, without loss, for as long as it is needed."""
+    if image is None or isinstance(image, str | Path):
+        yield None if image is None else Path(image)
+        return
+    pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        expected = "a file, a PIL picture or an array (H, W, 3) of uint8"
+        raise DataError(f"image: expected {expected}, found {pixels.dtype} {pixels.shape}")
+    with TemporaryDirectory() as folder:
+        write_png(Path(folder) / "image.png", pixels)
+        yield Path(folder) / "image.png"

@@ -26,8 +26,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folders = tiny_folders(root)
     (root / "captions.txt").write_text("a red dog.\n\na cat.\n")
     parts = ["--text", str(folders["text"]), "--vae", str(folders["vae"]), "--device", "cpu"]
-    return ["generate", str(folders["model"]), "--captions", str(root / "captions.txt"), "--seed", "7", "--samples", "2",
-            "--frames", "5", "--aspect", "1:1", *parts, "--out"]
+    return ["generate", str(folders["model"]), "--captions", str(root / "captions.txt"), "--seed", "7",
+            "--samples", "2", "--frames", "5", "--aspect", "1:1", *parts, "--out"]
 
 
 @pytest.fixture(scope="module")

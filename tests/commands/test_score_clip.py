@@ -34,7 +34,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def model(folders) -> VideoModel:
-    return VideoModel.load(folders["model"], text=str(folders["text"]), codec=str(folders["vae"]), device="cpu")
+    places = {"text": str(folders["text"]), "codec": str(folders["vae"])}
+    return VideoModel.from_pretrained(folders["model"], **places, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_windows_are_the_same_however_the_clip_comes(model, clip, scores, monkey
 
 
 def test_half_precision_gives_nearly_the_same(folders, model, clip, scores):
-    half = VideoModel.load(
+    half = VideoModel.from_pretrained(
         folders["model"], text=str(folders["text"]), codec=str(folders["vae"]), device="cpu", dtype="bfloat16"
     )
     x, text = noisy(model, clip)[:, :4], model.text.encode(["a dog."])

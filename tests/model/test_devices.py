@@ -33,7 +33,7 @@ def test_a_gpu_is_refused_where_there_is_none_and_auto_is_the_cpu(monkeypatch: p
 
 
 @pytest.mark.parametrize("load", [
-    lambda: VideoModel.load("nowhere", device="tpu"), lambda: World.load("babyai-gotolocal", device="tpu"),
+    lambda: VideoModel.from_pretrained("nowhere", device="tpu"), lambda: World.load("babyai-gotolocal", device="tpu"),
     lambda: sweep_timings(TINY_VIDEO, "h200", device="tpu"),
 ])
 def test_all_devices_go_through_the_one_reader_before_anything_is_loaded(load: Callable[[], object]) -> None:

@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def model(folders: dict[str, Path]) -> VideoModel:
-    return VideoModel.load(
+    return VideoModel.from_pretrained(
         folders["model"], text=str(folders["text"]), codec=str(folders["vae"]), cache=folders["cache"], device="cpu"
     )
 

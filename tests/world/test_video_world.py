@@ -48,7 +48,7 @@ def unguided(world: World) -> World:
 
 @pytest.fixture(scope="module")
 def model(video_folder) -> VideoModel:
-    return VideoModel.load(video_folder, device="cpu")
+    return VideoModel.from_pretrained(video_folder, device="cpu")
 
 
 def generated(model: VideoModel, request: Request) -> Tensor:

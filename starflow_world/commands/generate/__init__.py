@@ -68,7 +68,7 @@ class Generate:
             self._run_captions(folder, request, self.captions)
             return
         result_path(self.out, request)
-        model = VideoModel.load(
+        model = VideoModel.from_pretrained(
             folder, text=self.text or old.text, codec=self.vae or old.vae, cache=self.cache or folder / "prompts",
             device=old.device if self.device == "auto" else self.device,
             dtype=old.dtype if self.dtype == "auto" else self.dtype,

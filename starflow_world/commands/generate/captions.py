@@ -56,8 +56,10 @@ class CaptionWork:
         """Encode all prompts and load the model; return a function that makes a video and returns its path."""
         config, _ = load_video(self.folder)
         prompts = [words for caption in self.captions for words in prompts_of(self.asked(caption), config)]
-        model = VideoModel.load(self.folder, text=self.text, codec=self.vae, cache=self.cache, device=self.device,
-                                dtype=self.dtype, prompts=list(dict.fromkeys(prompts)))
+        model = VideoModel.from_pretrained(
+            self.folder, text=self.text, codec=self.vae, cache=self.cache, device=self.device, dtype=self.dtype,
+            prompts=list(dict.fromkeys(prompts)),
+        )
 
         def make(caption: Caption) -> str:
             request, path = self.asked(caption), self.path(caption)

@@ -75,8 +75,10 @@ def score_clip(settings: ScoreSettings, video: Path) -> ClipScores:
         raise DataError(f"{video}: expected at least {SHORTEST} frames, two latent ones, found {len(start)}")
     aspect = settings.aspect or nearest_aspect(start[0])
     height, width = config.size(aspect)
-    model = VideoModel.load(folder, text=settings.text, codec=settings.vae, cache=folder / "prompts",
-                            device=settings.device, dtype=settings.dtype)
+    model = VideoModel.from_pretrained(
+        folder, text=settings.text, codec=settings.vae, cache=folder / "prompts", device=settings.device,
+        dtype=settings.dtype,
+    )
     thumbnails: list[np.ndarray] = []
     frames = _with_thumbnails(read_video(video, ENDLESS), thumbnails, (HEIGHT, round(HEIGHT * width / height)))
     scores = clip_nats(model, settings, frames, aspect)
