@@ -8,15 +8,17 @@ resampled.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from starflow_world.codec.stream import Streams
 from starflow_world.codec.wan import VAE_FILES, WanCodec
 from starflow_world.config.video import FRAMES, PIXELS, VideoConfig, latent_frames
 from starflow_world.errors import ConfigError, DataError
@@ -27,6 +29,7 @@ from starflow_world.model.checkpoint import load_flow, load_video
 from starflow_world.model.devices import read_device
 from starflow_world.model.t5 import T5Text, identity, local_folder
 from starflow_world.noise import make_key, normals
+from starflow_world.video.parts import Part
 from starflow_world.video.pipeline import GenerationTask, synthesize
 from starflow_world.video.request import Request
 from starflow_world.video.sources import measure_given
@@ -59,25 +62,42 @@ class GeneratedVideos:
 
 
 class VideoModel:
-    """A video flow with its text encoder and codec."""
+    """A video flow with its text encoder and codec. With `offload` flow and codec are in memory only while they work.
+    """
 
     def __init__(
-        self, config: VideoConfig, flow: Flow, text: T5Text, codec: WanCodec, origin: ModelOrigin | None = None
+        self, config: VideoConfig, flow: Flow | Part[Flow], text: T5Text, codec: WanCodec | Part[WanCodec],
+        origin: ModelOrigin | None = None, *, offload: bool = False,
     ) -> None:
-        codec.check(config.flow.channels, PIXELS)
-        self.origin = origin or ModelOrigin()
-        self.config, self.flow, self.text, self.codec = config, flow, text, codec
-        self.device = flow.deep.start.device
+        self.config, self.text, self.origin, self.offload = config, text, origin or ModelOrigin(), offload
+        self._flow = flow if isinstance(flow, Part) else Part(lambda: flow)
+        self._codec = codec if isinstance(codec, Part) else Part(lambda: codec)
+        self.device = text.device
+        self.codec.check(config.flow.channels, PIXELS)
+        if offload:
+            self._codec.release()
+        else:
+            self._flow()
+
+    @property
+    def flow(self) -> Flow:
+        """Return the flow."""
+        return self._flow()
+
+    @property
+    def codec(self) -> WanCodec:
+        """Return the codec."""
+        return self._codec()
 
     @staticmethod
     def from_pretrained(
         folder: Path | str, *, text: str = "", codec: str = "", cache: Path | None = None, device: str = "auto",
-        dtype: str = "auto", prompts: Sequence[str] = (),
+        dtype: str = "auto", prompts: Sequence[str] = (), offload: bool = False,
     ) -> "VideoModel":
         """Load the model in a folder that `starflow-world convert` wrote. `text`, `codec`: folders or hub names that
         replace those of its config; `cache`: folder for the states of prompts; `prompts`: what the text encoder will
-        read, checked, and with a cache encoded, before other weights are loaded. Raises CheckpointError, ConfigError,
-        DataError."""
+        read, checked, and with a cache encoded, before other weights are loaded; `offload`: flow and VAE are loaded
+        when they work, and released behind it. Raises CheckpointError, ConfigError, DataError."""
         place = read_device(device)
         if dtype == "auto":
             dtype = "float32" if place.type == "cpu" else "bfloat16"
@@ -92,12 +112,13 @@ class VideoModel:
             encoder.encode(prompts)
             encoder.release()
         files = local_folder(codec or config.codec, VAE_FILES)
-        vae = WanCodec.load(files, device=place, dtype=kind, later=config.later)
+        vae = Part(partial(WanCodec.load, files, device=place, dtype=kind, later=config.later))
+        flow = Part(partial(load_flow, folder, device=place, dtype=kind))
         origin = ModelOrigin(
             str(folder), text or config.text, codec or config.codec, weights, identity(encoder.folder),
             identity(files / "vae" if is_folder(files / "vae") else files), str(place), dtype,
         )
-        return VideoModel(config, load_flow(folder, device=place, dtype=kind), encoder, vae, origin)
+        return VideoModel(config, flow, encoder, vae, origin, offload=offload)
 
     def generate(
         self, prompt: str, *, negative_prompt: str = "", image: Any = None, video: Path | str | None = None,
@@ -134,11 +155,12 @@ class VideoModel:
         """Return the task of the flow, and the number of its first frames to drop from the result (those of a
         translated source). `solved`: u of its first new frames, if they are known."""
         config, key = self.config, make_key(request.seed)
+        *texts, null_text = self.text.encode(prompts_of(request, config)).split(1)
+        self.text.release()
         given = self._given(request, key)
         known = 0 if given is None else given.shape[1]
         translated = request.video is not None and not request.extend
         total = latent_frames(request.frames) + (known if translated else 0)
-        *texts, null_text = self.text.encode(prompts_of(request, config)).split(1)
         hidden = known if translated else 0
         starts = [hidden + -(-frame // FRAMES) for frame, _ in request.prompts]
         h, w = config.grid(request.aspect)
@@ -185,20 +207,26 @@ class VideoModel:
         (1, k, n, c) that they are decoded from, `on_frame` the decoding result of each new latent frame. `solved`: u
         (1, K, n, c) of the first new frames, from an interrupted run of the same request."""
         task, hidden = self.task(request, solved)
-        self.text.release()
-        codec = self.codec.on_grid(task.grid)
-        done, place = 0, codec.begin(1)
+        done, place = 0, cast(Streams, ())
+        waiting: list[Tensor] = []
 
         def emit(latents: Tensor) -> None:
             nonlocal done, place
             done, latents = done + latents.shape[1], latents[:, max(hidden - done, 0) :]
             if latents.shape[1]:
                 on_latents(latents)
-                frames, place = codec.decode(latents, place)
+                frames, place = self.codec.on_grid(task.grid).decode(latents, place)
                 for frame in frames[0].cpu().numpy():
                     show(frame)
 
-        synthesize(self.flow, task, self.config.decode, emit, on_frame=on_frame)
+        if self.offload:
+            self._codec.release()
+        synthesize(self.flow, task, self.config.decode, waiting.append if self.offload else emit, on_frame=on_frame)
+        if self.offload:
+            self._flow.release()
+            for latents in waiting:
+                emit(latents)
+            self._codec.release()
 
 
 def prompts_of(request: Request, config: VideoConfig) -> list[str]:

@@ -90,24 +90,26 @@ class _Clip:
     frames: int
     window: int
     guided: bool
+    offload: bool = False
 
     @property
     def chunk(self) -> int:
         return self.config.decode.chunk or self.needs.tokens
 
     def memory(self) -> _Memory:
-        """Return what is in memory while the last frames of a window are sampled."""
+        """Return what is in memory while the last frames of a window are sampled; the VAE alone needs less."""
         decoder, config = Decoder(self.config.flow.channels), self.config
         encoded = config.context * self.needs.tokens if self.frames > self.window else self.chunk
         work = max(
             self.needs.activation_bytes(encoded, self.window, guided=self.guided),
             self.needs.denoiser_bytes(min(self.frames, config.denoise_window)) if config.flow.denoiser_layers else 0.0,
-            decoder.activation_bytes(*self.grid),
+            0.0 if self.offload else decoder.activation_bytes(*self.grid),
         )
+        vae = 0.0 if self.offload else decoder.weight_bytes() + decoder.held_bytes(*self.grid)
         return _Memory({
             "weights": sum(self.needs.weight_bytes().values()),
             "cache": self.needs.cache_bytes(self.window, guided=self.guided),
-            "activations": work, "VAE": decoder.weight_bytes() + decoder.held_bytes(*self.grid),
+            "activations": work, "VAE": vae,
         })
 
     @property
@@ -152,4 +154,5 @@ def _whole_video(clip: _Clip, gpu: Gpu, sweeps: Sequence[int]) -> list[str]:
 def _smaller(clip: _Clip) -> list[tuple[str, _Clip]]:
     """Return what would need less memory, by the flag that does it."""
     cases = [("--frames 1", replace(clip, frames=1, window=1))] if clip.frames > 1 else []
+    cases = [("--offload", replace(clip, offload=True)), *cases]
     return [("--guidance 0", replace(clip, guided=False)), *cases] if clip.guided else cases

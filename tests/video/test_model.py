@@ -1,15 +1,22 @@
 """The model as a Python object: `VideoModel.from_pretrained`, `.generate`."""
 
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from starflow_world import VideoModel
+from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import ConfigError, DataError
+from starflow_world.flow import Flow
 from starflow_world.io.media import fitted, read_video, write_png
 from starflow_world.model.t5 import T5Text
+from starflow_world.video import model as video_model
 from starflow_world.video.request import Request
 from tests.tiny_video import moving_spot, tiny_folders
 
@@ -97,3 +104,47 @@ def test_wrong_arguments_are_named(model: VideoModel) -> None:
         model.generate("a dog.", image=np.zeros((4, 4, 3)))
     with pytest.raises(ConfigError, match=r"frames: expected 1 \+ 4k"):
         model.generate("a dog.", num_frames=80)
+
+
+def test_offloaded_parts_are_in_memory_only_while_they_work_and_the_bytes_are_the_same(
+    folders: dict[str, Path], model: VideoModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[torch.nn.Module]] = []
+    seen: list[str] = []
+
+    def watched(kind: type, name: str, part: str) -> None:
+        method = getattr(kind, name)
+
+        def called(*arguments: object, **options: object) -> object:
+            gc.collect()
+            parts = {type(module).__name__ for ref in alive if (module := ref()) is not None}
+            seen.append(f"{part} beside {sorted(parts)}")
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(kind, name, called)
+
+    def made_by(owner: object, name: str, part: Callable[[Any], torch.nn.Module]) -> None:
+        make = getattr(owner, name)
+
+        def made(*arguments: object, **options: object) -> object:
+            result = make(*arguments, **options)
+            alive.append(weakref.ref(part(result)))
+            return result
+
+        monkeypatch.setattr(owner, name, made)
+
+    made_by(video_model, "load_flow", lambda flow: flow)
+    made_by(video_model.WanCodec, "load", lambda codec: codec.vae)
+    made_by(T5Text, "_encoder", lambda encoder: encoder)
+    watched(T5Text, "_run", "text")
+    watched(Flow, "decode", "flow")
+    watched(WanCodec, "_encode", "VAE")
+    watched(WanCodec, "_decode", "VAE")
+    asked = {"image": next(read_video(moving_spot(tmp_path / "clip.mp4", 2), 1)), "num_frames": 9, "seed": 2}
+    offloaded = opened(folders, offload=True)
+    frames = offloaded.generate("a dog.", **asked).frames
+    assert set(seen) == {"text beside []", "text beside ['T5EncoderModel']", "VAE beside ['AutoencoderKLWan']",
+                         "flow beside ['Flow']"}
+    gc.collect()
+    assert not [ref for ref in alive if ref() is not None], "all is released at the end"
+    assert np.array_equal(frames, model.generate("a dog.", **asked).frames)

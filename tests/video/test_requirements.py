@@ -177,9 +177,12 @@ def test_the_report_says_what_fits_and_why_not():
     assert "of 79.1 GiB: fits" in alone
     cache = [float(line.split("cache ")[1].split()[0]) for line in (alone, translated)]
     assert cache[1] == pytest.approx(2 * cache[0], rel=0.01)
-    missing, unguided, picture, _ = memory(gpu="rtx4090")
+    missing, unguided, offloaded, picture, _ = memory(gpu="rtx4090")
     assert "GiB are missing; most is cache" in missing
     assert unguided.strip().startswith("--guidance 0: ")
+    assert offloaded.strip().startswith("--offload: ")
+    amounts = [float(line.split("because ")[1].split()[0]) for line in (missing, offloaded)]
+    assert amounts[0] > amounts[1]
     assert picture.strip().startswith("--frames 1: fits")
 
 

@@ -50,6 +50,8 @@ class Generate:
     """Device: auto, cpu, cuda ..."""
     dtype: str = "auto"
     """Precision: auto (bfloat16, float32 on a CPU), bfloat16 or float32."""
+    offload: bool = False
+    """Keep text encoder, flow and VAE in memory only while they work; a video is decoded when all of it is sampled."""
 
     def run(self) -> None:
         """Check what was asked, load the model and write the video, or those of the captions."""
@@ -72,7 +74,7 @@ class Generate:
             folder, text=self.text or old.text, codec=self.vae or old.vae, cache=self.cache or folder / "prompts",
             device=old.device if self.device == "auto" else self.device,
             dtype=old.dtype if self.dtype == "auto" else self.dtype,
-            prompts=prompts_of(request, config),
+            prompts=prompts_of(request, config), offload=self.offload,
         )
         if self.record is not None:
             refuse_other_parts(self.record, old, model.origin)
@@ -91,7 +93,7 @@ class Generate:
         captions = read_captions(path, request.seed, self.samples)
         mine, device = share_of(captions, environment(), self.device)
         work = CaptionWork(folder, self.out, request, mine, self.text, self.vae, self.cache or folder / "prompts",
-                           device, self.dtype)
+                           device, self.dtype, self.offload)
         for made in make_all(work, self.actors, self.gpus_per_actor):
             print(made, flush=True)
 

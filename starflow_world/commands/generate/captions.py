@@ -43,6 +43,7 @@ class CaptionWork:
     cache: Path
     device: str
     dtype: str
+    offload: bool
 
     def asked(self, caption: Caption) -> Request:
         """Return the request for a caption."""
@@ -58,7 +59,7 @@ class CaptionWork:
         prompts = [words for caption in self.captions for words in prompts_of(self.asked(caption), config)]
         model = VideoModel.from_pretrained(
             self.folder, text=self.text, codec=self.vae, cache=self.cache, device=self.device, dtype=self.dtype,
-            prompts=list(dict.fromkeys(prompts)),
+            prompts=list(dict.fromkeys(prompts)), offload=self.offload,
         )
 
         def make(caption: Caption) -> str:
