@@ -153,7 +153,7 @@ class RowsLeak(Dynamics):
             tokens = torch.cat((tokens[:, :-1], update[:, -1:]), dim=1)
             residual = ((update - tokens) / scale).square().mean((1, 2)).sqrt()
             if residual.mean() <= self.decode.tolerance or sweeps[0] > self.tokens:
-                return Inverse(tokens, density, sweeps, residual, sweeps > 0)
+                return Inverse(tokens, density, sweeps, residual, sweeps > 0, scale)
             tokens = update
 
 

@@ -17,7 +17,8 @@ from starflow_world.flow.density import Density
 
 @dataclass(frozen=True)
 class Inverse:
-    """Solved tokens (B, S, c), their density in the last sweep, and sweeps, residual and converged (B,).
+    """Solved tokens (B, S, c), their density in the last sweep, sweeps, residual and converged (B,), and the scales
+    (B, S, c) of what they were drawn from.
 
     The residual is the root mean square over S and c of (next iterate - tokens) / scale, in units of the noise.
     """
@@ -27,6 +28,7 @@ class Inverse:
     sweeps: Tensor
     residual: Tensor
     converged: Tensor
+    scale: Tensor
 
     @staticmethod
     def join(parts: "list[Inverse]") -> "Inverse":
@@ -40,6 +42,7 @@ class Inverse:
             torch.stack([p.sweeps for p in parts]).sum(0),
             torch.stack([p.residual for p in parts]).amax(0),
             torch.stack([p.converged for p in parts]).all(0),
+            torch.cat([p.scale for p in parts], dim=1),
         )
 
 
@@ -69,4 +72,4 @@ def solve(
         if sweep == limit or bool(done.all()):
             break
         tokens = torch.where(done[:, None, None], tokens, update)
-    return Inverse(tokens, density, sweeps, residual, done)
+    return Inverse(tokens, density, sweeps, residual, done, scale)

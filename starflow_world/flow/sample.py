@@ -1,6 +1,9 @@
 """Sampling of videos: the deep block maps noise to u frame by frame (STARFlow-V, section 3.3).
 
-    u_t = mean(u_<=t) + scale(u_<=t) * noise_t        solved by Jacobi sweeps from the guess u_{t-1}
+    u_t = mean(u_<=t) + scale(u_<=t) * noise_t        solved by Jacobi sweeps from a guess
+
+The guess of a frame is the last one with noise of its own, u_{t-1} + scale_{t-1} (noise_t - noise_{t-1}), exact where
+mean and scale stay. Behind a given frame, and where tokens are mixtures, it is u_{t-1}.
 
 Shapes: B batch elements, P given frames, T new frames, n tokens per frame, c channels, d deep width, L text length.
 """
@@ -52,6 +55,7 @@ def sample_frames(
     if action is None and not flow.features.silent:
         action = noise.new_zeros(len(noise), total, flow.config.deep_width)
 
+    found: Inverse | None = None
     for begin, seen, end in spans(total, window, keep, texts):
         begun = slice(begin, max(seen, given))
         cache = cache.rollback(length)
@@ -66,6 +70,8 @@ def sample_frames(
             added = None if action is None else flow.next_conditions(last, present, text, action[:, frame], tables.grid)
             before = torch.where(present, last[:, -1:], flow.deep.start)
             guess, settings = flow.guess(last, present, noise[:, frame]), decode
+            if found is not None and not flow.deep.head.sites:
+                guess = last + found.scale * (noise[:, frame] - noise[:, frame - 1])
             if solved is not None and frame - given < solved.shape[1]:
                 guess, settings = solved[:, frame - given], replace(decode, max_sweeps=1)
             cache, found = flow.decode(

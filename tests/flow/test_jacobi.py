@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from starflow_world.flow import Affine, Inverse, solve
+from starflow_world.config.world import DecodeConfig, FlowConfig
+from starflow_world.flow import Affine, Flow, Inverse, sample_frames, solve
 from tests.flow.sampling import numbers, sample_deep
 
 EITHER = pytest.mark.parametrize("mixed", [False, True], ids=["one normal", "mixtures"])
@@ -142,11 +143,26 @@ def test_a_rows_tokens_do_not_depend_on_its_place_in_the_batch(make_clip, mixed,
     assert torch.equal(sampled(clip.rows(order)), sampled(clip)[order])
 
 
+def test_a_frame_is_guessed_from_the_last_one_with_noise_of_its_own():
+    """Where mean and scale do not depend on what came before, the guess is the solution; so is a frame that is known.
+    """
+    sizes = {"channels": 4, "shallow_blocks": 0, "deep_layers": 1, "deep_width": 24, "head_width": 24}
+    flow = Flow(FlowConfig(**sizes))
+    with torch.no_grad():
+        flow.deep.head.weight.zero_()
+        flow.deep.head.bias.normal_()
+    noise, decode = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0)), DecodeConfig(tolerance=1e-5)
+    first, *later = sample_frames(flow, noise, None, flow.tables((2, 3), 3), decode)
+    assert first.sweeps.tolist() == [2, 2]
+    assert [frame.sweeps.tolist() for frame in later] == [[1, 1], [1, 1]]
+
+
 def test_chunks_are_joined_by_adding_sweeps_and_keeping_the_worst_residual():
     def part(sweeps: int, residual: float, converged: bool) -> Inverse:
         x = torch.full((1, 2, 1), residual)
-        return Inverse(x, Affine(x, x, x), *(torch.tensor([value]) for value in (sweeps, residual, converged)))
+        return Inverse(x, Affine(x, x, x), *(torch.tensor([value]) for value in (sweeps, residual, converged)), x)
 
     joined = Inverse.join([part(2, 0.5, True), part(3, 0.25, False)])
     assert joined.tokens.flatten().tolist() == [0.5, 0.5, 0.25, 0.25]
+    assert torch.equal(joined.scale, joined.tokens)
     assert (joined.sweeps.item(), joined.residual.item(), joined.converged.item()) == (5, 0.5, False)
