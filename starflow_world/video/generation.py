@@ -63,14 +63,16 @@ def result_path(out: Path, request: Request) -> Path:
 
 
 def generate(
-    model: VideoModel, request: Request, out: Path, *, resume: bool = False, latents: Path | None = None
+    model: VideoModel, request: Request, out: Path, *, resume: bool = False, latents: Path | None = None,
+    preview: int = 0,
 ) -> Path:
     """Write a video (MP4), or a picture (PNG) for one frame, and its record; return its path. An existing file is kept
     until the new one is complete.
 
-    `latents`: a file for the clean latents (1, T, n, c). `resume`: go on from what an interrupted run of the same
-    request left, to the bytes that it would have written. Where a run is stopped by an error, Ctrl-C or SIGTERM, what
-    was decoded is a whole video NAME-partial.mp4; then the error is raised.
+    `latents`: a file for the clean latents (1, T, n, c). `preview`: each time that so many more frames are sampled,
+    NAME-preview.png shows the newest one, roughly, until the video is there. `resume`: go on from what an interrupted
+    run of the same request left, to the bytes that it would have written. Where a run is stopped by an error, Ctrl-C or
+    SIGTERM, what was decoded is a whole video NAME-partial.mp4; then the error is raised.
     """
     result = PartialResult(result_path(out, request))
     clean: list[Tensor] = []
@@ -88,7 +90,8 @@ def generate(
 
             def work(show: Callable[[np.ndarray], None]) -> None:
                 kept = clean.append if latents is not None else lambda _: None
-                model.run(request, show, keep, solved=solved, on_latents=kept)
+                model.run(request, show, keep, solved=solved, on_latents=kept, preview=-(-preview // FRAMES),
+                          on_preview=result.show)
 
             try:
                 _write(result, request, model.config.fps, work, stop)

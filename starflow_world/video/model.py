@@ -201,11 +201,15 @@ class VideoModel:
     def run(
         self, request: Request, show: Callable[[np.ndarray], None],
         on_frame: Callable[[Inverse], None] = lambda _: None, *, solved: Tensor | None = None,
-        on_latents: Callable[[Tensor], None] = lambda _: None,
+        on_latents: Callable[[Tensor], None] = lambda _: None, preview: int = 0,
+        on_preview: Callable[[np.ndarray], None] = lambda _: None,
     ) -> None:
         """Generate; `show` receives the frames (H, W, 3) u8 of the result one by one, `on_latents` the clean latents
         (1, k, n, c) that they are decoded from, `on_frame` the decoding result of each new latent frame. `solved`: u
-        (1, K, n, c) of the first new frames, from an interrupted run of the same request."""
+        (1, K, n, c) of the first new frames, from an interrupted run of the same request. `on_preview` receives a frame
+        (H, W, 3) u8 each time that `preview` more latent frames are solved. Raises ConfigError, DataError."""
+        if preview and self.offload:
+            raise ConfigError("preview: expected without offload, which releases the VAE while frames are sampled")
         task, hidden = self.task(request, solved)
         done, place = 0, cast(Streams, ())
         waiting: list[Tensor] = []
@@ -219,9 +223,16 @@ class VideoModel:
                 for frame in frames[0].cpu().numpy():
                     show(frame)
 
+        def peek(latents: Tensor, start: int) -> None:
+            latents = latents[:, max(hidden - start, 0) :]
+            if start > hidden:  # decoded as the first frame of a clip
+                latents = torch.cat((latents[:, :1] / self.config.later, latents[:, 1:]), dim=1)
+            on_preview(self.codec.on_grid(task.grid).decode(latents)[0][0, -1].cpu().numpy())
+
         if self.offload:
             self._codec.release()
-        synthesize(self.flow, task, self.config.decode, waiting.append if self.offload else emit, on_frame=on_frame)
+        synthesize(self.flow, task, self.config.decode, waiting.append if self.offload else emit, on_frame=on_frame,
+                   preview=preview, peek=peek)
         if self.offload:
             self._flow.release()
             for latents in waiting:

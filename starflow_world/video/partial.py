@@ -1,4 +1,5 @@
-"""What there is of a video until it is complete: a folder NAME-partial beside it, and NAME-partial.mp4 after a stop.
+"""What there is of a video until it is complete: a folder NAME-partial beside it, NAME-preview.png where it is asked
+for, and NAME-partial.mp4 after a stop.
 
     NAME-partial/request.json            what was asked of which model; a run goes on only with the same
     NAME-partial/00000.safetensors ...   u of each new latent frame, written as it is solved
@@ -12,12 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from starflow_world.errors import ConfigError
 from starflow_world.io.files import is_file, read_tensors, recorded, remove_leftovers, write_tensors, write_text
+from starflow_world.io.media import write_png
 
+PREVIEW_SIDE = 480
+"""Most pixels of a side of a preview."""
 NUMBERED = "[0-9][0-9][0-9][0-9][0-9].png"
 
 
@@ -29,6 +34,7 @@ class PartialResult:
         self.folder = out.with_name(f"{out.stem}-partial")
         self.file = out.with_name(f"{out.stem}-partial{out.suffix}")
         self.made = self.folder / f"made{out.suffix}"
+        self.preview = out.with_name(f"{out.stem}-preview.png")
         self.frames = self.folder / "frames"
 
     def begin(self, record: Mapping[str, Any], *, resume: bool) -> Tensor | None:
@@ -66,6 +72,12 @@ class PartialResult:
         if not is_file(self._path(frame)):
             write_tensors(self._path(frame), {"u": u}, sealed=True)
 
+    def show(self, frame: np.ndarray) -> None:
+        """Replace the preview by a frame (H, W, 3) u8, made smaller by leaving out pixels."""
+        step = -(-max(frame.shape) // PREVIEW_SIDE)
+        write_png(self.folder / "preview.png", frame[::step, ::step])
+        (self.folder / "preview.png").replace(self.preview)
+
     def stopped(self) -> None:
         """Say what is kept of a run that was stopped; remove the folder where there is nothing in it."""
         if count := len(list(self.folder.glob("*.safetensors"))):
@@ -86,6 +98,7 @@ class PartialResult:
     def remove(self) -> None:
         """Remove the folder and what a stop left beside it."""
         self.file.unlink(missing_ok=True)
+        self.preview.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _move_frames(self, folder: Path) -> None:

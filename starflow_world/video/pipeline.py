@@ -21,6 +21,8 @@ from starflow_world.config.world import DecodeConfig
 from starflow_world.flow import Flow, Inverse, Tables, sample_frames
 from starflow_world.flow.windows import denoise_spans
 
+PREVIEWED = 3
+"""Newest frames that a preview is made of."""
 QUEUE = 4
 """Frames decoded by the deep block that may wait for the later steps."""
 
@@ -61,18 +63,21 @@ class GenerationTask:
 
 def synthesize(
     flow: Flow, task: GenerationTask, decode: DecodeConfig, emit: Callable[[Tensor], None], *,
-    on_frame: Callable[[Inverse], None] = lambda solved: None, threaded: bool | None = None,
+    on_frame: Callable[[Inverse], None] = lambda solved: None, threaded: bool | None = None, preview: int = 0,
+    peek: Callable[[Tensor, int], None] = lambda latents, start: None,
 ) -> None:
     """Run a task; `emit` receives clean latents (B, k, n, c) of all P + T frames, in order, as they are generated.
 
     A flow without a denoiser emits noisy latents. `on_frame` receives the decoding result of each new frame.
-    `threaded`: run the steps after the deep block in a thread of their own (None: on a GPU only).
+    `threaded`: run the steps after the deep block in a thread of their own (None: on a GPU only). Every `preview`
+    frames (0: never) `peek` receives the newest ones (B, k, n, c), denoised without any others, and the number of the
+    first of them.
     """
     device = flow.deep.start.device
     tables = flow.tables(task.grid, max(task.window, min(task.denoise_window, task.frames)))
     with torch.no_grad(), flow.products():
         prefix = None if task.given is None else flow.shallow(task.given, tables)[0]
-    finish = _AfterDeepBlock(flow, task, tables, emit)
+    finish, count = _AfterDeepBlock(flow, task, tables, emit), 0
     with _Worker(device, device.type == "cuda" if threaded is None else threaded) as worker, flow.products():
         for solved in sample_frames(
             flow, task.noise, task.text, tables, decode, null_text=task.null_text, guidance=task.guidance,
@@ -80,6 +85,8 @@ def synthesize(
             changes=task.changes,
         ):
             worker.do(finish, solved.tokens)
+            if preview and (count := count + 1) % preview == 0:
+                worker.do(lambda _: peek(*finish.newest()), solved.tokens)
             on_frame(solved)
 
 
@@ -106,6 +113,14 @@ class _AfterDeepBlock:
                 starts = [k for k in range(kept.start + 1, kept.stop) if seen.start + k in self.task.changes]
                 parts = pairwise([kept.start, *starts, kept.stop])
                 self.emit(torch.cat([self._clean(x, seen.start, slice(*part)) for part in parts], dim=1))
+
+    def newest(self) -> tuple[Tensor, int]:
+        """Return the last frames (B, k, n, c), denoised from them alone, and the number of the first of them."""
+        held = self.tables.video.shape[1] // self.tables.frame.shape[1]
+        start = max(len(self.x) - min(PREVIEWED, held), 0)
+        x = torch.cat(self.x[start:], dim=1)
+        with torch.no_grad(), self.flow.products():
+            return self.flow.denoise(x, self.task.text_at(len(self.x) - 1), self.tables), start
 
     def _clean(self, x: Tensor, start: int, kept: slice) -> Tensor:
         """Denoise the frames `kept` of a window x that begins with frame `start`; they have one text."""

@@ -120,7 +120,8 @@ def test_actors_make_the_same_videos(
 @pytest.mark.parametrize(("more", "said"), [
     (["--prompt", "a"], "--prompt: expected without --captions"), (["--latents", "l"], "--latents: expected without"),
     (["--samples", "0"], "samples, actors, gpus-per-actor: expected numbers"),
-    (["--out", "a.mp4"], "out: expected a folder for the videos"),
+    (["--preview", "8"], "--preview: expected without"),
+    (["--preview", "-1"], "--preview: expected without"), (["--out", "a.mp4"], "out: expected a folder for the videos"),
     (["--captions", "absent.txt"], "absent.txt: expected a text file"),
 ])
 def test_what_does_not_go_with_captions_is_said(

@@ -4,13 +4,14 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from starflow_world.cli import main
 from starflow_world.codec.wan import WanCodec
 from starflow_world.errors import ConfigError
 from starflow_world.io.files import TEMPORARY
-from starflow_world.io.media import VideoWriter, read_video, write_png
+from starflow_world.io.media import VideoWriter, read_picture, read_video, write_png
 from starflow_world.video.generation import generate
 from starflow_world.video.model import VideoModel
 from starflow_world.video.partial import PartialResult
@@ -122,6 +123,27 @@ def test_a_run_that_is_stopped_again_before_its_first_frame_keeps_what_was_there
         assert len(list((tmp_path / "a-partial").glob("*.safetensors"))) == 4
     assert generate(model, ASK, tmp_path / "a.mp4", resume=True).read_bytes() == undisturbed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4"]
+
+
+def test_a_preview_shows_the_newest_frame_while_the_same_video_is_made(
+    model: VideoModel, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, show = [], PartialResult.show
+
+    def watched(result: PartialResult, frame: np.ndarray) -> None:
+        show(result, frame)
+        shown.append(read_picture(tmp_path / f"{result.out.stem}-preview.png"))
+
+    monkeypatch.setattr(PartialResult, "show", watched)
+    generate(model, ASK, tmp_path / "a.mp4", preview=8)
+    assert len(shown) == 3, "of the 6 latent frames, every second"
+    assert len({frame.tobytes() for frame in shown}) == 3
+    assert (tmp_path / "a.mp4").read_bytes() == undisturbed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.mp4"]
+    whole: list[np.ndarray] = []
+    model.run(replace(ASK, frames=5), whole.append)
+    generate(model, replace(ASK, frames=5), tmp_path / "b.mp4", preview=8)
+    assert np.array_equal(shown[-1], whole[-1]), "where nothing follows, it is the frame itself"
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(model: VideoModel, undisturbed: bytes, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ class Generate:
     """Go on from what an interrupted run of the same request left, to the same bytes."""
     latents: Path | None = None
     """Safetensors file for the latents that the video is decoded from."""
+    preview: int = 0
+    """Frames after which NAME-preview.png shows the newest one, again and again until the video is there; 0: never."""
     text: str = ""
     """Folder or hub name of the T5 encoder; empty: the model's own."""
     vae: str = ""
@@ -83,7 +85,8 @@ class Generate:
             out = result_path(self.out.with_name(f"{self.out.stem}{name}{self.out.suffix}"), asked)
             latents = self.latents and self.latents.with_stem(f"{self.latents.stem}{name}")
             if not (name and self.resume and is_made(out, asked, model.origin)):
-                out = generate(model, asked, out, resume=self.resume, latents=latents)
+                out = generate(model, asked, out, resume=self.resume, latents=latents,
+                               preview=self.preview)
             print(out, flush=True)
 
     def _run_captions(self, folder: Path, request: Request, path: Path) -> None:
@@ -115,7 +118,8 @@ class Generate:
 
     def _check_captions(self) -> None:
         """Raise ConfigError for flags that do not go with --captions, or need it."""
-        flags: dict[str, object] = {"prompt": self.request.prompt, "from": self.record, "latents": self.latents}
+        flags: dict[str, object] = {"prompt": self.request.prompt, "from": self.record, "latents": self.latents,
+                                    "preview": self.preview}
         if self.captions is None:
             flags = {"actors": self.actors, "gpus-per-actor": self.gpus_per_actor}
         if given := [f"--{name}" for name, value in flags.items() if value]:
@@ -124,5 +128,8 @@ class Generate:
         if self.samples < 1 or self.actors < 0 or self.gpus_per_actor < 0:
             found = f"{self.samples}, {self.actors}, {self.gpus_per_actor}"
             raise ConfigError(f"samples, actors, gpus-per-actor: expected numbers >= 1, >= 0, >= 0, found {found}")
+        if self.preview < 0 or (self.preview and self.offload):
+            expected = "a number >= 0, and none with --offload, which keeps no VAE while frames are sampled"
+            raise ConfigError(f"preview: expected {expected}, found {self.preview}")
         if self.captions is not None and self.out.suffix:
             raise ConfigError(f"out: expected a folder for the videos of --captions, found {self.out}")
