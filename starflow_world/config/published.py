@@ -63,6 +63,9 @@ def published_values(
     `pixels`: per side of a token; `latent_frames` counts those of a clip. Raises ConfigError.
     """
     given = _collected(arguments)
+    if _plain(given.get("vid_size")) is None:
+        reason = "it has another VAE, other prompts and no denoiser; docs/starflow_v.md says what would be needed"
+        raise ConfigError(f"vid_size: expected FRAMES:FPS, found none; a model of pictures is not read: {reason}")
     refuse_arguments({key: given.get(key, default) for key, (_, default) in REQUIRED.items()})
     values = _Values({key: _plain(given.get(key, default)) for key, default in READ.items()})
     *shallow, deep = values.layers()

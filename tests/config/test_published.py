@@ -59,7 +59,9 @@ def test_each_argument_is_read_as_the_published_program_reads_it(tmp_path, chang
 
 
 @pytest.mark.parametrize(("arguments", "more", "said"), [
-    (PICTURES, "", "4 arguments .*shallow_block_local: .*; mix_aspect: .*; fps_cond: .*; cond_noise_level: expected 1"),
+    (PICTURES, "", "vid_size: expected FRAMES:FPS, found none; a model of pictures is not read: it has another VAE"),
+    ({**PICTURES, "vid_size": "'81:16'"}, "",
+     "4 arguments .*shallow_block_local: .*; mix_aspect: .*; fps_cond: .*; cond_noise_level: expected 1"),
     (PUBLISHED, "window: 21\n", "expected arguments alone, found also window"),
     (PUBLISHED, "- rope: 1\n", "each argument once, found 'rope' twice"),
     ({**PUBLISHED, "text": "gemma2_2b"}, "", "text: expected google/flan-t5"),
