@@ -5,6 +5,7 @@ them. A prompt of more than L tokens raises DataError (the published program tru
 end). Weights are read as safetensors only.
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,9 @@ class T5Text:
 
     def release(self) -> None:
         """Give the memory of the encoder back; it is loaded again for the next prompt that is not kept."""
-        self._model = None
+        if self._model is not None:
+            self._model = None
+            gc.collect()  # it may refer to itself
 
     def _encoder(self) -> Any:
         """Load the encoder, once. Raises CheckpointError, also for tensors that are missing, unknown or not finite."""

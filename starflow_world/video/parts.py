@@ -1,5 +1,6 @@
 """Parts of a model that are in memory only while they work."""
 
+import gc
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -22,3 +23,4 @@ class Part(Generic[T]):
     def release(self) -> None:
         """Give its memory back, where nothing else holds it."""
         self.held = None
+        gc.collect()  # modules of other packages may refer to themselves
