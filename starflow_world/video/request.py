@@ -1,10 +1,10 @@
 """The request for a generated video. Light to import: its fields are flags of `starflow-world generate`."""
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from starflow_world.config.prompts import check_times, timed_prompts
 from starflow_world.errors import ConfigError
 
 FPS_POLICIES, VIDEO_CODECS = ("time", "strict"), ("h264", "h265")
@@ -46,9 +46,7 @@ class Request:
     def __post_init__(self) -> None:
         from starflow_world.config.video import latent_frames
 
-        starts = [frame for frame, _ in self.prompts]
-        if sorted(set(starts)) != starts or starts[-1] >= max(self.frames, 1):
-            raise ConfigError(f"prompt: expected frames that rise from 0, below {self.frames}, found {starts}")
+        check_times(self.prompts, max(self.frames, 1), "prompt: expected frames")
         if self.image is not None and self.video is not None:
             raise ConfigError(f"image, video: expected one of them at most, found {self.image} and {self.video}")
         if self.extend and self.video is None:
@@ -72,7 +70,4 @@ class Request:
     @property
     def prompts(self) -> tuple[tuple[int, str], ...]:
         """Return the texts of the prompt and the frames from which they hold; the first is frame 0."""
-        if not re.match(r"0:\s", self.prompt):
-            return ((0, self.prompt),)
-        _, *parts = re.split(r"(?:^|(?<=\s))(\d{1,9}):\s+", self.prompt)
-        return tuple((int(frame), text.strip()) for frame, text in zip(parts[::2], parts[1::2], strict=True))
+        return timed_prompts(self.prompt)
