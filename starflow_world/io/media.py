@@ -21,6 +21,7 @@ CODECS: dict[str, tuple[str, dict[str, str], str, int]] = {  # encoder, its opti
     "h264": ("libx264", {}, "", 2),
     "h265": ("libx265", {"x265-params": "log-level=error"}, "hvc1", 64),  # smaller frames damage its memory
 }
+FRAGMENT = 2  # seconds of a growing video that are written at a time
 DAMAGE = (av.FFmpegError, cv2.error, ValueError, OSError, IndexError)
 
 
@@ -77,6 +78,46 @@ class VideoWriter:
     def _flush(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and self._stream is not None:
             self._container.mux(self._stream.encode(None))
+
+
+class GrowingVideo(VideoWriter):
+    """Writer of frames (H, W, 3) u8 to an H.264 MP4 that plays while it grows: a new file at `path`, to which FRAGMENT
+    seconds are added at a time. What is written stays whole when the process is killed; when the block ends, even with
+    an error, all frames are. Equal frames give equal bytes (with equal versions of the encoder)."""
+
+    def __enter__(self) -> "GrowingVideo":
+        self._options = {"g": str(FRAGMENT * self._fps), "sc_threshold": "0", "tune": "zerolatency", "threads": "1"}
+        with ExitStack() as files:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = files.enter_context(self._path.open("wb", buffering=0))
+            self._boxes = BytesIO()
+            files.callback(self._grow)
+            self._container = files.enter_context(av.open(
+                _Unseekable(self._boxes), "w", format="mp4",
+                options={"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"},
+            ))
+            files.callback(self._flush, None)
+            self._files = files.pop_all()
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one frame; write the fragment that is complete, if one is."""
+        super().add(frame)
+        self._grow()
+
+    def _grow(self) -> None:
+        """Write all complete boxes in one call, so that a kill leaves none of them half-written."""
+        if self._boxes.tell():
+            self._file.write(self._boxes.getvalue())
+            self._boxes.seek(0)
+            self._boxes.truncate()
+
+
+class _Unseekable:
+    """The end of a file to which a muxer can only append."""
+
+    def __init__(self, file: BytesIO) -> None:
+        self.write = file.write
 
 
 @contextmanager

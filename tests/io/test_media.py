@@ -1,5 +1,6 @@
 """Videos can be played back, pictures read back, nothing half-written is left, and no file makes a reader fall over."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ import pytest
 from starflow_world.errors import DataError
 from starflow_world.io import media
 from starflow_world.io.media import (
+    GrowingVideo,
     VideoWriter,
     caption,
     contact_sheet,
@@ -202,3 +204,38 @@ def test_damaged_pictures_and_videos_are_read_or_refused(files: tuple[Path, Path
             except DataError as error:
                 refused += str(path) in str(error)
     assert refused >= 20
+
+
+def changing(count: int) -> list[np.ndarray]:
+    colours = np.random.default_rng(1).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return [enlarge(picture, 16) for picture in colours]
+
+
+def test_a_growing_video_plays_at_every_moment_and_in_the_end_shows_every_frame(tmp_path: Path) -> None:
+    frames, path, now = changing(50), tmp_path / "clip.mp4", tmp_path / "now.mp4"
+    shown: set[int] = set()
+    with GrowingVideo(path, fps=5) as video:
+        for count, frame in enumerate(frames, 1):
+            video.add(frame)
+            now.write_bytes(path.read_bytes())  # what a kill at this moment would leave
+            if count > 10:
+                found = list(read_video(now, 100))
+                assert count - 10 <= len(found) <= count
+                assert np.abs(found[-1].astype(int) - frames[len(found) - 1]).mean() < 8
+                shown.add(len(found))
+    assert shown == {10, 20, 30, 40}
+    assert len(list(read_video(path, 100))) == 50
+
+
+def test_a_growing_video_has_the_same_bytes_again_and_all_frames_after_an_error(tmp_path: Path) -> None:
+    frames = changing(33)
+    for name in ("a", "b"):
+        with GrowingVideo(tmp_path / name, fps=5) as video:
+            for frame in frames:
+                video.add(frame)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    with suppress(KeyError), GrowingVideo(tmp_path / "a", fps=5) as video:
+        for frame in frames[:13]:
+            video.add(frame)
+        raise KeyError
+    assert len(list(read_video(tmp_path / "a.mp4", 100))) == 13
