@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from starflow_world.commands.bench.machine import resident
 from starflow_world.config.world import OutcomeConfig
 from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.envs.world_env import WorldEnv
+from starflow_world.io.memory import resident
 from starflow_world.world import World
 from tests.worlds import env_world
 

@@ -36,14 +36,6 @@ def gemm_rate(repeats: int = 15) -> float:
     return 2 * GEMM**3 / float(np.median(seconds[2:]))
 
 
-def resident() -> float:
-    """Return the resident memory of this process in MB (2**20 bytes), NaN if the system does not report it."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except (OSError, ValueError, IndexError):
-        return float("nan")
-
-
 def _busy() -> float:
     """Return the core-seconds that all other processes have used so far, NaN if the system does not report it."""
     try:

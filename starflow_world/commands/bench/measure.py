@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from starflow_world.commands.bench.machine import resident
 from starflow_world.commands.bench.published import BLOCK, Published
 from starflow_world.config.world import DecodeConfig
+from starflow_world.io.memory import resident
 from starflow_world.model.actions import space_from_json
 from starflow_world.world import World
 from starflow_world.world.state import WorldState

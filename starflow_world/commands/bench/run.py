@@ -11,10 +11,11 @@ import torch
 from tqdm import tqdm
 
 from starflow_world.commands.bench import measure
-from starflow_world.commands.bench.machine import Watch, resident
+from starflow_world.commands.bench.machine import Watch
 from starflow_world.commands.bench.published import BLOCK, THRESHOLD
 from starflow_world.commands.bench.settings import BenchSettings
 from starflow_world.config.world import DecodeConfig, WorldConfig
+from starflow_world.io.memory import resident
 from starflow_world.world import World
 from starflow_world.world.state import TENSORS, WorldState
 
