@@ -230,7 +230,7 @@ def _receipts(
 ) -> Generator[Receipt, None, None]:
     """Play specs, and yield the receipt of each when it is written."""
     if not actors or not specs:
-        with _threads(crew.threads):
+        with threads_of(crew.threads):
             yield from map(work.open(), specs) if specs else ()
         return
     try:
@@ -242,7 +242,7 @@ def _receipts(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of(count: int) -> Iterator[None]:
     """Compute with `count` threads, as actors do: sums of floats depend on the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

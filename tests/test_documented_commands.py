@@ -30,7 +30,7 @@ SMALL = {
     "evaluate": {"--episodes": "2", "--draws": "20", "--rollouts": "4"},
     "planner": {"--episodes": "1", "--branches": "8", "--budget": "32", "--horizon": "2", "--rounds": "1"},
     "rank": {"--episodes": "1"},
-    "rollout": {"--episodes": "1", "--actors": "0", "--gpus-per-actor": "0", "--max-steps": "3"},
+    "rollout": {"--episodes": "1", "--steps": "4", "--actors": "0", "--gpus-per-actor": "0", "--max-steps": "3"},
     "score": {"--actors": "0"},
     "train-agent": {"--steps": "256", "--dream-steps": "512", "--envs": "8", "--seeds": "1", "--starts": "3",
                     "--episodes": "1", "--chunk": "256"},
@@ -67,7 +67,8 @@ LINES = {line: words_of(line) for line in command_lines()}
 
 def needs_published_weights(words: list[str]) -> bool:
     recipe = "".join(words[1:2])
-    return words[0] in ("convert", "generate") or bool({"DIR", "--video"} & set(words)) or "starflow_v_" in recipe
+    clip = "--video" in words and words[0] != "rollout"
+    return words[0] in ("convert", "generate") or "DIR" in words or clip or "starflow_v_" in recipe
 
 
 def small(words: list[str]) -> list[str]:
@@ -78,7 +79,7 @@ def small(words: list[str]) -> list[str]:
     for flag, number in SMALL.get(words[0], {}).items():
         if flag in words:
             words[words.index(flag) + 1] = number
-        elif flag != "--actors":
+        elif flag != "--actors" and (words[0], flag) != ("rollout", "--steps"):
             words += [flag, number]
     if "--minutes" in words:
         words[words.index("--minutes") + 1] = "0"  # as many steps as the settings say

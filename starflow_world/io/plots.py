@@ -1,8 +1,11 @@
 """Plots as PNG, drawn without pyplot, so that the caller's matplotlib backend (a notebook's) is unchanged."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from starflow_world.io.files import atomic
 
@@ -31,6 +34,37 @@ def write_curves(metrics: Path, out: Path) -> None:
             axis.plot(*zip(*points, strict=True), linewidth=0.8)
         if "excess" in key and any(value > 0 for _, value in points):
             axis.set_yscale("log")
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    saved(figure, out)
+
+
+DRIFT = {
+    "nats": "nats per frame", "latent_mean": "mean of the latents", "latent_variance": "variance of the latents",
+    "sharpness": "sharpness, grey levels", "change": "change from the frame before, grey levels",
+    "legal": "legal and readable frames, share",
+}
+POINTS = 100
+"""Points of a curve of drift; each is the mean over the steps around it."""
+
+
+def write_drift(rows: Mapping[str, Sequence[float]], out: Path) -> None:
+    """Plot numbers of steps against the step, as means over one hundredth of the steps; NaN stand for unknown ones."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    for axis, (key, title) in zip(figure.subplots(2, 3).flat, DRIFT.items(), strict=True):
+        for name in (key, *(("readable",) if key == "legal" else ())):
+            values = np.array(rows[name])
+            parts = np.array_split(np.arange(len(values)), min(POINTS, max(1, len(values))))
+            points = [(part.mean() + 1, values[part][~np.isnan(values[part])]) for part in parts if len(part)]
+            known = [(step, some.mean()) for step, some in points if len(some)]
+            if known:
+                axis.plot(*zip(*known, strict=True), linewidth=1.0, label=name)
+        if key == "legal":
+            axis.set_ylim(-0.02, 1.02)
+            if axis.lines:
+                axis.legend()
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     saved(figure, out)
