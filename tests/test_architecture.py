@@ -40,6 +40,7 @@ TOP = len(LAYERS)  # __init__, cli, commands
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
     "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "commands"},
+    "huggingface_hub": {"io.hub"},
     "minari": {"recordings.minari"},
     "pyarrow": {"recordings.table"},
     "ray": {"agents.pool", "envs.ray_runtime", "envs.ray_vector_env"},

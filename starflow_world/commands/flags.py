@@ -21,6 +21,7 @@ EXTRAS = {  # package: the extra that installs it, and what it is for
     "ray": ("ray", "--actors and RayVectorEnv"),
     "minari": ("data", "Minari datasets"),
     "pyarrow": ("data", "LeRobot folders and Parquet tables"),
+    "huggingface_hub": ("hub", "worlds on the Hugging Face hub"),
     "diffusers": ("wan", "the Wan codec of STARFlow-V"),
 }
 

@@ -85,11 +85,11 @@ def save_checkpoint(
 def _finish(folder: Path) -> None:
     """Complete a save whose process died before its last step."""
     with suppress(CheckpointError):  # no checkpoint there
-        if _weights(folder, load_config(folder)[1]) == folder / NEXT:
+        if find_weights(folder, load_config(folder)[1]) == folder / NEXT:
             (folder / NEXT).replace(folder / WEIGHTS)
 
 
-def _weights(folder: Path, expected: str) -> Path:
+def find_weights(folder: Path, expected: str) -> Path:
     """Return the file with the expected digest: weights, their index, or those that an interrupted save left."""
     digests = {path: file_digest(path) for path in (folder / WEIGHTS, folder / NEXT, folder / INDEX) if is_file(path)}
     for path, value in digests.items():
@@ -180,7 +180,7 @@ def load_networks(folder: Path | str) -> tuple[Networks, str]:
 
 def _read_weights(folder: Path, expected: str, config: WorldConfig) -> dict[str, Tensor]:
     """Read the tensors of a world; those stored as float16 are converted to float32."""
-    path, flow = _weights(folder, expected), config.flow
+    path, flow = find_weights(folder, expected), config.flow
     tensors = read_shards(folder, expected) if path.name == INDEX else read_tensors(path)[0]
     if sum(flow.shallow_depths) + flow.deep_layers + flow.denoiser_layers > len(tensors):
         raise CheckpointError(f"{path}: expected the layers that {CONFIG} describes, found only {len(tensors)} tensors")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from starflow_world.errors import CheckpointError, DataError
-from starflow_world.io.files import is_file, read_tensors, write_tensors
+from starflow_world.io.files import is_file, is_folder, read_tensors, write_tensors
+from starflow_world.io.hub import fetch
 from starflow_world.io.pretrained import check_pretrained, unlogged
 
 FILES = ("*.json", "*.safetensors", "*.model")
@@ -132,16 +133,7 @@ class T5Text:
 
 def local_folder(source: str, files: Sequence[str]) -> Path:
     """Return `source` if it is a folder, else a local copy of the hub's files, downloaded if necessary."""
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(str(snapshot_download(source, allow_patterns=list(files))))
-    except Exception as error:  # network, names, rights
-        reason = str(error).partition("\n")[0]
-        expected = "a folder or a name on the hub"
-        raise CheckpointError(f"{source}: expected {expected}, found neither: {reason:.200}") from None
+    return Path(source) if is_folder(source) else fetch(source, files)
 
 
 def identity(folder: Path) -> str:

@@ -31,6 +31,7 @@ from starflow_world.model.devices import read_device
 from starflow_world.model.networks import Networks
 from starflow_world.noise import make_key
 from starflow_world.world.dynamics import Dynamics
+from starflow_world.world.sharing import Shared, pretrained_folder, push_shared, save_shared
 from starflow_world.world.state import Transition, WorldState
 
 SHIPPED = Path(__file__).parent.parent / "worlds"
@@ -73,6 +74,30 @@ class World:
         config = json.dumps(to_dict(networks.config), sort_keys=True)
         world_id = hashlib.sha256((digest + config).encode()).hexdigest()
         return World(networks, world_id, None if starts is None else Starts(*starts), folder)
+
+    @staticmethod
+    def from_pretrained(source: str | Path, *, revision: str | None = None, **loading: Any) -> "World":
+        """Load a world from a folder (without network), or from a repository user/name of the Hugging Face hub, at a
+        branch, tag or commit `revision`. loading: arguments of `load`. Raises CheckpointError."""
+        return World.load(pretrained_folder(source, revision), **loading)
+
+    def save_pretrained(self, folder: str | Path, *, license: str = "") -> Path:
+        """Write the world as it was loaded, its starts, card.json and a model card, README.md; return the folder.
+        license: its name on the hub, such as apache-2.0; empty: that in the card. Raises CheckpointError."""
+        return save_shared(self._shared(license), folder)
+
+    def push_to_hub(
+        self, repository: str, *, license: str = "", message: str = "", revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository user/name of the hub, which is made if there is none;
+        return the address of the commit. revision: a branch; None: main. Raises CheckpointError."""
+        return push_shared(self._shared(license), repository, message, revision, private)
+
+    def _shared(self, license: str) -> Shared:
+        starts = None if self.starts is None else (self.starts.frames, self.starts.texts)
+        card = {**self.card, **({"license": license} if license else {})}
+        return Shared(self.networks, starts, card, self.folder)
 
     @property
     def card(self) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_a_prompt_that_does_not_fit_is_refused_not_cut(folder):
 def test_what_is_no_encoder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="expected a T5 encoder"):
         T5Text(str(tmp_path), LENGTH).encode(["a"])
-    with pytest.raises(CheckpointError, match="expected a folder or a name on the hub"):
+    with pytest.raises(CheckpointError, match="expected a folder, or user/name as on the Hugging Face hub"):
         T5Text("no folder and no name", LENGTH)
 
 
