@@ -39,7 +39,7 @@ TOP = len(LAYERS)  # __init__, cli, commands
 
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
-    "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "commands"},
+    "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "commands", "lerobot_env"},
     "huggingface_hub": {"io.hub"},
     "minari": {"recordings.minari"},
     "pyarrow": {"recordings.table"},
