@@ -27,7 +27,7 @@ WRAPPERS = (  # allowed gymnasium.wrappers: arguments in JSON, no statistics acr
 OWN_VIEW = "minigrid.wrappers.RGBImgPartialObsWrapper"
 """Wrapper that draws what the agent of a MiniGrid sees; argument tile_size, the pixels of a cell."""
 REWARDS, VIEWS = ("event", "raw"), ("render", "observation")
-PACKAGES_OF_IDS = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MinAtar/": "minatar"}
+PACKAGES_OF_IDS = {"MiniGrid-": "minigrid", "BabyAI-": "minigrid", "MinAtar/": "minatar", "ALE/": "ale_py"}
 """Packages of the extra `envs` that register environments, by the beginnings of their ids."""
 
 
@@ -54,6 +54,8 @@ class Environment:
         height, width = height_width(self.frame_size)
         object.__setattr__(self, "frame_size", height if height == width else (height, width))
         object.__setattr__(self, "wrappers", tuple(self.wrappers))
+        for wrapper in self.wrappers:
+            name_and_arguments(wrapper)
         if not isinstance(self.env, str) or not self.env:
             raise ConfigError(f"env: expected the id of a Gymnasium environment, found {self.env!r:.80}")
         if self.max_steps is not None and (type(self.max_steps) is not int or self.max_steps < 1):
@@ -103,6 +105,10 @@ class Environment:
                               f"({type(error).__name__}: {_in_one_line(error)}); {_hint(self.env)}") from error
         for wrapper in self.wrappers:
             env = _wrapped(env, wrapper)
+            if self.view == "observation" and isinstance(env, gymnasium.wrappers.FrameStackObservation):
+                raise ConfigError(f"wrappers: expected observations that are one image each, found the stacks of "
+                                  f"FrameStackObservation, {env.observation_space!s:.80}; leave it out: a world has a "
+                                  "memory of its own")
         if self.max_steps is not None:
             env = gymnasium.wrappers.TimeLimit(env, self.max_steps)
         if package == "minatar":
@@ -133,8 +139,7 @@ class _Observed(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, source: Environment) -> None:
         super().__init__(env)
-        named = [wrapper if isinstance(wrapper, str) else wrapper[0] for wrapper in source.wrappers]
-        if is_minigrid(env) and OWN_VIEW not in named:
+        if is_minigrid(env) and OWN_VIEW not in [name_and_arguments(wrapper)[0] for wrapper in source.wrappers]:
             raise ConfigError(f"view: expected an observation that is an image, found the symbols of {source.env}; add "
                               f"the wrapper {OWN_VIEW} (--wrappers)")
         self._seen: Any = None
@@ -208,20 +213,28 @@ def source_environment(world: World, env: str | None = None) -> Environment:
 
 
 def _wrapped(env: gymnasium.Env, wrapper: Any) -> gymnasium.Env:
-    """Apply a wrapper given as a dotted name, or as a pair of dotted name and arguments."""
-    name, kwargs = (wrapper, {}) if isinstance(wrapper, str) else wrapper if len(wrapper) == 2 else (None, {})
-    known = {OWN_VIEW, *(f"gymnasium.wrappers.{short}" for short in WRAPPERS)}
-    if name not in known or not isinstance(kwargs, dict):
-        near = difflib.get_close_matches(str(name), known, 1)
-        all_known = f"known are gymnasium.wrappers.({', '.join(WRAPPERS)}) and {OWN_VIEW}"
-        hint = f"did you mean {near[0]}?" if near else all_known
-        raise ConfigError(f"wrappers: expected a name, or a pair of name and arguments, found {wrapper!r:.120}; {hint}")
+    """Apply a wrapper. Raises ConfigError for arguments that it does not take."""
+    name, kwargs = name_and_arguments(wrapper)
     try:
-        module, _, short = str(name).rpartition(".")
+        module, _, short = name.rpartition(".")
         return getattr(import_module(module), short)(env, **kwargs)
     except Exception as error:
         raise ConfigError(f"wrappers: expected arguments of {name}, found {kwargs!r:.120} ({_in_one_line(error)})"
                           ) from error
+
+
+def name_and_arguments(wrapper: Any) -> tuple[str, dict[str, Any]]:
+    """Return the dotted name of a wrapper and its arguments, given the name or a pair of both. Raises ConfigError with
+    the nearest name for one that is not allowed."""
+    pair = (wrapper, {}) if isinstance(wrapper, str) else wrapper
+    name, kwargs = pair if isinstance(pair, list | tuple) and len(pair) == 2 else (None, {})
+    known = {OWN_VIEW, *(f"gymnasium.wrappers.{short}" for short in WRAPPERS)}
+    if name not in known or not isinstance(kwargs, dict):
+        near = difflib.get_close_matches(str(name), known, 1)
+        all_known = f"known are gymnasium.wrappers.({', '.join(WRAPPERS)}) and {OWN_VIEW}"
+        hint = f"did you mean {near[0]}?" if near and name not in known else all_known
+        raise ConfigError(f"wrappers: expected a name, or a pair of name and arguments, found {wrapper!r:.120}; {hint}")
+    return str(name), kwargs
 
 
 def _hint(env_id: str) -> str:
@@ -240,8 +253,8 @@ def _hint(env_id: str) -> str:
 def _register(package: str) -> bool:
     """Register the environments of a package of PACKAGES_OF_IDS; return whether it is installed."""
     with suppress(ModuleNotFoundError):
-        if package == "minigrid":
-            import minigrid  # noqa: F401  (registers its environments)
+        if package != "minatar":
+            import_module(package)  # registers its environments
         elif not any(name.startswith("MinAtar/") for name in gymnasium.registry):
             import_module("minatar.gym").register_envs()
         return True

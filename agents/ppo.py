@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from starflow_world.agents.policy import Policy
+from starflow_world.envs.observation import shown
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.io.files import read_tensors, write_tensors
+from starflow_world.io.files import is_file, read_tensors, write_tensors
 
 AGENT, TILE = "agent.safetensors", 8
 Judge = Callable[[Policy], dict[str, float]]
@@ -234,6 +235,43 @@ class PPOPolicy(Policy):
     def recipe(self) -> dict[str, Any]:
         tensors = (tensor.detach().cpu().numpy().tobytes() for tensor in self.network.state_dict().values())
         return super().recipe() | {"weights": hashlib.sha256(b"".join(tensors)).hexdigest()}
+
+
+@dataclass
+class SeeingPolicy(PPOPolicy):
+    """A trained agent in an env whose observations need not be frames: it sees what the env renders, scaled to the size
+    of the frames that it learned from."""
+
+    def reset(self, seed: int, env: gymnasium.Env) -> None:
+        super().reset(seed, env)
+        self._env = env
+
+    def __call__(self, observation: Any) -> int:
+        return super().__call__(self._frame(self._env))
+
+    def check(self, env: gymnasium.Env) -> None:
+        needed = getattr(self.network.action_space, "n", 0)
+        if getattr(env.action_space, "n", 0) < needed or getattr(env.action_space, "start", 0) != 0:
+            raise ConfigError(f"policy {self.name}: expected at least the actions 0 to {needed - 1} that it learned, "
+                              f"found {env.action_space}")
+        _, height, width = self.network.observation_space.shape or (0, 0, 0)
+        if env.observation_space.shape != (height, width, 3):  # else it is a world or draws as one does
+            env.reset(seed=0)
+            self._frame(env)
+
+    def _frame(self, env: gymnasium.Env) -> np.ndarray:
+        _, height, width = self.network.observation_space.shape or (0, 0, 0)
+        return shown(env.render(), (height, width))
+
+
+def load_seeing_policy(folder: Path | str) -> SeeingPolicy:
+    """Load the agent that `learn` saved in a folder, for any env that renders. Raises CheckpointError."""
+    folder = Path(folder)
+    if not is_file(folder / AGENT) and (agents := sorted(path.parent.name for path in folder.glob(f"*/{AGENT}"))):
+        raise CheckpointError(f"{folder}: expected the folder of one agent, found {', '.join(agents[:6])}; name one, "
+                              f"such as {folder / agents[0]}")
+    policy = load_policy(folder)
+    return SeeingPolicy(policy.network, policy.name)
 
 
 def load_policy(folder: Path | str, name: str | None = None) -> PPOPolicy:

@@ -20,12 +20,17 @@ LOCATORS: dict[str, Locator] = {"CartPolePixels-v0": locate_cart_and_pole}
 
 
 def make_policy(name: str) -> Policy:
-    """Return the policy with this name, or of the class that `package.module:Class` names, with default settings.
-    Raises ConfigError."""
+    """Return the policy with this name, of the class that `package.module:Class` names, with default settings, or the
+    agent that train-agent saved in a folder, `sb3:FOLDER`. Raises ConfigError or CheckpointError."""
+    if name.startswith("sb3:"):
+        from starflow_world.agents.ppo import load_seeing_policy
+
+        return load_seeing_policy(name.removeprefix("sb3:"))
     if ":" in name:
         return _own_policy(name)
     if name not in POLICIES:
-        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, or package.module:Class, found {name!r}")
+        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, package.module:Class, or sb3:FOLDER, "
+                          f"found {name!r}")
     return POLICIES[name]()
 
 

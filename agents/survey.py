@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from starflow_world.agents.collect import play, reward_kind
-from starflow_world.agents.environment import OWN_VIEW, Environment, check_env, check_single
+from starflow_world.agents.environment import OWN_VIEW, Environment, check_env, check_single, name_and_arguments
 from starflow_world.agents.policy import CarefulPolicy, Policy, RandomPolicy, check_policy
 from starflow_world.agents.registry import default_policy
 from starflow_world.data.dataset import EpisodeDataset
@@ -118,7 +118,7 @@ def _seen(source: Environment, view: str) -> tuple[Environment, int, str]:
 
 
 def _sized(source: Environment) -> tuple[Environment, int, str]:
-    named = [wrapper if isinstance(wrapper, str) else wrapper[0] for wrapper in source.wrappers]
+    named = [name_and_arguments(wrapper)[0] for wrapper in source.wrappers]
     if source.view == "observation" and source.env.startswith(("MiniGrid-", "BabyAI-")) and OWN_VIEW not in named:
         source = replace(source, wrappers=(*source.wrappers, (OWN_VIEW, {"tile_size": TILE})))
     env = source.make()

@@ -62,8 +62,8 @@ PARTS_THAT_MAY_BE_MISSING = {"features", "video", "published"}
 MOST_BRANCHES_ON_A_MISSING_PART = 12
 COMPILERS = {"cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "nvcc", "ninja"}
 PAGES = sorted(path.name for path in ROOT.glob("*.md")) + sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))
-MADE = {"build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers", "StarflowWorld"}
-"""Folders that commands make, and the namespace of environment ids: pages may name what is below them."""
+MADE = {"ALE", "build", "clips", "data", "dist", "models", "out", "prompts", "runs", "scorers", "StarflowWorld"}
+"""Folders that commands make, and namespaces of environment ids: pages may name what is below them."""
 
 
 @dataclass(frozen=True)

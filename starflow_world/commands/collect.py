@@ -23,8 +23,8 @@ class Collect:
     """Number of episodes."""
     policy: str = "auto"
     """Policy: random; careful (random, avoiding most ends); bot or mixed (for BabyAI), tinker (for MiniGrid), balance
-    (for CartPolePixels-v0), arcade (for MinAtar); package.module:Class, one of your own; auto: the one made for the
-    environment, else random."""
+    (for CartPolePixels-v0), arcade (for MinAtar); package.module:Class, one of your own; sb3:FOLDER, an agent of
+    train-agent; auto: the one made for the environment, else random."""
     seed: int = 0
     """Seed; every episode follows from it and its index."""
     max_steps: int = 0

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from starflow_world.errors import ConfigError
+
 if TYPE_CHECKING:
     from starflow_world.agents.environment import Environment
     from starflow_world.world import World
@@ -16,6 +18,7 @@ REGISTRY = ConstructorRegistry()
 EXTRAS = {  # package: the extra that installs it, and what it is for
     "minigrid": ("envs", "BabyAI and MiniGrid environments"),
     "minatar": ("envs", "MinAtar's games"),
+    "ale_py": ("envs", "Atari games"),
     "pygame": ("envs", "classic-control rendering, and the keyboard"),
     "stable_baselines3": ("sb3", "train-agent"),
     "ray": ("ray", "--actors and RayVectorEnv"),
@@ -37,8 +40,12 @@ def path_or_json(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | Non
 
 
 def read_wrappers(words: tuple[str, ...]) -> tuple[Any, ...]:
-    """Parse wrappers: a word that is JSON is a pair of name and arguments, any other word a name."""
-    return tuple(json.loads(word) if word.startswith("[") else word for word in words)
+    """Parse wrappers: a word that is JSON is a pair of name and arguments, any other a name. Raises ConfigError."""
+    try:
+        return tuple(json.loads(word) if word.startswith("[") else word for word in words)
+    except ValueError as error:
+        raise ConfigError("wrappers: expected names, or JSON pairs such as '[\"gymnasium.wrappers.RepeatAction\", "
+                          f"{{\"num_repeats\": 2}}]', found {' '.join(words)!r:.120} ({error})") from None
 
 
 def _path(words: list[str]) -> Path:

@@ -28,7 +28,8 @@ class Rollout:
     """Steps of one stream, in place of episodes, such as 10000; where the world says that the episode ends, the next
     start follows. 0 with --actions: all of them."""
     policy: str = "random"
-    """Policy: random, or package.module:Class; those of collect that read a simulator cannot play in a dream."""
+    """Policy: random, package.module:Class, or sb3:FOLDER; those of collect that read a simulator cannot play in a
+    dream."""
     actions: Path | None = None
     """Actions of the stream, in place of a policy: a JSON list, or an episode file."""
     no_end: bool = False

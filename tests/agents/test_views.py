@@ -69,6 +69,37 @@ def test_an_unknown_view_or_an_observation_without_an_image_is_one_clear_error(t
     assert not list(tmp_path.iterdir())
 
 
+class GreyCamera(Camera):
+    """The same with a grey picture as its observation."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (6, 5), np.uint8)
+
+    def look(self) -> Any:
+        return np.full((6, 5), 10 * self.t, np.uint8)
+
+
+def test_a_stack_of_frames_is_refused_where_the_observation_is_recorded(tmp_path: Path) -> None:
+    """Four grey frames would else pass as one picture whose channels come first."""
+    stack = ("gymnasium.wrappers.FrameStackObservation", {"stack_size": 4})
+    settings: dict[str, Any] = {"episodes": 1, "seed": 0, "frame_size": (6, 5), "progress": False}
+    gymnasium.register("GreyCamera-v0", entry_point=GreyCamera)
+    try:
+        with pytest.raises(ConfigError, match=r"one image each, found the stacks of FrameStackObservation, Box\(0"):
+            collect("GreyCamera-v0", tmp_path / "stack", view="observation", wrappers=(stack,), **settings)
+        assert not (tmp_path / "stack").exists()
+        collect("GreyCamera-v0", tmp_path / "one", view="observation", **settings)
+    finally:
+        del gymnasium.registry["GreyCamera-v0"]
+    assert EpisodeDataset(tmp_path / "one")[0].frames[:, 0, 0].tolist() == [[10 * t] * 3 for t in range(4)]
+
+
+def test_wrappers_on_the_command_line_that_are_no_json_are_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["collect", "--env", "CartPole-v1", "--out", "nowhere", "--wrappers"]
+    with pytest.raises(SystemExit):
+        main([*words, '["gymnasium.wrappers.TimeLimit", {3}]'])
+    assert "wrappers: expected names, or JSON pairs such as" in capsys.readouterr().err
+
+
 def test_the_own_view_of_a_minigrid_agent_is_recorded_cell_by_cell(tmp_path: Path) -> None:
     pytest.importorskip("minigrid")
     name = "BabyAI-GoToObj-v0"
