@@ -61,6 +61,10 @@ class CartPolePixels(gymnasium.Env[np.ndarray, Any]):
         self.disturbance = Disturbance()
         self.masses = self.physics.masscart, self.physics.masspole
 
+    def get_action_meanings(self) -> list[str]:
+        """Return the names of the actions, as ALE's environments do."""
+        return ["LEFT", "RIGHT"]
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start near the middle, with a slightly tilted pole and random velocities."""
         super().reset(seed=seed)

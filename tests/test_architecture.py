@@ -34,12 +34,14 @@ LAYERS = (  # folders and modules of starflow_world; each may import its own lay
     {"score", "check", "evaluation", "training"},
     {"envs"},
     {"agents", "recordings"},
+    {"play"},
 )
 TOP = len(LAYERS)  # __init__, cli, commands
 
 ROOMS = {  # packages that may be imported in these rooms only
     "diffusers": {"codec.wan"},
-    "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "commands", "lerobot_env"},
+    "fastapi": {"play.server"},
+    "gymnasium": {"", "model.actions", "envs", "agents", "recordings", "play", "commands", "lerobot_env"},
     "huggingface_hub": {"io.hub"},
     "minari": {"recordings.minari"},
     "pyarrow": {"recordings.table"},
@@ -47,6 +49,7 @@ ROOMS = {  # packages that may be imported in these rooms only
     "stable_baselines3": {"agents.ppo", "agents.sb3"},
     "safetensors": {"io.files", "io.shards"},
     "transformers": {"model.text", "model.t5"},
+    "uvicorn": {"play.server"},
     "yaml": {"io.yaml"},
 }
 NOWHERE = {"agents", "cloudpickle", "dill", "envs", "joblib", "marshal", "pickle", "shelve", "torchvision"}

@@ -25,6 +25,8 @@ EXTRAS = {  # package: the extra that installs it, and what it is for
     "minari": ("data", "Minari datasets"),
     "pyarrow": ("data", "LeRobot folders and Parquet tables"),
     "huggingface_hub": ("hub", "worlds on the Hugging Face hub"),
+    "fastapi": ("play", "the page to play a world"),
+    "uvicorn": ("play", "the page to play a world"),
     "diffusers": ("wan", "the Wan codec of STARFlow-V"),
 }
 
