@@ -19,7 +19,7 @@ EXTRAS = {  # package: the extra that installs it, and what it is for
     "minigrid": ("envs", "BabyAI and MiniGrid environments"),
     "minatar": ("envs", "MinAtar's games"),
     "ale_py": ("envs", "Atari games"),
-    "pygame": ("envs", "classic-control rendering, and the keyboard"),
+    "pygame": ("envs", "classic-control rendering, and render_mode human"),
     "stable_baselines3": ("sb3", "train-agent"),
     "ray": ("ray", "--actors and RayVectorEnv"),
     "minari": ("data", "Minari datasets"),

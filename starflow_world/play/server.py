@@ -35,9 +35,9 @@ COOKIE = "starflow_token"
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
-HEADERS = {
+HEADERS = {  # {host}: in Firefox 'self' is no WebSocket
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self' ws://{host}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store",
     "cross-origin-resource-policy": "same-origin", "cross-origin-opener-policy": "same-origin",
 }
@@ -61,12 +61,12 @@ class Guard:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
             else:
-                await Response("forbidden", 403, headers=HEADERS)(scope, receive, send)
+                await Response("forbidden", 403)(scope, receive, send)
             return
 
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
-                extra = dict(HEADERS)
+                extra = {name: value.format(host=headers["host"]) for name, value in HEADERS.items()}
                 if shown:
                     extra["set-cookie"] = f"{COOKIE}={shown}; HttpOnly; SameSite=Strict; Path=/"
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in extra.items())]

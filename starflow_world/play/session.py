@@ -205,8 +205,9 @@ class Session:
             panes.append({"name": "real", "reward": real.reward, "ended": real.ended, "heat": (0, 0),
                           "differs": differs(self.branches[0].now.frame, real.frame), "first": self.branches[0].apart})
             parts.append(real.frame)
-        first = self.branches[0].moments[0].facts["step"]
-        header = {"say": "frame", "panes": panes, "first": first, "waiting": len(self.waiting), **self.verdict}
+        start = self.branches[0].start
+        header = {"say": "frame", "panes": panes, "kind": start["kind"], "seed": start["seed"],
+                  "waiting": len(self.waiting), **self.verdict}
         return pack(header, parts)
 
     def close(self) -> None:
