@@ -43,18 +43,26 @@ class Recorder:
     """A video that grows by a frame a step; `close` gives it its name."""
 
     def __init__(self, path: Path, fps: int, *, overlay: bool) -> None:
-        self.path, self.overlay = path, overlay
+        self.path, self.overlay, self.panes = path, overlay, 0
         self._writer = VideoWriter(path, fps).__enter__()
 
     def add(self, frames: list[np.ndarray], facts: dict[str, Any]) -> None:
-        """Append frames (H, W, 3) side by side; with overlay, step, nats and reward stand below."""
-        picture = np.concatenate(frames, axis=1)
+        """Append frames (H, W, 3) side by side, as many as at first: later ones are left out, missing ones are black.
+        With overlay, step, nats and reward stand below."""
+        self.panes = self.panes or len(frames)
+        missing = [np.zeros_like(frames[0])] * (self.panes - len(frames))
+        picture = np.concatenate([*frames[: self.panes], *missing], axis=1)
         picture = enlarge(picture, max(1, TALLEST // picture.shape[0]))
         if self.overlay:
-            words = f"step {facts['step']}  nats {facts['nats']:.1f}"
+            words = f"step {facts['step']}" + ("" if facts["nats"] is None else f"  nats {facts['nats']:.1f}")
             words += "" if facts["reward"] is None else f"  reward {facts['reward']:.2f}"
             picture = caption(picture, [words])
         self._writer.add(picture)
+
+    @property
+    def frames(self) -> int:
+        """Return the number of frames so far."""
+        return self._writer.frames
 
     def close(self) -> str:
         """Finish the file and return its name."""

@@ -207,7 +207,7 @@ class Session:
             parts.append(real.frame)
         start = self.branches[0].start
         header = {"say": "frame", "panes": panes, "kind": start["kind"], "seed": start["seed"],
-                  "waiting": len(self.waiting), **self.verdict}
+                  "waiting": len(self.waiting), "recording": self.recorder is not None, **self.verdict}
         return pack(header, parts)
 
     def close(self) -> None:
@@ -264,6 +264,8 @@ class Session:
         if self.beside and self.reality is not None and self.reality.now is not None:
             frames.append(self.reality.now.frame)
         self.recorder.add(frames, self.branches[0].now.facts)
+        if self.recorder.frames >= LONGEST_RECORDING:
+            self.stop_recording()
 
 
 @torch.inference_mode()

@@ -164,7 +164,9 @@ def test_a_world_whose_environment_is_missing_says_so(small_game):
 def test_a_recording_is_a_video_of_every_step(small_game):
     session = begun(small_game)
     session.do({"do": "record", "on": True, "overlay": True})
-    play(session)
+    play(session, ACTIONS[:3])
+    session.do({"do": "branch", "luck": 1, "beside": True})
+    play(session, ACTIONS[3:])
     name = session.do({"do": "record", "on": False, "overlay": False})[1]
     path = small_game.shelf.path(small_game.shelf.names(".mp4")[-1])
     assert path.name in name

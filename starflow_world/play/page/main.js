@@ -69,6 +69,7 @@ function shown(data) {
   if (header.say === "bookmark") return bookmarked(header, take(pixels));
   panes = header.panes.map(pane => ({...pane, pixels: take(pixels), warmth: take(pane.heat[0] * pane.heat[1])}));
   busy = false; kind = header.kind;
+  if (recording !== header.recording) { recording = header.recording; lights(); }
   const main = panes[0], real = panes.find(pane => pane.name === "real");
   if (real && view === "imagined" && fresh) setView("both", false);
   if (!real && view !== "imagined" && !wish) setView("imagined", false);
@@ -97,7 +98,11 @@ function draw() {
 // ---- playing ---------------------------------------------------------------------------------------------------
 
 function step(action) {
-  if (armed) { armed = false; lights(); ask("other", {action}); return; }
+  if (armed) {
+    armed = false; lights(); ask("other", {action});
+    say("left another action with the same luck, right what happened: both go on with the same actions");
+    return;
+  }
   if (busy && performance.now() - asked < 5000) { next = action; return; }
   if (panes[0]?.ended) { say("the episode is over: restart it, or go back"); return; }
   busy = true; asked = performance.now();
