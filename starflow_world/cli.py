@@ -20,7 +20,7 @@ VERBS = {  # where the settings of each verb are
     "demo": "demo.Demo", "doctor": "doctor.Doctor", "info": "info.Info", "new": "new.New",
     "collect": "collect.Collect", "data": "data.Data", "rollout": "rollout.Rollout", "train": "train.TrainWorld",
     "make": "make.MakeWorld", "play": "play.Play",
-    "evaluate": "evaluate.Evaluate", "check": "check.CheckWorld", "bench": "bench.Bench",
+    "evaluate": "evaluate.Evaluate", "compare": "compare.Compare", "check": "check.CheckWorld", "bench": "bench.Bench",
     "planner": "planner.RunPlanner", "whatif": "whatif.WhatIf",
     "train-agent": "train_agent.TrainAgent", "rank": "rank.RankPolicies", "calibrate": "calibrate.Calibrate",
     "score": "score.ScoreRecordings", "anomaly-bench": "anomaly.AnomalyBench", "convert": "convert.Convert",

@@ -76,7 +76,7 @@ def law_excess(world: World, episodes: Sequence[Episode], law: Law, seed: int = 
     beyond, entropy, known = [], [], Share(0, 0)
     for episode, excess in zip(episodes, frame_excess(world, episodes, seed=seed), strict=True):
         state, pictures, nats = law.begin(episode), law.read(episode.frames), []
-        for after, action in zip(pictures[1:], _numbers(episode)[1:], strict=True):
+        for after, action in zip(pictures[1:], action_numbers(episode)[1:], strict=True):
             nats.append(-math.inf if state is None else law.nats(state, action, after))
             state = None if state is None else law.follow(state, action, after)
         possible = np.isfinite(nats)
@@ -97,14 +97,14 @@ def spots(world: World, episodes: Sequence[Episode], law: Law, count: int, seed:
 
 
 def _spot(world: World, episode: Episode, law: Law, t: int) -> Spot:
-    numbers, pictures, state = _numbers(episode), law.read(episode.frames[: t + 1]), law.begin(episode)
+    numbers, pictures, state = action_numbers(episode), law.read(episode.frames[: t + 1]), law.begin(episode)
     for past in range(1, t + 1):
         state = law.follow(state, numbers[past], pictures[past])
     history = slice(max(0, t + 2 - world.config.window), t + 1)
     return Spot(episode.frames[history], flat_actions(episode)[history], episode.text, state, numbers[t + 1])
 
 
-def _numbers(episode: Episode) -> list[int]:
+def action_numbers(episode: Episode) -> list[int]:
     """Return the action that led to each frame, as a number of a Discrete space."""
     return [int(action) for action in episode.actions.argmax(-1)]
 
@@ -319,6 +319,11 @@ def ledger(law: Law, picture: np.ndarray, lawful: Sequence[np.ndarray]) -> tuple
         return np.array([int(np.isin(symbols, kind).sum()) for kind in kinds])
 
     gaps = [counts(picture) - counts(other) for other in lawful]
-    gap = min(gaps, key=lambda one: int(np.abs(one).sum()))
+    return losses(min(gaps, key=lambda one: int(np.abs(one).sum())))
+
+
+def losses(gap: np.ndarray) -> tuple[int, int, int]:
+    """Return how many objects were duplicated, vanished, and transmuted, given by how many of each kind (K,) there are
+    too many."""
     gained, lost = int(gap.clip(min=0).sum()), int(-gap.clip(max=0).sum())
     return gained - min(gained, lost), lost - min(gained, lost), min(gained, lost)

@@ -216,19 +216,41 @@ class Events:
         )
 
 
-@torch.inference_mode()
-def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 32) -> dict[str, object]:
-    """Return F1 scores of rewards and terminations that the world gives to real frames, given what led to them, and the
-    expected calibration error of p(end).
-
-    A reward is an event if it differs from the most frequent one by more than half of the smallest difference that
-    occurs; higher and lower rewards are different events.
+@dataclass(frozen=True)
+class RewardLevels:
+    """The most frequent reward, and half of the smallest difference from it: a reward that differs by more is an event.
     """
-    levels, times = np.unique(np.concatenate([e.rewards[1:] for e in episodes]), return_counts=True)
-    usual = levels[times.argmax()]
-    apart = np.abs(levels - usual)[levels != usual].min(initial=np.inf) / 2
-    reward, end = Events(), Events()
-    probabilities, happened = [], []
+
+    usual: float
+    apart: float
+
+    @staticmethod
+    def of(episodes: Sequence[Episode]) -> "RewardLevels":
+        """Return the levels of the rewards of episodes."""
+        levels, times = np.unique(np.concatenate([e.rewards[1:] for e in episodes]), return_counts=True)
+        usual = levels[times.argmax()] if len(levels) else 0.0
+        return RewardLevels(float(usual), float(np.abs(levels - usual)[levels != usual].min(initial=np.inf) / 2))
+
+    def events(self, rewards: np.ndarray) -> np.ndarray:
+        """Return 1 for a reward above the usual one, -1 for one below it, else 0, in the shape of `rewards`."""
+        return np.sign(rewards - self.usual) * (np.abs(rewards - self.usual) > self.apart)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a world predicts for N real frames and what came: rewards, and probabilities and presence of an end (N,)."""
+
+    reward: np.ndarray
+    real_reward: np.ndarray
+    end: np.ndarray
+    end_probability: np.ndarray
+    real_end: np.ndarray
+
+
+@torch.inference_mode()
+def predict_outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 32) -> Predictions:
+    """Return the rewards and terminations that the world gives to real frames, given what led to them."""
+    found: list[tuple[np.ndarray, ...]] = []
     for begin in tqdm(range(0, len(episodes), rows), desc="outcomes", unit="batch"):
         some = episodes[begin : begin + rows]
         count = max(len(e) for e in some)
@@ -238,16 +260,25 @@ def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int
         state, _ = world.start(first, flat[:, :1], text=world.texts_for([e.text for e in some]), seed=seed)
         for t in range(1, count):
             state, seen = world.observe(state, flat[:, t], np.stack([e.frames[t] for e in padded]), reuse=True)
-            alive = lengths > t
-            real = np.array([e.rewards[t] for e in padded])[alive] - usual
-            said = seen.reward.cpu().numpy()[alive] - usual
-            for sign in (1, -1):
-                reward = reward.count(sign * said > apart, sign * real > apart)
-            ended = np.array([e.terminated[t] for e in padded])[alive]
-            end = end.count(seen.end.cpu().numpy()[alive], ended)
-            probabilities.append(seen.end_probability.cpu().numpy()[alive])
-            happened.append(ended)
-    error = _calibration_error(np.concatenate(probabilities), np.concatenate(happened))
+            real = [np.array([getattr(e, name)[t] for e in padded]) for name in ("rewards", "terminated")]
+            said = [part.cpu().numpy() for part in (seen.reward, seen.end, seen.end_probability)]
+            found.append(tuple(part[lengths > t] for part in (said[0], real[0], said[1], said[2], real[1])))
+    return Predictions(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def outcomes(world: World, episodes: Sequence[Episode], seed: int = 0, rows: int = 32) -> dict[str, object]:
+    """Return F1 scores of rewards and terminations that the world gives to real frames, given what led to them, and the
+    expected calibration error of p(end)."""
+    return outcome_figures(predict_outcomes(world, episodes, seed, rows), RewardLevels.of(episodes))
+
+
+def outcome_figures(made: Predictions, levels: RewardLevels) -> dict[str, object]:
+    """Return the figures of `outcomes`; higher and lower rewards than the usual one are different events."""
+    said, real = levels.events(made.reward), levels.events(made.real_reward)
+    reward, end = Events(), Events().count(made.end, made.real_end)
+    for sign in (1, -1):
+        reward = reward.count(said == sign, real == sign)
+    error = _calibration_error(made.end_probability, made.real_end)
     return {"reward_f1": reward.f1, "end_f1": end.f1, "end_ece": error, "reward_events": reward, "end_events": end}
 
 

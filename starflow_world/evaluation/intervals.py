@@ -46,6 +46,31 @@ def resampled(hits: Sequence[int], totals: Sequence[int], *, seed: int = 0, resa
     return np.asarray((draws @ np.array(hits)) / (draws @ np.array(totals)))
 
 
+@dataclass(frozen=True)
+class Band:
+    """A ratio of sums over episodes at each of T steps, its 95 % interval, and the number of episodes (T,) behind it;
+    NaN where there is none."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    episodes: np.ndarray
+
+
+def ratio_band(parts: np.ndarray, wholes: np.ndarray | None = None, *, seed: int = 0, resamples: int = 400) -> Band:
+    """Return sum(parts) / sum(wholes) over episodes at each step, both (E, T), and its interval in bootstrap samples of
+    episodes. Without `wholes`: the mean of the parts. NaN in `parts`: the episode has no such step."""
+    present = ~np.isnan(parts)
+    above = np.where(present, parts, 0.0)
+    below = present.astype(float) if wholes is None else np.where(present, wholes, 0.0)
+    count = len(parts)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, samples = above.sum(0) / below.sum(0), (draws @ above) / (draws @ below)
+    low, high = zip(*(interval(samples[:, step]) for step in range(parts.shape[1])), strict=True)
+    return Band(value, np.array(low), np.array(high), present.sum(0))
+
+
 def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]:
     """Return the central interval with `coverage` of bootstrap samples, or NaN if all samples are NaN."""
     if np.isnan(samples).all():

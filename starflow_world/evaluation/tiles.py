@@ -27,13 +27,11 @@ def tile_figures(size: int, real: np.ndarray, imagined: np.ndarray) -> dict[str,
     the real frame before it), and the same between two halves of the rows. {} where the real frames have more than
     `MOST_KINDS` kinds of tile: no grid world.
     """
-    cells = _cells(real.reshape(-1, *real.shape[2:]), size, size)
-    kinds = np.unique(cells.reshape(-1, size * size * 3), axis=0)
-    if len(kinds) > MOST_KINDS:
+    tiles = tile_kinds(size, real.reshape(-1, *real.shape[2:]))
+    if not len(tiles):
         return {}
-    tiles = kinds.reshape(-1, size, size, 3)
     before, after, made = (
-        _counted(nearest_tiles(frames.reshape(-1, *real.shape[2:]), tiles), len(tiles))
+        count_tiles(nearest_tiles(frames.reshape(-1, *real.shape[2:]), tiles), len(tiles))
         for frames in (real[:, :-1], real[:, 1:], imagined)
     )
     known = made.sum() / (len(made) * after[0].sum())
@@ -45,6 +43,13 @@ def tile_figures(size: int, real: np.ndarray, imagined: np.ndarray) -> dict[str,
     }
 
 
+def tile_kinds(size: int, frames: np.ndarray) -> np.ndarray:
+    """Return the kinds of tile (K, size, size, 3) u8 of frames (B, H, W, 3); none (K = 0) where there are more than
+    `MOST_KINDS`: no grid world."""
+    kinds = np.unique(_cells(frames, size, size).reshape(-1, size * size * 3), axis=0)
+    return kinds.reshape(-1, size, size, 3)[: len(kinds) if len(kinds) <= MOST_KINDS else 0]
+
+
 def _cells(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the cells (B, rows, columns, h, w, 3) of frames (B, H, W, 3); what is left over at the edges is cut."""
     rows, columns = frames.shape[1] // height, frames.shape[2] // width
@@ -52,7 +57,7 @@ def _cells(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return cells.swapaxes(2, 3)
 
 
-def _counted(index: np.ndarray, kinds: int) -> np.ndarray:
+def count_tiles(index: np.ndarray, kinds: int) -> np.ndarray:
     """Return how many cells (B, kinds) of index (B, rows, columns) show each kind."""
     flat = index.reshape(len(index), -1)
     return np.stack([np.bincount(row[row >= 0], minlength=kinds) for row in flat])

@@ -235,13 +235,19 @@ def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(frame[top : top + height, left : left + width])
 
 
-def write_png(path: Path | str, picture: np.ndarray) -> None:
-    """Write a picture (H, W, 3) u8 as PNG, atomically."""
+def png_bytes(picture: np.ndarray) -> bytes:
+    """Return a picture (H, W, 3) u8 as PNG."""
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
-        raise DataError(f"{path}: expected a picture (H, W, 3) uint8, found {picture.dtype} {picture.shape}")
+        raise DataError(f"picture: expected (H, W, 3) uint8, found {picture.dtype} {picture.shape}")
+    return bytes(data)
+
+
+def write_png(path: Path | str, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) u8 as PNG, atomically."""
+    data = png_bytes(picture)
     with atomic(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(data)
 
 
 def enlarge(frame: np.ndarray, factor: int) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""Plots as PNG, drawn without pyplot, so that the caller's matplotlib backend (a notebook's) is unchanged."""
+"""Plots as PNG and SVG, drawn without pyplot, so that the caller's matplotlib backend (a notebook's) is unchanged."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,3 +76,28 @@ def saved(figure: "Figure", path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
+
+
+def inline_svg(draw: "Callable[[Figure], None]", size: tuple[float, float], colours: Mapping[str, str]) -> str:
+    """Return what `draw` draws on a figure of `size` inches as an SVG element for an HTML page.
+
+    It has no width and height, its text is text, and `colours` are replaced: {"#010101": "currentColor"}. Equal
+    drawings give equal bytes. Texts are taken literally: a $ begins no formula.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "starflow", "text.parse_math": False, "font.size": 10,
+                "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}
+    with rc_context(settings):
+        figure, text = Figure(figsize=size, layout="constrained"), StringIO()
+        draw(figure)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    svg = svg[svg.index("<svg") :].replace("\n", " ")
+    begin, end, rest = svg.partition(">")
+    begin = re.sub(r' (width|height|xmlns:xlink|xmlns)="[^"]*"', "", begin)
+    svg = re.sub(r" +", " ", begin + end + rest).replace("xlink:href", "href")
+    for own, wanted in colours.items():
+        svg = svg.replace(own, wanted)
+    return svg.strip()

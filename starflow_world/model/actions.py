@@ -161,6 +161,13 @@ def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
     return (np.full(spaces.flatdim(space), np.nan),) * 2
 
 
+def every_action(space: spaces.Space, most: int) -> list[int]:
+    """Return all actions of a Discrete space, if there are at most `most`; [] for other spaces."""
+    if not isinstance(space, spaces.Discrete) or space.n > most:
+        return []
+    return [int(space.start) + place for place in range(int(space.n))]
+
+
 class ActionEncoder(nn.Module):
     """Map flattened actions (..., 1 + flat) to vectors (..., d) that are added to the deep block's inputs.
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from starflow_world.evaluation.intervals import Share, interval, resampled
+from starflow_world.evaluation.intervals import Share, interval, ratio_band, resampled
 
 
 def test_the_interval_of_a_share_holds_it_as_often_as_it_says() -> None:
@@ -39,3 +39,27 @@ def test_the_middle_of_samples() -> None:
     samples = np.random.default_rng(1).normal(size=999)
     assert interval(samples, 0.5) == (np.quantile(samples, 0.25), np.quantile(samples, 0.75))
     assert np.isnan(interval(np.full(3, np.nan))).all()
+
+
+def test_a_band_is_of_the_episodes_that_reach_a_step() -> None:
+    values = np.array([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
+    band = ratio_band(values)
+    assert band.value[:2].tolist() == [2.0, 2.0]
+    assert math.isnan(band.value[2])
+    assert band.episodes.tolist() == [2, 1, 0]
+    assert (band.low[0], band.high[0]) == (1.0, 3.0)
+    assert (band.low[1], band.high[1]) == (2.0, 2.0)
+
+
+def test_a_band_of_a_ratio_weighs_episodes_by_their_parts() -> None:
+    hits, cases = np.array([[1.0], [0.0], [8.0]]), np.array([[1.0], [1.0], [8.0]])
+    assert ratio_band(hits, cases).value[0] == 0.9
+
+
+def test_a_band_over_episodes_holds_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        band = ratio_band(rng.normal(size=(30, 1)), resamples=200)
+        held += band.low[0] <= 0 <= band.high[0]
+    assert 0.88 <= held / 300 <= 0.99

@@ -43,3 +43,20 @@ def test_curves_are_drawn_and_the_callers_figures_and_backend_stay(draw, noteboo
     assert read_picture(tmp_path / "curves.png").std() > 5
     assert matplotlib.get_backend() == "svg"
     assert pyplot.get_fignums() == [notebook.number]
+
+
+def test_a_drawing_for_a_page_takes_its_colours_and_texts_as_they_are() -> None:
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        axis.plot([1, 2], [3, 4], color="#0100ff")
+        axis.set_title("$a^b$ <b>")
+
+    found = plots.inline_svg(draw, (3, 2), {"#0100ff": "var(--blue)"})
+    assert found == plots.inline_svg(draw, (3, 2), {"#0100ff": "var(--blue)"})
+    assert found.startswith("<svg ")
+    assert found.endswith("</svg>")
+    assert "$a^b$ &lt;b&gt;" in found
+    assert "var(--blue)" in found
+    assert "#0100ff" not in found
+    assert "http" not in found
+    assert 'width="' not in found.partition(">")[0]

@@ -4,6 +4,7 @@ Where the transition law of the episodes' environment is known (agents/laws), ch
 """
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,10 @@ class Evaluate:
     """Rollouts in open loop, where the law is known."""
     card: bool = False
     """Also write the figures into the card.json of the world."""
+    report: Path | None = None
+    """Folder for a report card: report.html, which opens from disk and needs no network, report.md and report.json."""
+    curve: Path | None = None
+    """Data-size curve for the report: curves.json of python -m tests.benchmarks.curves; None: the one in the card."""
 
     def run(self) -> None:
         """Measure, print the figures and write them."""
@@ -45,12 +50,15 @@ class Evaluate:
             measure_chance,
             measure_world,
         )
+        from starflow_world.commands.evaluate.report import assembled, measure_report, provenance, read_curve
+        from starflow_world.commands.evaluate.writing import write_report
         from starflow_world.evaluation.ablations import ablation_table, ablations
         from starflow_world.evaluation.chance import ChanceSizes
         from starflow_world.io.files import write_text
         from starflow_world.model.checkpoint import CARD, read_json
         from starflow_world.world import World, find_world
 
+        begun, curve = time.perf_counter(), None if self.curve is None else read_curve(self.curve)
         world = World.load(self.world)
         episodes = first_episodes(self.data, self.episodes)
         ending = None if self.outcomes is None else first_episodes(self.outcomes, 4 * self.episodes)
@@ -65,6 +73,10 @@ class Evaluate:
         print("\n".join(figure_text(key, value) for key, value in figures.items() if key != "ablations"))
         if self.ablations:
             print(ablation_table(figures["ablations"]))
+        if self.report is not None:
+            measured, rollouts = measure_report(world, episodes, ending, law)
+            facts = provenance(world, find_world(self.world).resolve().name, self.data, time.perf_counter() - begun)
+            print(write_report(assembled(measured, facts, figures, curve), rollouts, self.report))
         if self.card:
             path = find_world(self.world) / CARD
             write_text(path, json.dumps(read_json(path) | {"figures": json_figures(figures)}, indent=1) + "\n")
