@@ -319,10 +319,10 @@ def ledger(law: Law, picture: np.ndarray, lawful: Sequence[np.ndarray]) -> tuple
         return np.array([int(np.isin(symbols, kind).sum()) for kind in kinds])
 
     gaps = [counts(picture) - counts(other) for other in lawful]
-    return losses(min(gaps, key=lambda one: int(np.abs(one).sum())))
+    return object_losses(min(gaps, key=lambda one: int(np.abs(one).sum())))
 
 
-def losses(gap: np.ndarray) -> tuple[int, int, int]:
+def object_losses(gap: np.ndarray) -> tuple[int, int, int]:
     """Return how many objects were duplicated, vanished, and transmuted, given by how many of each kind (K,) there are
     too many."""
     gained, lost = int(gap.clip(min=0).sum()), int(-gap.clip(max=0).sum())

@@ -18,7 +18,7 @@ from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.errors import DataError
 from starflow_world.evaluation.fidelity import cells_right
 from starflow_world.evaluation.law import Law
-from starflow_world.evaluation.ledgers import Ledger, make_ledger
+from starflow_world.evaluation.ledgers import ObjectLedger, make_ledger
 from starflow_world.evaluation.positions import Locator
 from starflow_world.evaluation.similarity import psnr, ssim
 from starflow_world.world import World
@@ -124,7 +124,7 @@ def measure_horizons(
 
 def _judge(
     made: Horizons, source: str, step: int, imagined: np.ndarray, real: np.ndarray, world: World,
-    locate: Locator | None, ledger: Ledger | None,
+    locate: Locator | None, ledger: ObjectLedger | None,
 ) -> None:
     """Compare the imagined frames of a step with the real ones."""
     right = cells_right(world, imagined, real)

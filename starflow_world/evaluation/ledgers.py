@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from starflow_world.data.episodes import Episode
-from starflow_world.evaluation.chance import action_numbers, ledger, losses
+from starflow_world.evaluation.chance import action_numbers, ledger, object_losses
 from starflow_world.evaluation.law import Law
 from starflow_world.evaluation.tiles import count_tiles, nearest_tiles, tile_kinds
 
 LOSSES = ("duplicated", "vanished", "transmuted")
 
 
-class Ledger(Protocol):
+class ObjectLedger(Protocol):
     """Judge of one rollout per episode. It is given every step of a rollout in order, and judges a row as often as it
     is given its frames."""
 
@@ -81,11 +81,11 @@ class TileLedger:
             index = nearest_tiles(frames, self.kinds)
             known = count_tiles(index, len(self.kinds))
             counts.append(np.column_stack([known[:, self.objects], index[0].size - known.sum(1)]))
-        lost = np.array([losses(gap) for gap in counts[0] - counts[1]], float)
+        lost = np.array([object_losses(gap) for gap in counts[0] - counts[1]], float)
         return dict(zip(LOSSES, lost.T, strict=True))
 
 
-def make_ledger(law: Law | None, episodes: Sequence[Episode], given: int, size: int) -> Ledger | None:
+def make_ledger(law: Law | None, episodes: Sequence[Episode], given: int, size: int) -> ObjectLedger | None:
     """Return a ledger by the law, or by tiles of `size` pixels where no law is known; None where frames have no tiles.
     """
     if law is not None:

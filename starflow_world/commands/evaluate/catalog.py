@@ -16,7 +16,7 @@ FIDELITY, LIKELIHOOD, CHANCE, OUTCOMES, ACTIONS = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class Panel:
     """A chart: its section, title, meaning and unit; share: drawn from 0 to 100 %; main: the source that is compared
     between worlds."""
 
@@ -30,41 +30,41 @@ class Entry:
 
 
 CATALOG = {
-    "psnr": Entry(FIDELITY, "PSNR", "Similarity of pixels to the real frame. Higher is better; equal frames count as "
+    "psnr": Panel(FIDELITY, "PSNR", "Similarity of pixels to the real frame. Higher is better; equal frames count as "
                   "60 dB.", "dB"),
-    "ssim": Entry(FIDELITY, "SSIM", "Similarity of structure to the real frame; 1 is equal."),
-    "cells": Entry(FIDELITY, "Right cells", "Cells within 4 grey levels of the real frame.", share=True),
-    "exact": Entry(FIDELITY, "Exact frames", "Frames in which every cell is right.", share=True),
-    "excess": Entry(LIKELIHOOD, "Excess nats of real frames", "Nats beyond the floor of the noise, given the real "
+    "ssim": Panel(FIDELITY, "SSIM", "Similarity of structure to the real frame; 1 is equal."),
+    "cells": Panel(FIDELITY, "Right cells", "Cells within 4 grey levels of the real frame.", share=True),
+    "exact": Panel(FIDELITY, "Exact frames", "Frames in which every cell is right.", share=True),
+    "excess": Panel(LIKELIHOOD, "Excess nats of real frames", "Nats beyond the floor of the noise, given the real "
                     "frames before. 0 is perfect where nothing is left to chance.", "nats per frame", log=True),
-    "nats": Entry(LIKELIHOOD, "Log-likelihood", "Of real frames given real ones, and of imagined frames given imagined "
-                  "ones. A blue line that leaves the green one says that the dream has drifted.", "nats per frame"),
-    "objects": Entry(CHANCE, "Objects lost", "Objects that were duplicated, vanished or became others.", "objects"),
-    "legal": Entry(CHANCE, "Possible transitions", "Imagined steps that the law of the environment allows.",
+    "nats": Panel(LIKELIHOOD, "Log-likelihood", "Of real frames given real ones, and of imagined frames given imagined "
+                  "ones. Where the two part, the dream has drifted.", "nats per frame"),
+    "objects": Panel(CHANCE, "Objects lost", "Objects that were duplicated, vanished or became others.", "objects"),
+    "legal": Panel(CHANCE, "Possible transitions", "Imagined steps that the law of the environment allows.",
                    share=True),
-    "variance": Entry(CHANCE, "Variance ratio", "Variance of the frames over episodes, imagined over real. 1 is right; "
+    "variance": Panel(CHANCE, "Variance ratio", "Variance of the frames over episodes, imagined over real. 1 is right; "
                       "0 is one picture for all.", "ratio"),
-    "reward_f1": Entry(OUTCOMES, "Rewards in open loop", "F1 of reward events, of all steps since the point before.",
+    "reward_f1": Panel(OUTCOMES, "Rewards in open loop", "F1 of reward events, of all steps since the point before.",
                        "F1", share=True),
-    "end_f1": Entry(OUTCOMES, "Ends in open loop", "F1 of terminations, of all steps since the point before.", "F1",
+    "end_f1": Panel(OUTCOMES, "Ends in open loop", "F1 of terminations, of all steps since the point before.", "F1",
                     share=True),
-    "action_nats": Entry(ACTIONS, "Action information", "Nats that the true action explains beyond other actions. In "
+    "action_nats": Panel(ACTIONS, "Action information", "Nats that the true action explains beyond other actions. In "
                          "imagined frames: whether the dream still obeys.", "nats per frame", main=REAL),
-    "action_first": Entry(ACTIONS, "True action most likely", "Real frames to which no other action gives a higher "
+    "action_first": Panel(ACTIONS, "True action most likely", "Real frames to which no other action gives a higher "
                           "likelihood.", share=True, main=REAL),
 }
 
 
-def entry_of(key: str) -> Entry | None:
+def entry_of(key: str) -> Panel | None:
     """Return the entry of a chart; None for a chart that is not drawn."""
     if key.startswith(DISTANCE):
         name = key.removeprefix(DISTANCE)
-        return Entry(FIDELITY, f"Position of the {name}", "Distance from its real position, in frames in which it is "
+        return Panel(FIDELITY, f"Position of the {name}", "Distance from its real position, in frames in which it is "
                      "seen.", "pixels")
     return CATALOG.get(key)
 
 
-def charts_of(reports: Sequence[Mapping[str, Any]], section: str) -> Iterator[tuple[str, Entry]]:
+def charts_of(reports: Sequence[Mapping[str, Any]], section: str) -> Iterator[tuple[str, Panel]]:
     """Yield the charts of a section that any of the reports has, in the order of the catalogue."""
     keys = dict.fromkeys([*CATALOG, *(key for report in reports for key in report["charts"])])
     for key in keys:

@@ -12,7 +12,7 @@ from starflow_world.commands.evaluate.catalog import (
     FIDELITY,
     LIKELIHOOD,
     OUTCOMES,
-    Entry,
+    Panel,
     charts_of,
     flat_figures,
     headlines,
@@ -162,7 +162,7 @@ def _section(cards: Sequence[ReportCard], section: str) -> Markup:
     return joined(tag("h2", section), notes, tag("div", boxes, class_="grid"))
 
 
-def _chart(cards: Sequence[ReportCard], key: str, entry: Entry) -> Markup:
+def _chart(cards: Sequence[ReportCard], key: str, entry: Panel) -> Markup:
     lines = []
     for card in cards:
         chart = card.report["charts"].get(key, {})
