@@ -37,7 +37,7 @@ th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); t
 td:last-child { overflow-wrap: anywhere; }
 .frames td, .frames th { border: 0; padding: 2px 6px 2px 0; vertical-align: middle; text-align: center; }
 .frames th:first-child { text-align: right; font-weight: normal; color: var(--soft); }
-.frames img { display: block; width: clamp(64px, 11vw, 136px); image-rendering: pixelated; border-radius: 3px; }
+.frames img { display: block; width: clamp(52px, 8vw, 112px); image-rendering: pixelated; border-radius: 3px; }
 video { display: block; width: 100%; border-radius: 6px; image-rendering: pixelated; }
 details { margin: 1rem 0; } summary { cursor: pointer; font-weight: 600; }
 """

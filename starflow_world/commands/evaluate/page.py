@@ -141,8 +141,7 @@ def _strip(strip: np.ndarray, report: Mapping[str, Any], text: str) -> Markup:
         pictures = [tag("img", src=data_uri("image/png", png_bytes(frame)), alt=f"{name}, step {step}")
                     for frame, step in zip(frames, steps, strict=True)]
         rows.append([name, *pictures])
-    head = [text, *(f"{step:,}" for step in steps)]
-    return table(head, rows, class_="frames")
+    return tag("div", tag("h3", text), table(["", *(f"{step:,}" for step in steps)], rows, class_="frames"))
 
 
 def _section(cards: Sequence[ReportCard], section: str) -> Markup:
