@@ -149,15 +149,14 @@ def _section(cards: Sequence[ReportCard], section: str) -> Markup:
     boxes = [_chart(cards, key, entry) for key, entry in charts_of([card.report for card in cards], section)]
     if not boxes:
         return Markup()
-    words: dict[str, str] = {}
+    words: list[tuple[str, str]] = []
     if section == CHANCE:
-        words = {card.name: ledger_words(card.report) for card in cards}
+        words = [(card.name, ledger_words(card.report)) for card in cards]
     if section == ACTIONS:
-        words = {card.name: f"A guess among {card.report['actions']} actions is right in "
-                 f"{percent(1 / card.report['actions'])} of frames. Actions with the same effect in a state cannot be "
-                 "told from each other." for card in cards if card.report["actions"]}
-    notes = [tag("p", text if len(cards) == 1 else f"{name}: {text}", class_="soft")
-             for name, text in words.items() if text]
+        words = [(card.name, f"A guess among {card.report['actions']} actions is right in "
+                  f"{percent(1 / card.report['actions'])} of frames. Actions with the same effect in a state cannot be "
+                  "told from each other.") for card in cards if card.report["actions"]]
+    notes = [tag("p", text if len(cards) == 1 else f"{name}: {text}", class_="soft") for name, text in words if text]
     return joined(tag("h2", section), notes, tag("div", boxes, class_="grid"))
 
 
@@ -193,15 +192,14 @@ def _outcomes(cards: Sequence[ReportCard]) -> Markup:
 
 
 def _ablations(cards: Sequence[ReportCard]) -> Markup:
-    known = {card.name: card.report["figures"]["ablations"] for card in cards if "ablations" in card.report["figures"]}
-    names = list(dict.fromkeys(name for rows in known.values() for name in rows if name != "whole"))
+    known = [card.report["figures"].get("ablations", {}) for card in cards]
+    names = list(dict.fromkeys(name for rows in known for name in rows if name != "whole"))
     if not names:
         return Markup()
     groups = []
-    for card in cards:
-        rows = known.get(card.name, {})
-        groups.append((card.colour, *([float(rows.get(name, {}).get(key, np.nan)) for name in names]
-                                      for key in ("loss", "loss_error"))))
+    for card, rows in zip(cards, known, strict=True):
+        loss, error = ([float(rows.get(name, {}).get(key, np.nan)) for name in names] for key in ("loss", "loss_error"))
+        groups.append((card.colour, loss, error))
     drawn = bar_chart(names, groups, "nats per frame that are lost")
     meaning = ("Nats per frame that real frames cost without a part of the world, beyond the whole world, with 95 % "
                "intervals. What costs nothing does nothing.")

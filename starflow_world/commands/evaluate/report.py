@@ -23,7 +23,7 @@ from starflow_world.data.dataset import installed_versions, origin
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import DataError
 from starflow_world.evaluation.ablations import one_frame_excess
-from starflow_world.evaluation.actions import action_information
+from starflow_world.evaluation.actions import MOST_ACTIONS, action_information
 from starflow_world.evaluation.fidelity import RewardLevels, frame_excess, outcome_figures, predict_outcomes
 from starflow_world.evaluation.horizons import (
     ONE_FRAME,
@@ -70,7 +70,7 @@ def measure_report(
     used = long_enough(world, episodes)
     facts = {
         "given": made.given, "steps": made.steps, "rollouts": made.episodes, "ledger": made.ledger,
-        "actions": len(every_action(world.action_space, 1 << 16)), "texts": [shown.text for shown in made.shown],
+        "actions": len(every_action(world.action_space, MOST_ACTIONS)), "texts": [shown.text for shown in made.shown],
         "digest": hashlib.sha256("".join(e.digest() for e in used).encode()).hexdigest(),
     }
     charts = {name: chart for name, chart in charts.items() if any(one["steps"] for one in chart.values())}
@@ -193,12 +193,12 @@ def _variance(made: Horizons, resamples: int = 400, seed: int = 0) -> Chart:
     """Return the variance over episodes of the pixels of imagined frames, over that of the real frames."""
     rng, found = np.random.default_rng(seed), {}
     for step, pair in made.frames.items():
-        count = len(pair[0])
-        draws = np.concatenate([np.ones((1, count)), rng.multinomial(count, np.full(count, 1 / count), resamples)])
-        imagined, real = (_spread(frames, draws / count) for frames in pair)
-        if count > 1 and real[0] > 0:
+        rows = len(pair[0])
+        draws = np.concatenate([np.ones((1, rows)), rng.multinomial(rows, np.full(rows, 1 / rows), resamples)])
+        imagined, real = (_spread(frames, draws / rows) for frames in pair)
+        if rows > 1 and real[0] > 0:
             ratio = np.divide(imagined, real, out=np.full_like(real, np.nan), where=real > 0)
-            found[step] = (float(ratio[0]), *interval(ratio[1:]), float(count))
+            found[step] = (float(ratio[0]), *interval(ratio[1:]), float(rows))
     if not found:
         return {}
     value, low, high, count = (np.array(part) for part in zip(*found.values(), strict=True))
