@@ -86,7 +86,7 @@ def horizon_rows(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["figure", "of", *(f"{step:,} step{'s' * (step > 1)}" for step in shown)], rows
 
 
-def _cell(series: Mapping[str, Sequence[float]], step: int, text: Any) -> str:
+def _cell(series: Mapping[str, Any], step: int, text: Any) -> str:
     if step not in series["steps"]:
         return ""
     place = list(series["steps"]).index(step)

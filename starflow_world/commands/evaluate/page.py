@@ -40,6 +40,8 @@ from starflow_world.io.html import Markup, data_uri, joined, page, table, tag
 from starflow_world.io.media import png_bytes
 from starflow_world.io.reports import number, percent
 
+LONGEST_NAME = 24
+
 
 @dataclass(frozen=True)
 class ReportCard:
@@ -200,7 +202,8 @@ def _ablations(cards: Sequence[ReportCard]) -> Markup:
     for card, rows in zip(cards, known, strict=True):
         loss, error = ([float(rows.get(name, {}).get(key, np.nan)) for name in names] for key in ("loss", "loss_error"))
         groups.append((card.colour, loss, error))
-    drawn = bar_chart(names, groups, "nats per frame that are lost")
+    short = [" ".join(name.split())[:LONGEST_NAME] for name in names]  # longer ones leave no room for bars
+    drawn = bar_chart(short, groups, "nats per frame that are lost")
     meaning = ("Nats per frame that real frames cost without a part of the world, beyond the whole world, with 95 % "
                "intervals. What costs nothing does nothing.")
     return joined(tag("h2", "What each part is worth"), tag("div", _box("Ablations", meaning, drawn), class_="grid"))

@@ -235,7 +235,7 @@ def _f1(steps: int, cases: Sequence[tuple[np.ndarray, np.ndarray]]) -> Chart:
     parts, wholes = (np.stack([values[:, low:high].sum(1) for low, high in pairwise(edges)], 1)
                      for values in (2 * np.asarray(hits), np.asarray(both)))
     found = series(ratio_band(parts, wholes), edges[1:])
-    found["episodes"] = [int((wholes[:, edges.index(step) - 1] > 0).sum()) for step in found["steps"]]
+    found["episodes"] = [int((wholes[:, edges.index(int(step)) - 1] > 0).sum()) for step in found["steps"]]
     return {WORLD: found} if found["steps"] else {}
 
 
