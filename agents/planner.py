@@ -34,8 +34,9 @@ class Thought:
 class Planner(Policy):
     """Policy that plans with `search` from the frames of the env; `commit`: most steps of a plan to follow (0: all).
 
-    An observed frame did not end the episode, so a reward or termination that the world predicts at such a frame is
-    ignored for the rest of the episode. reward_fn: replaces the world's reward head (default in a WorldEnv: the env's).
+    An observed frame did not end the episode, so a termination that the world predicts at such a frame is ignored for
+    the rest of the episode, with the reward that may belong to it. reward_fn: replaces the world's reward head (default
+    in a WorldEnv: the env's).
     `thoughts`: of the current episode, one per action.
     """
 

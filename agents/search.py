@@ -31,7 +31,8 @@ from starflow_world.errors import ConfigError, StateError
 from starflow_world.world import World
 from starflow_world.world.state import WorldState
 
-PATCH = 4
+PATCHES = 16
+"""Patches along the shorter side of a frame, of which the mean colours are compared."""
 ALIVE = 1e-3
 TINY = 1e-12
 
@@ -92,8 +93,9 @@ class Gallery:
 def _marks(frames: np.ndarray) -> np.ndarray:
     """Return mean colours (N, k) of patches; partial patches at the edges are padded with their last pixels."""
     count, height, width, _ = frames.shape
-    patched = np.pad(frames, ((0, 0), (0, -height % PATCH), (0, -width % PATCH), (0, 0)), mode="edge")
-    cells = patched.reshape(count, patched.shape[1] // PATCH, PATCH, patched.shape[2] // PATCH, PATCH, 3)
+    side = max(1, min(height, width) // PATCHES)
+    patched = np.pad(frames, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)), mode="edge")
+    cells = patched.reshape(count, patched.shape[1] // side, side, patched.shape[2] // side, side, 3)
     return cells.mean((2, 4), dtype=np.float32).reshape(count, -1)
 
 
@@ -103,7 +105,8 @@ def find_plan(
 ) -> ActionPlan:
     """Return the best plan from `state` (one row); the result depends on these arguments only.
 
-    seen: frames at which the episode is known not to have ended; rewards and terminations predicted there are ignored.
+    seen: frames at which the episode is known not to have ended: a termination that is predicted there is ignored, with
+    the reward that may belong to it.
     reward_fn: replaces the world's reward head, as in `WorldEnv`. Branches draw their noise from `seed`, not from the
     state's key, so a plan does not use the noise that the env will draw.
     """
@@ -154,7 +157,16 @@ class Lookahead:
                 )
                 rewards[row], ends[row] = reward, ends[row] if end is None else float(end)
         known = self.seen.knows(frames)
-        return Outlook(state, frames, np.where(known, 0.0, rewards), np.where(known, 0.0, ends))
+        # of the reward, what an end with this probability can bring; the rest comes without an end, and is believed
+        last = np.minimum(np.abs(rewards), ends * self._largest(rewards))
+        rewards = np.where(known, np.sign(rewards) * (np.abs(rewards) - last), rewards)
+        return Outlook(state, frames, rewards, np.where(known, 0.0, ends))
+
+    def _largest(self, rewards: np.ndarray) -> np.ndarray:
+        """Return the largest size (N,) of one reward: the world's, or what a reward_fn gave."""
+        if self.reward_fn is not None:
+            return np.abs(rewards)
+        return np.full(len(rewards), self.world.config.outcome.largest_reward)
 
 
 # ---- sequences -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class Search:
     actions: tuple[int, ...] = ()
     """Actions to consider; none given: all of the space."""
     same: float = 8.0
-    """Grey levels, averaged over patches of 4 x 4 pixels, up to which two frames count as the same."""
+    """Grey levels, averaged over patches of 1/16 of the shorter side, up to which two frames count as the same."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -169,6 +169,15 @@ def test_a_run_is_recorded_goes_on_and_refuses_another_recipe(maze_id, tmp_path,
     assert planning.try_planner(planner, maze, tmp_path, episodes=2, seed=0)["planner"] == found["planner"]
 
 
+def test_the_return_is_compared_with_that_of_random_play_over_the_same_episodes():
+    planner, random = ([{"return": value} for value in values] for values in ((3.0, 2.0, 4.0), (1.0, 1.0, 2.0)))
+    found = planning.over_random(planner, random)
+    assert found["ratio"] == pytest.approx(9 / 4)
+    assert found["interval"][0] == pytest.approx(2.0)
+    assert found["interval"][1] == pytest.approx(3.0)
+    assert planning.over_random(planner, [{"return": -1.0}] * 3) == {"ratio": None, "interval": None}
+
+
 @pytest.mark.parametrize("wrong", [{"episodes": 0}, {"seed": -1}])
 def test_runs_that_cannot_be_meant_are_refused(maze_id, tmp_path, wrong):
     with pytest.raises(ConfigError, match="expected episodes >= 1 and seed >= 0"):

@@ -1,13 +1,15 @@
 """Searching: what the three methods find, what they count, and what they do not believe."""
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from starflow_world.agents.proposals import Categorical, Gaussian, choices
-from starflow_world.agents.search import ActionPlan, Gallery, find_plan
+from starflow_world.agents.search import ActionPlan, Gallery, Lookahead, find_plan
 from starflow_world.agents.search_settings import METHODS, Search
 from starflow_world.errors import ActionError, ConfigError, StateError
 from tests.mazes import MazeWorld, Rules, begun, draw, find, played_out
@@ -182,6 +184,28 @@ def test_frames_known_not_to_end_the_episode_promise_nothing():
     assert played_out(world, find_plan(world, begun(world), Search(), seed=0, seen=seen).actions)[-1] == (1, 0)
     seen.add(draw((1, 0), world.rules)[None])
     assert played_out(world, find_plan(world, begun(world), Search(), seed=0, seen=seen).actions)[-1] == (3, 3)
+
+
+def test_a_reward_at_a_known_frame_is_believed_as_far_as_no_end_brings_it():
+    """Rewards that come again, such as those of CartPole, are there at frames that were seen; -1 for an end is not."""
+    class Bringing(MazeWorld):
+        def step(self, state, action, **kwargs):
+            state, made = super().step(state, action, **kwargs)
+            rewards, ends = torch.tensor([1.0, -1.0, 0.3, 1.0]), torch.tensor([0.02, 1.0, 0.3, 0.0])
+            return state, replace(made, reward=rewards, end_probability=ends)
+
+    world, seen = Bringing(OPEN), Gallery(8.0)
+    seen.add(draw((0, 0), world.rules)[None])
+    ahead = Lookahead(world, np.random.default_rng(0), seen)
+    look = ahead.step(begun(world)[[0] * 4], draw((0, 0), world.rules)[None].repeat(4, 0), [3] * 4)
+    assert look.rewards.tolist() == pytest.approx([0.98, 0.0, 0.0, 1.0])
+    assert look.ends.tolist() == [0.0] * 4
+
+
+def test_a_pixel_of_a_small_frame_is_a_difference():
+    frame = np.zeros((2, 10, 10, 3), np.uint8)
+    frame[0, 4, 5] = frame[1, 5, 5] = 200  # a ball that moved by one pixel
+    assert Gallery(8.0).add(frame).tolist() == [True, True]
 
 
 def test_frames_are_one_when_they_differ_by_a_little_everywhere_and_two_when_a_patch_differs():

@@ -21,7 +21,7 @@ from starflow_world.agents.planner import Planner, Thought
 from starflow_world.agents.policy import Policy, RandomPolicy, policy_record
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import ConfigError, DataError
-from starflow_world.evaluation.intervals import Share
+from starflow_world.evaluation.intervals import Share, interval
 from starflow_world.io.files import claim, recorded, remove_leftovers, write_text
 from starflow_world.io.media import VideoWriter, compared
 
@@ -32,7 +32,8 @@ RECIPE, RESULT = "recipe.json", "planner.json"
 def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: int, seed: int) -> dict[str, Any]:
     """Play, evaluate, print a table, and write planner.json and a video of the first episode to `out`.
 
-    Success is a positive reward before the time limit. Returns the content of planner.json. Raises DataError if `out`
+    Success is a positive return before the time limit; `over_random` is the planner's mean return over that of the
+    random policy. Returns the content of planner.json. Raises DataError if `out`
     holds a run of another recipe.
     """
     if episodes < 1 or seed < 0:
@@ -61,7 +62,8 @@ def try_planner(planner: Planner, source: Environment, out: Path, *, episodes: i
                 records[name].append(_read_record(path))
     finally:
         env.close()
-    result = {"recipe": recipe, **{name: _summary(played) for name, played in records.items()}}
+    result = {"recipe": recipe, **{name: _summary(played) for name, played in records.items()},
+              "over_random": over_random(records["planner"], records["random"])}
     write_text(out / RESULT, json.dumps(result, indent=1))
     print(trial_table(planner.name, records))
     return result
@@ -96,6 +98,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     return {
         "episodes": len(records), "success": mean([record["success"] for record in records]),
+        "return": mean([record["return"] for record in records]),
         "steps_of_successes": mean([record["steps"] for record in records if record["success"]]),
         "plans_per_episode": len(plans) / len(records) if plans else None,
         "promised_per_plan": mean([plan["promised"] for plan in plans]),
@@ -105,19 +108,36 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def over_random(planner: Sequence[dict[str, Any]], random: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the ratio of the mean returns and its 95 % bootstrap interval over the episodes, which both play from the
+    same seeds; None where the random policy's mean is not positive."""
+    one, other = (np.array([record["return"] for record in records], float) for records in (planner, random))
+    if other.mean() <= 0:
+        return {"ratio": None, "interval": None}
+    rows = np.random.default_rng(0).integers(len(one), size=(2000, len(one)))
+    below = other[rows].mean(1)
+    ratios = one[rows].mean(1)[below > 0] / below[below > 0]
+    return {"ratio": float(one.mean() / other.mean()), "interval": list(interval(ratios))}
+
+
 def trial_table(name: str, players: dict[str, list[dict[str, Any]]]) -> str:
     """Return the figures of planner and random policy as text, with predicted and real reward of the plans."""
-    lines = [f"{'':<20} {'success':<24} {'steps':>6} {'plans':>6} {'promised':>9} {'brought':>8} {'imagined':>9}"]
+    lines = [f"{'':<20} {'success':<24} {'return':>8} {'steps':>6} {'plans':>6} {'promised':>9} {'brought':>8} "
+             f"{'imagined':>9}"]
     for player, records in players.items():
         facts = _summary(records)
         share = Share(sum(record["success"] for record in records), len(records))
         numbers = [
             "" if facts[key] is None else f"{facts[key]:.{digits}f}"
-            for key, digits in (("steps_of_successes", 1), ("plans_per_episode", 1), ("promised_per_plan", 2),
-                                ("brought_per_plan", 2), ("imagined_per_plan", 0))
+            for key, digits in (("return", 3), ("steps_of_successes", 1), ("plans_per_episode", 1),
+                                ("promised_per_plan", 2), ("brought_per_plan", 2), ("imagined_per_plan", 0))
         ]
-        row = "{:>6} {:>6} {:>9} {:>8} {:>9}".format(*numbers)
+        row = "{:>8} {:>6} {:>6} {:>9} {:>8} {:>9}".format(*numbers)
         lines.append(f"{name if player == 'planner' else player:<20} {share!s:<24} {row}".rstrip())
+    above = over_random(players["planner"], players["random"])
+    if above["ratio"] is not None:
+        low, high = above["interval"]
+        lines.append(f"return over that of random: {above['ratio']:.2f} ({low:.2f} to {high:.2f}; goal >= 2)")
     return "\n".join(lines)
 
 
