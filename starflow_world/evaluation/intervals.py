@@ -1,4 +1,4 @@
-"""Proportions (`hits` of `total` cases) and their confidence intervals."""
+"""Proportions (`hits` of `total` cases), interquartile means of runs, and their confidence intervals."""
 
 import math
 from collections.abc import Sequence
@@ -77,3 +77,20 @@ def interval(samples: np.ndarray, coverage: float = 0.95) -> tuple[float, float]
         return math.nan, math.nan
     low, high = np.nanquantile(samples, [(1 - coverage) / 2, (1 + coverage) / 2])
     return float(low), float(high)
+
+
+def interquartile_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the last axis without the lowest and the highest quarter of the values (rounded down)."""
+    ordered, cut = np.sort(values, axis=-1), values.shape[-1] // 4
+    return np.asarray(ordered[..., cut : values.shape[-1] - cut].mean(-1))
+
+
+def resampled_iqm(runs: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> np.ndarray:
+    """Return the interquartile means (R,) of R bootstrap samples of the runs (seeds) of one task.
+
+    As Agarwal et al. 2021 (Deep Reinforcement Learning at the Edge of the Statistical Precipice) aggregate runs; over
+    several tasks, runs are resampled in each task by itself, and the samples of the tasks are joined.
+    """
+    values = np.asarray(runs, float)
+    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return interquartile_mean(values[rows])

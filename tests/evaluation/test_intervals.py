@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from starflow_world.evaluation.intervals import Share, interval, ratio_band, resampled
+from starflow_world.evaluation.intervals import (
+    Share,
+    interquartile_mean,
+    interval,
+    ratio_band,
+    resampled,
+    resampled_iqm,
+)
 
 
 def test_the_interval_of_a_share_holds_it_as_often_as_it_says() -> None:
@@ -63,3 +70,18 @@ def test_a_band_over_episodes_holds_the_mean_as_often_as_it_says() -> None:
         band = ratio_band(rng.normal(size=(30, 1)), resamples=200)
         held += band.low[0] <= 0 <= band.high[0]
     assert 0.88 <= held / 300 <= 0.99
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_of_the_runs_at_either_end() -> None:
+    assert interquartile_mean(np.array([9.0, 0.0, 1.0, 2.0, -50.0, 3.0, 4.0, 700.0])) == pytest.approx(2.5)
+    assert interquartile_mean(np.array([3.0, 1.0, 2.0])) == 2.0  # of three runs none
+    assert interquartile_mean(np.array([[5.0, 1.0, 2.0, 3.0, 90.0], [1.0] * 5])).tolist() == pytest.approx([10 / 3, 1])
+
+
+def test_the_interval_over_runs_holds_the_middle_of_all_runs_nearly_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(300):
+        low, high = interval(resampled_iqm(rng.normal(2.0, 1.0, 10).tolist(), seed=seed, resamples=400))
+        held += low <= 2.0 <= high
+    assert 0.85 <= held / 300 <= 0.98  # a bootstrap over ten runs is a little too sure
+    assert interval(resampled_iqm([1.5])) == (1.5, 1.5)
