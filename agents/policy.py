@@ -235,3 +235,24 @@ class Held(_Wrapped):
             self._action = self.policy(observation)
         self._count += 1
         return self._action
+
+
+@dataclass
+class PartlyRandom(_Wrapped):
+    """Wrapper that replaces a share of the actions by random ones: policies of different quality from one."""
+
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.policy.name}, {self.share:.0%} random"
+
+    def reset(self, seed: int, env: gymnasium.Env) -> None:
+        self._rng, self._random = np.random.default_rng((seed, 1)), RandomPolicy()
+        self._random.reset(seed, env)
+        self.policy = copy.copy(self.policy)  # several copies of this policy may play at a time
+        self.policy.reset(seed, env)
+
+    def __call__(self, observation: Any) -> Any:
+        action = self.policy(observation)
+        return self._random(observation) if self._rng.random() < self.share else action

@@ -5,6 +5,8 @@ from importlib import import_module
 import gymnasium
 
 from starflow_world.agents.babyai.bot import BotPolicy, MixedPolicy, TinkerPolicy
+from starflow_world.agents.babyai.scripted import ScriptedPolicy
+from starflow_world.agents.babyai.tiles import ENV as BABYAI
 from starflow_world.agents.cartpole import BalancePolicy, locate_cart_and_pole
 from starflow_world.agents.minatar import ArcadePolicy
 from starflow_world.agents.policy import CarefulPolicy, Policy, RandomPolicy
@@ -16,20 +18,21 @@ POLICIES: dict[str, type[Policy]] = {
     "balance": BalancePolicy, "arcade": ArcadePolicy,
 }
 PREFERRED = (MixedPolicy, TinkerPolicy, BalancePolicy, ArcadePolicy)
+TRAINED = "sb3:"
 LOCATORS: dict[str, Locator] = {"CartPolePixels-v0": locate_cart_and_pole}
 
 
 def make_policy(name: str) -> Policy:
     """Return the policy with this name, of the class that `package.module:Class` names, with default settings, or the
-    agent that train-agent saved in a folder, `sb3:FOLDER`. Raises ConfigError or CheckpointError."""
-    if name.startswith("sb3:"):
-        from starflow_world.agents.ppo import load_seeing_policy
+    agent of train-agent in the folder that `sb3:FOLDER` names. Raises ConfigError, CheckpointError."""
+    if name.startswith(TRAINED):
+        from starflow_world.agents.learning import load_agent  # needs a package of the extra sb3
 
-        return load_seeing_policy(name.removeprefix("sb3:"))
+        return load_agent(name.removeprefix(TRAINED))
     if ":" in name:
         return _own_policy(name)
     if name not in POLICIES:
-        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, package.module:Class, or sb3:FOLDER, "
+        raise ConfigError(f"policy: expected one of {', '.join(POLICIES)}, package.module:Class or sb3:FOLDER, "
                           f"found {name!r}")
     return POLICIES[name]()
 
@@ -59,3 +62,18 @@ def default_policy(env: gymnasium.Env) -> Policy:
             continue
         return kind()
     return RandomPolicy()
+
+
+def expert_policy(env: gymnasium.Env) -> Policy:
+    """Return BabyAI's bot where it can play, else the default policy of the environment."""
+    try:
+        BotPolicy().check(env)
+    except ConfigError:
+        return default_policy(env)
+    return BotPolicy()
+
+
+def watching_policy(env_id: str, text: str) -> Policy | None:
+    """Return a scripted policy that plays an environment by its frames alone, so in dreams too; None if none is known.
+    """
+    return ScriptedPolicy(text) if env_id == BABYAI and text else None

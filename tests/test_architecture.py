@@ -46,7 +46,7 @@ ROOMS = {  # packages that may be imported in these rooms only
     "minari": {"recordings.minari"},
     "pyarrow": {"recordings.table"},
     "ray": {"agents.pool", "envs.ray_runtime", "envs.ray_vector_env"},
-    "stable_baselines3": {"agents.ppo", "agents.sb3"},
+    "stable_baselines3": {"agents.algorithms", "agents.learning", "agents.network", "agents.sb3"},
     "safetensors": {"io.files", "io.shards"},
     "transformers": {"model.text", "model.t5"},
     "uvicorn": {"play.server"},

@@ -47,7 +47,7 @@ WRONG = [
     (["collect", "--env", "CartPole-v1", "--out", "o", "--policy", "clever"], 1, "expected one of random"),
     (["collect", "--env", "CartPole-v1", "--out", "o", "--episodes", "0"], 1, "episodes"),
     (["evaluate", "babyai-gotolocal", "--data", "nowhere"], 1, "nowhere"),
-    (["train-agent", "--algo", "dqn", "--out", "o"], 1, "algo: expected ppo"),
+    (["train-agent", "--algorithm", "a2c", "--out", "o"], 1, "algorithm: expected one of ppo, dqn, sac"),
     (["convert", "nothing.pth", "--out", "o"], 1, "nothing.pth"),
     (["collect", "--env", "CartPole-v2", "--out", "o", "--episodes", "1"], 1, "CartPole-v"),
     (["whatif", "--actions", "left", "--out", "o"], 1, "actions: expected integers, or JSON lists"),
@@ -129,7 +129,8 @@ def test_a_package_that_an_extra_brings_is_one_line_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    monkeypatch.delitem(sys.modules, "starflow_world.agents.ppo", raising=False)
+    for name in ("algorithms", "learning", "network", "sb3"):
+        monkeypatch.delitem(sys.modules, f"starflow_world.agents.{name}", raising=False)
     done = run("train-agent", "--out", "o", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "pip install 'starflow-world[sb3]'" in done.stderr

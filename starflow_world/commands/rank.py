@@ -1,7 +1,8 @@
 """`starflow-world rank`: compare the ranks of policies in a world and in the real environment.
 
-Policies of different quality play from the same first frames in the world and in the real environment. Success
-saturates among good policies, so the discounted reward (higher for earlier success) is ranked as well.
+Policies of different quality play from the same first frames in the world and in the real environment. Where a reward
+ends the episode the return saturates among good policies, so the discounted return (higher for an earlier reward) is
+ranked as well.
 """
 
 import json
@@ -18,8 +19,9 @@ from starflow_world.commands.flags import RealEnvironment
 if TYPE_CHECKING:
     from starflow_world.agents.policy import Policy
 
-NOISES = (0.95, 0.85, 0.6, 0.0)
-RANKED = ("success", "discounted")
+SHARES = (0.9, 0.75, 0.5, 0.25)
+"""Shares of random actions of the policies that are mixed from a good one."""
+RANKED = ("reward", "discounted")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class RankPolicies:
     environment: OmitArgPrefixes[RealEnvironment] = field(default_factory=RealEnvironment)
     """The real environment"""
     text: str = ""
-    """Mission; empty: "go to the red ball" in BabyAI, any elsewhere."""
+    """Mission; empty: the most frequent one of the world's starts where the world reads texts, any elsewhere."""
     agents: Path | None = None
     """Folder of train-agent, whose agents are ranked as well."""
     episodes: int = 100
@@ -46,26 +48,24 @@ class RankPolicies:
 
 
 def rank_policies(settings: RankPolicies) -> dict[str, Any]:
-    """Score a random policy, scripted ones with different noise, and the agents in a folder, in the world and in the
-    real environment; write rank.json and rank.md, and return the figures."""
+    """Score policies in the world and in the real environment; write rank.json and rank.md, and return the figures."""
     from starflow_world.agents.judging import spearman
-    from starflow_world.commands.train_agent.task import in_babyai, make_task
+    from starflow_world.agents.task import make_task
     from starflow_world.io.files import write_text
     from starflow_world.world import World
 
     world = World.load(settings.world)
     source = settings.environment.source(world)
     task = make_task(world, source, settings.text, starts=1, episodes=settings.episodes)
-    text = task.real.text
     scores = {
         policy.name: {where: task.judge(where, policy, progress=True).to_dict() for where in ("dream", "real")}
-        for policy in candidates(text if in_babyai(source) else "", settings.agents)
+        for policy in candidates(source.env, task.text, settings.agents)
     }
     agreement = {key: spearman(*([score[where][key] for score in scores.values()] for where in ("dream", "real")))
                  for key in RANKED}
     figures = {
-        "world": settings.world, "world_id": world.world_id, "text": text or source.env, "episodes": settings.episodes,
-        "scores": scores,
+        "world": settings.world, "world_id": world.world_id, "env": source.env, "text": task.text,
+        "episodes": settings.episodes, "scores": scores,
         "spearman": {key: None if math.isnan(value) else value for key, value in agreement.items()},
     }
     write_text(settings.out / "rank.json", json.dumps(figures, indent=1))
@@ -73,27 +73,33 @@ def rank_policies(settings: RankPolicies) -> dict[str, Any]:
     return figures
 
 
-def candidates(mission: str, agents: Path | None) -> "Sequence[Policy]":
-    """Return a random policy, scripted ones for a mission of BabyAI, and all agents that train-agent saved in a folder.
+def candidates(env: str, text: str, agents: Path | None) -> "Sequence[Policy]":
+    """Return at least six policies of different quality: a random one; a good one mixed with random actions, in four
+    shares; and good ones: all agents that train-agent saved in a folder, and one that plays by the frames where one is
+    known. The one that is mixed is the latter, else the first agent.
 
     Raises ConfigError or DataError if there is nothing to rank.
     """
-    from starflow_world.agents.babyai.scripted import ScriptedPolicy
-    from starflow_world.agents.policy import RandomPolicy
-    from starflow_world.errors import ConfigError, DataError
+    from starflow_world.agents.policy import PartlyRandom, RandomPolicy
+    from starflow_world.agents.registry import watching_policy
+    from starflow_world.errors import ConfigError
 
-    scripted = [ScriptedPolicy(mission, noise, f"scripted, {noise:.0%} random") for noise in NOISES if mission]
-    policies: list[Policy] = [RandomPolicy(), *scripted]
-    if agents is None and not scripted:
-        raise ConfigError("agents: expected agents to rank beside a random policy, found none; pass --agents")
-    if agents is None:
-        return policies
-    from starflow_world.agents.ppo import AGENT, load_policy
+    scripted = watching_policy(env, text)
+    good: list[Policy] = [*([scripted] if scripted else []), *(_trained(agents) if agents else [])]
+    if not good:
+        raise ConfigError(f"agents: expected agents of {env} to rank beside a random policy, found none; run "
+                          "train-agent and pass --agents with its folder")
+    return [RandomPolicy(), *(PartlyRandom(good[0], share) for share in SHARES), *good]
 
-    folders = [file.parent for file in sorted(Path(agents).rglob(AGENT))]
+
+def _trained(agents: Path) -> "list[Policy]":
+    from starflow_world.agents.learning import AGENT, load_agent
+    from starflow_world.errors import DataError
+
+    folders = [file.parent for file in sorted(agents.rglob(AGENT))]
     if not folders:
         raise DataError(f"agents: {agents}: expected {AGENT} somewhere below, found none; run train-agent first")
-    return [*policies, *(load_policy(folder, f"PPO {_label(folder, Path(agents))}") for folder in folders)]
+    return [load_agent(folder, f"agent {_label(folder, agents)}") for folder in folders]
 
 
 def _label(folder: Path, agents: Path) -> str:
@@ -104,15 +110,19 @@ def _label(folder: Path, agents: Path) -> str:
 
 def rank_markdown(figures: dict[str, Any]) -> str:
     """Return the table of scores and ranks in Markdown."""
-    lines = [
-        f"# \"{figures['text']}\": {len(figures['scores'])} policies in the dream and in reality", "",
+    from starflow_world.io.reports import markdown_table
+
+    task = f'"{figures["text"]}"' if figures["text"] else figures["env"]
+    names = ("return", "discounted", "steps")
+    head = ["policy", *(f"{name}, {where}" for name in names for where in ("dream", "real"))]
+    rows = [[name, *(f"{score[where][key]:.3g}" for key in (*RANKED, "length") for where in ("dream", "real"))]
+            for name, score in figures["scores"].items()]
+    found = [figures["spearman"][key] for key in RANKED]
+    agreement = ", ".join(f"{name} {'undefined' if value is None else format(value, '.2f')}"
+                          for name, value in zip(names, found, strict=False))
+    return "\n".join([
+        f"# {task}: {len(rows)} policies in the dream and in reality", "",
         f"World `{figures['world']}` ({figures['world_id'][:12]}), {figures['episodes']} episodes of each policy in "
-        "both.", "", "| policy | success, dream | real | discounted, dream | real | steps, dream | real |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, score in figures["scores"].items():
-        cells = (f"{score[where][key]:.2f}" for key in (*RANKED, "length") for where in ("dream", "real"))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    agreement = ", ".join(f"{key} {value}" if value is None else f"{key} {value:.2f}"
-                          for key, value in figures["spearman"].items())
-    return "\n".join([*lines, "", f"Spearman's rank correlation (wanted >= 0.9): {agreement}.", ""])
+        "both, from the same first frames.", "", markdown_table(head, rows), "",
+        f"Spearman's rank correlation (wanted >= 0.9): {agreement}.", "",
+    ])

@@ -201,8 +201,10 @@ def train_world(
     if processes.main:
         print_facts(recipe.world, facts)
     card = {"data": data.name, "episodes": len(dataset), **origin(data), "seed": recipe.train.seed, "command": command}
+    card["real_steps"] = int((windows.lengths - 1).sum())
     if opening is not None:
         card["starts"] = len(opening.lengths)
+        card["real_steps"] += int((opening.lengths - 1).sum())
     if recipe.train.minutes:
         steps = begun.train.steps if begun else steps_in_time(recipe, windows, processes)
         recipe = replace(recipe, train=replace(recipe.train, steps=steps))

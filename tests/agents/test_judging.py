@@ -6,14 +6,27 @@ import pytest
 
 pytest.importorskip("minigrid")
 
-from starflow_world.agents.babyai.rooms import Room, rooms_with
 from starflow_world.agents.babyai.scripted import ScriptedPolicy
-from starflow_world.agents.judging import DISCOUNT, Start, episode_result, score_policy, spearman
-from starflow_world.agents.policy import RandomPolicy
+from starflow_world.agents.environment import Environment
+from starflow_world.agents.judging import (
+    DISCOUNT,
+    Start,
+    episode_result,
+    score_in_dreams,
+    score_policy,
+    spearman,
+)
+from starflow_world.agents.policy import PartlyRandom, RandomPolicy
+from starflow_world.agents.task import PictureEnv, seeds_with
+from starflow_world.envs.vector_env import WorldVectorEnv
 from starflow_world.envs.world_env import WorldEnv
 from tests.envs.counting import CountingWorld
+from tests.games import DISCRETE
+from tests.worlds import env_world
 
 TEXT = "go to the red ball"
+ROOMS = Environment("BabyAI-GoToLocalS8N4-v0", max_steps=64)
+GAME = Environment(DISCRETE, frame_size=16)
 
 
 def test_an_outcome_adds_up_an_episode() -> None:
@@ -24,18 +37,31 @@ def test_an_outcome_adds_up_an_episode() -> None:
 
 
 def test_a_score_is_the_mean_over_its_starts() -> None:
-    rooms = rooms_with(TEXT, 30)
-    starts = [Start(seed) for seed in rooms]
-    whole = score_policy(RandomPolicy(), Room(), starts, seed=4)
-    each = [episode_result(RandomPolicy(), Room(), start, 4 + index) for index, start in enumerate(starts)]
-    assert whole.episodes == 30
+    env, starts = PictureEnv(GAME), [Start(seed) for seed in range(12)]
+    whole = score_policy(RandomPolicy(), env, starts, seed=4)
+    each = [episode_result(RandomPolicy(), env, start, 4 + index) for index, start in enumerate(starts)]
+    assert whole.episodes == 12
     assert whole.success == np.mean([one.success for one in each])
     assert whole.length == np.mean([one.steps for one in each])
-    assert 0 < whole.success < 0.6
+    assert whole.reward == np.mean([one.reward for one in each])
+    assert 0 < whole.success <= 1
+
+
+@pytest.mark.parametrize("rows", [3, 8])
+def test_dreams_that_are_played_together_have_the_scores_of_dreams_one_by_one(rows: int) -> None:
+    world, limit = env_world(), 5
+    assert world.starts is not None
+    pairs = zip(world.starts.frames.numpy()[:5], world.starts.texts[:5], strict=True)
+    starts = [Start(seed, {"frames": frame, "text": text}) for seed, (frame, text) in enumerate(pairs)]
+    alone = WorldEnv(world, max_episode_steps=limit)
+    together = WorldVectorEnv(world, rows, autoreset_mode="same_step", max_episode_steps=limit)
+    for policy in (RandomPolicy(), PartlyRandom(RandomPolicy(), 0.5)):
+        one = score_policy(policy, alone, starts, seed=2).to_dict()
+        assert score_in_dreams(policy, together, alone, starts, seed=2).to_dict() == pytest.approx(one, rel=1e-6)
 
 
 def test_the_scripted_agent_finds_its_way_by_the_picture_alone() -> None:
-    starts = [Start(seed) for seed in rooms_with(TEXT, 20)]
+    starts = [Start(seed) for seed in seeds_with(ROOMS, TEXT, 6, 0)]
 
     class Blind(gymnasium.Wrapper):
         """An env that a policy can learn nothing from."""
@@ -43,7 +69,7 @@ def test_the_scripted_agent_finds_its_way_by_the_picture_alone() -> None:
         unwrapped = None
 
     sure, noisy = (ScriptedPolicy(TEXT, noise) for noise in (0.0, 0.9))
-    best, worse = score_policy(sure, Blind(Room()), starts), score_policy(noisy, Blind(Room()), starts)
+    best, worse = (score_policy(policy, Blind(PictureEnv(ROOMS)), starts) for policy in (sure, noisy))
     assert best.success == 1.0
     assert best.length < 12
     assert worse.discounted < best.discounted / 2
@@ -51,7 +77,7 @@ def test_the_scripted_agent_finds_its_way_by_the_picture_alone() -> None:
 
 def test_the_scripted_agent_plays_on_where_it_understands_nothing() -> None:
     policy = ScriptedPolicy(TEXT)
-    policy.reset(0, Room())
+    policy.reset(0, PictureEnv(ROOMS))
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert {policy(noise) for _ in range(50)} == {0, 1, 2}
 

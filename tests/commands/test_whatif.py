@@ -191,7 +191,7 @@ def test_a_planner_may_choose(tiny):
     found = what_if(tiny, made_up(tiny, steps=3), at=2, policy=planner[1])
     assert len(planner[1].thoughts) == 2
     assert found.other.actions.shape == (1, 3, 5)
-    with pytest.raises(ConfigError, match="policy: expected one of best-first, cem, random, found"):
+    with pytest.raises(ConfigError, match="policy: expected one of best-first, cem, random or sb3:FOLDER, found"):
         named_policy("bot", tiny)
 
 

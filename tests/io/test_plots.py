@@ -31,8 +31,8 @@ def metrics(path: Path) -> None:
 
 
 def agents(path: Path) -> None:
-    curve = [{"steps": step, "success": step / 3} for step in range(3)]
-    curves, random = {"dream": [curve], "real": [curve]}, {"real": {"success": 0.1}}
+    curve = [{"steps": step, "reward": step / 3, "imagined": step / 2} for step in range(3)]
+    curves, random = {"dream": [curve], "real": [curve]}, {"real": {"reward": 0.1}}
     figures = {"curves": curves, "random": random, "plan": {"text": ""}, "env": "CartPolePixels-v0"}
     write_learning_curves(figures, path)
 

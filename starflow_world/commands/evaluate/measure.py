@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from starflow_world.agents.babyai.memory import needs_memory
-from starflow_world.agents.babyai.rooms import ENV as BABYAI
+from starflow_world.agents.babyai.tiles import ENV as BABYAI
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.laws import Law, law_of
 from starflow_world.agents.registry import LOCATORS

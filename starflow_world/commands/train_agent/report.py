@@ -1,16 +1,45 @@
 """Report of train-agent: learning curves as PNG and a text in Markdown, both from its figures."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from starflow_world.evaluation.intervals import interquartile_mean, interval, resampled_iqm
 from starflow_world.io.files import write_text
 from starflow_world.io.plots import saved
+from starflow_world.io.reports import Goal, goal_table, markdown_table, number
 
 COLOURS = {"dream": "tab:orange", "real": "tab:blue"}
-REACHED = 0.8
-FINAL = ("success", "reward", "discounted")
+IMAGINED = 0.1
+"""Largest relative error of the imagined return that the report asks for."""
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Values of one figure, one per run (seed)."""
+
+    values: tuple[float, ...]
+
+    @property
+    def middle(self) -> float:
+        """Return the interquartile mean."""
+        return float(interquartile_mean(np.array(self.values)))
+
+    def __str__(self) -> str:
+        low, high = interval(resampled_iqm(self.values))
+        return f"{number(self.middle)} ({number(low)} to {number(high)})"
+
+    def over(self, other: "Runs") -> tuple[float, str]:
+        """Return the ratio of the middles, and its 95 % interval as text; NaN unless both are positive."""
+        if not (self.middle > 0 and other.middle > 0):
+            return float("nan"), "a ratio needs positive returns"
+        with np.errstate(divide="ignore"):  # a sample of runs may have no return
+            low, high = interval(resampled_iqm(self.values) / resampled_iqm(other.values, seed=1))
+        return self.middle / other.middle, f"95 % interval {number(low)} to {number(high)}"
 
 
 def write_agent_report(figures: dict[str, Any], out: Path) -> None:
@@ -19,101 +48,98 @@ def write_agent_report(figures: dict[str, Any], out: Path) -> None:
     write_text(out / "report.md", agents_markdown(figures))
 
 
-def at(curve: list[dict[str, float]], steps: float) -> float:
-    """Return the success rate of the last point of a curve with at most `steps` steps."""
-    return [point["success"] for point in curve if point["steps"] <= steps][-1]
+def at(curves: Sequence[Curve], steps: float, key: str = "reward") -> Runs:
+    """Return a figure of the last point with at most `steps` steps of each curve."""
+    return Runs(tuple([point[key] for point in curve if point["steps"] <= steps][-1] for curve in curves))
 
 
-def steps_to(curve: list[dict[str, float]]) -> float | None:
-    """Return the steps after which the success rate first reached `REACHED`; None if it never did."""
-    return next((point["steps"] for point in curve if point["success"] >= REACHED), None)
-
-
-def ratios(figures: dict[str, Any]) -> dict[str, float]:
-    """Return mean success of agents trained in the world relative to those trained in the real environment, after equal
-    steps and at the end; and the relative difference of imagined and real reward of the final agents."""
-    curves, final = figures["curves"], figures["final"]
-    common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
-    real = _mean(at(curve, common) for curve in curves["real"])
-    found = {"same_steps": _mean(at(curve, common) for curve in curves["dream"]), "end": _mean(
-        curve[-1]["success"] for curve in curves["dream"])}
-    imagined, reality = (_mean(one[where]["reward"] for one in final) for where in ("dream", "real"))
-    return {
-        **{key: value / real if real else float("nan") for key, value in found.items()},
-        "imagined_error": abs(imagined - reality) / reality if reality else float("nan"),
-    }
+def agent_goals(figures: dict[str, Any]) -> list[Goal]:
+    """Return what dream and reality are compared by: the return of agents that learned in either, imagined and real
+    return of the former, and both again after overtime."""
+    curves, known, plan = figures["curves"], figures["data_steps"], figures["plan"]
+    budget = known["steps"] or plan["steps"]
+    lived = min(budget, curves["real"][0][-1]["steps"])
+    dreamed, real = at(curves["dream"], plan["dream_steps"]), at(curves["real"], lived)
+    note = f"both with {budget:,.0f} real steps" if lived == budget else (
+        f"{lived:,.0f} steps in reality; the world's data have {'' if known['exact'] else 'up to '}{budget:,.0f}")
+    low = min(one[-1]["steps"] for where in curves.values() for one in where)
+    same, of_same = at(curves["dream"], low).over(at(curves["real"], low))
+    ratio, of_ratio = dreamed.over(real)
+    goals = [Goal("return in reality, learned in the dream over learned in reality", ratio, least=1.0,
+                  note=f"{note}; {of_ratio}"),
+             Goal("the same after equal env steps", same, note=f"{low:,.0f} steps each; {of_same}")]
+    for times in dict.fromkeys((1, plan["overtime"])):
+        steps = times * plan["dream_steps"]
+        imagined, brought = at(curves["dream"], steps, "imagined"), at(curves["dream"], steps)
+        off = abs(imagined.middle - brought.middle) / abs(brought.middle) if brought.middle else float("nan")
+        said = f"after {times:g} x {plan['dream_steps']:,.0f} steps: imagined {imagined}, real {brought}"
+        goals.append(Goal("imagined return off from the real one by", off, most=IMAGINED if times == 1 else np.inf,
+                          note=said))
+    return goals
 
 
 def agents_markdown(figures: dict[str, Any]) -> str:
     """Return the report in Markdown."""
-    plan, curves, found = figures["plan"], figures["curves"], ratios(figures)
-    common = min(curve[-1]["steps"] for one in curves.values() for curve in one)
-    dreamed, lived = (curves[where][0][-1]["steps"] for where in ("dream", "real"))
+    plan, curves, known = figures["plan"], figures["curves"], figures["data_steps"]
+    ends = dict.fromkeys((plan["dream_steps"], plan["dream_steps"] * plan["overtime"]))
+    steps = "unknown" if known["steps"] is None else f"{'' if known['exact'] else 'at most '}{known['steps']:,.0f}"
+    rows = [_row("learned in reality", curves["real"], plan["steps"], f"{curves['real'][0][-1]['steps']:,.0f}")]
+    rows += [_row("learned in the dream", curves["dream"], end, f"{steps} (the world's data)") for end in ends]
+    random = {where: figures["random"][where] for where in ("real", "dream")}
+    rows.append(["random", "0", "0", number(random["real"]["reward"]), "", number(random["dream"]["reward"]),
+                 f"{random['real']['length']:.1f}"])
     task = f'"{plan["text"]}"' if plan["text"] else figures["env"]
-    more = f"| {dreamed / lived:.3g} times the steps ({dreamed:,.0f}) | {found['end']:.0%} | >= 100 % at twice |"
-    lines = [
+    return "\n".join([
         f"# An agent that learned {task} in a dream", "",
-        f"World `{figures['world']}` ({figures['world_id'][:12]}), {plan['seeds']} seeds, {plan['envs']} envs, "
-        f"{plan['actions'] or 'all'} actions; episodes of at most {figures.get('limit', 64)} steps from "
-        f"{plan['starts']} real first frames. Every agent is judged in {plan['episodes']} real episodes that it never "
-        "saw, with sampled actions.", "",
+        f"World `{figures['world']}` ({figures['world_id'][:12]}), {plan['algorithm']}, {plan['seeds']} seeds, "
+        f"{plan['envs']} envs, {plan['actions'] or 'all'} actions; episodes of at most {figures['limit']} steps from "
+        f"{plan['starts']} real first frames, in both. Every agent is judged in {plan['episodes']} real episodes that "
+        "it never saw, and in as many dreams that start alike. Returns are interquartile means over the seeds, with "
+        "95 % bootstrap intervals over the seeds (Agarwal et al. 2021).", "",
         "![learning curves](curves.png)", "",
-        f"| agent | steps | success in reality, mean (each seed) | steps to {REACHED:.0%} |",
-        "| --- | --- | --- | --- |",
-        _row(f"learned in reality, {common:,.0f} steps", [_cut(curve, common) for curve in curves["real"]]),
-        _row("learned in the dream, the same steps", [_cut(curve, common) for curve in curves["dream"]]),
-        _row("learned in the dream, to the end", curves["dream"]),
-        f"| random | | {_shown('success', figures['random']['real']['success'])} | |", "",
-        "| dream over reality | measured | wanted |", "| --- | --- | --- |",
-        f"| the same steps | {found['same_steps']:.0%} | >= 90 % |",
-        *([more] if dreamed != lived else []),
-        f"| imagined reward of the final agent, off from the real one by | {found['imagined_error']:.0%} | <= 10 % |",
-        "", "| learned in the dream | success, dream | real | reward, dream | real | discounted, dream | real |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for seed, one in enumerate(figures["final"]):
-        cells = (_shown(key, one[where][key]) for key in FINAL for where in ("dream", "real"))
-        lines.append(f"| seed {seed} | {' | '.join(cells)} |")
-    video = "`agent.mp4`: seed 0 in dreams (left) and in reality, from the same first frames."
-    return "\n".join([*lines, "", video, ""])
+        markdown_table(["agent", "env steps", "real steps", "return in reality", "each seed", "imagined", "length"],
+                       rows), "",
+        goal_table(goal.as_json() for goal in agent_goals(figures)), "",
+        "Real steps of an agent that dreams are those of the world's data. Its starts are real resets, and are not "
+        "counted, as the other agent has them too.", "",
+        "`agent.mp4`: seed 0 in dreams (left) and in reality, from the same first frames.", "",
+    ])
 
 
-def _row(name: str, curves: list[list[dict[str, float]]]) -> str:
-    success = [curve[-1]["success"] for curve in curves]
-    each, reached = ", ".join(_shown("success", value) for value in success), [steps_to(curve) for curve in curves]
-    steps = ", ".join("never" if value is None else f"{value:,.0f}" for value in reached)
-    return f"| {name} | {curves[0][-1]['steps']:,.0f} | {_shown('success', _mean(success))} ({each}) | {steps} |"
-
-
-def _shown(key: str, value: float) -> str:
-    return f"{value:.1%}" if key == "success" else f"{value:.3f}"
-
-
-def _cut(curve: list[dict[str, float]], steps: float) -> list[dict[str, float]]:
-    return [point for point in curve if point["steps"] <= steps]
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
+def _row(name: str, curves: Sequence[Curve], steps: float, real_steps: str) -> list[str]:
+    found, imagined = at(curves, steps), "imagined" in curves[0][-1]
+    each = ", ".join(map(number, found.values))
+    last = max(point["steps"] for point in curves[0] if point["steps"] <= steps)
+    return [name, f"{last:,.0f}", real_steps, str(found), each, str(at(curves, steps, "imagined")) if imagined else "",
+            f"{at(curves, steps, 'length').middle:.1f}"]
 
 
 def write_learning_curves(figures: dict[str, Any], path: Path) -> None:
-    """Plot success in the real environment against training steps: thin lines for seeds, a thick one for their mean."""
+    """Plot the return in the real environment against training steps: thin lines for seeds, a thick one for their
+    interquartile mean, a dotted one for what the agents imagine."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for where, curves in figures["curves"].items():
-        for curve in curves:
-            axis.plot([p["steps"] for p in curve], [p["success"] for p in curve], color=COLOURS[where], alpha=0.3)
-        count = min(len(curve) for curve in curves)
-        steps = [point["steps"] for point in curves[0][:count]]
-        mean = np.mean([[point["success"] for point in curve[:count]] for curve in curves], axis=0)
-        label = "learned in the dream" if where == "dream" else "learned in reality"
-        axis.plot(steps, mean, color=COLOURS[where], linewidth=2.5, label=label)
-    axis.axhline(figures["random"]["real"]["success"], color="grey", linestyle="--", label="random")
+    for where, label in (("real", "learned in reality"), ("dream", "learned in the dream")):
+        draw_curves(axis, figures["curves"][where], COLOURS[where], label)
+    draw_curves(axis, figures["curves"]["dream"], COLOURS["dream"], "imagined by the latter", "imagined")
+    axis.axhline(figures["random"]["real"]["reward"], color="grey", linestyle="--", label="random")
     title = figures["plan"]["text"] or figures["env"]
-    axis.set(xlabel="env steps", ylabel="success in reality", ylim=(0, 1.02), title=title)
+    axis.set(xlabel="env steps", ylabel="return in reality", title=title)
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")
     saved(figure, path)
+
+
+def draw_curves(
+    axis: Any, curves: Sequence[Curve], colour: str, label: str, key: str = "reward"
+) -> None:
+    """Draw the curves of all seeds (not for a further figure than the return) and their interquartile mean."""
+    main = key == "reward"
+    for curve in curves if main else ():
+        axis.plot([point["steps"] for point in curve], [point[key] for point in curve], color=colour, alpha=0.25)
+    count = min(len(curve) for curve in curves)
+    middle = interquartile_mean(np.array([[point[key] for point in curve[:count]] for curve in curves]).T)
+    axis.plot([point["steps"] for point in curves[0][:count]], middle, color=colour, label=label,
+              linewidth=2.5 if main else 1.5, linestyle="-" if main else ":")

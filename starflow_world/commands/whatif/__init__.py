@@ -29,7 +29,7 @@ class WhatIf:
     actions: tuple[str, ...] = ()
     """Actions from that step on, in place of as many; those of a Box as JSON, such as "[0.5, -1]"."""
     policy: str = ""
-    """In place of actions: the policy that chooses from there on (random, best-first, cem)."""
+    """In place of actions: the policy that chooses from there on (random, best-first, cem, sb3:FOLDER)."""
     out: Path = Path("out/whatif")
     """Folder for whatif.mp4, whatif.png and whatif.json."""
 

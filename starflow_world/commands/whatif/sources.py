@@ -3,14 +3,13 @@
 import json
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 from starflow_world.agents.collect import play
 from starflow_world.agents.environment import Environment
 from starflow_world.agents.planner import Planner
 from starflow_world.agents.policy import Policy, RandomPolicy, check_policy
-from starflow_world.agents.registry import default_policy, make_policy
+from starflow_world.agents.registry import TRAINED, expert_policy, make_policy
 from starflow_world.agents.search_settings import METHODS, Search
 from starflow_world.data.episodes import Episode
 from starflow_world.errors import ActionError, ConfigError
@@ -40,7 +39,7 @@ def play_long_enough(source: Environment, policy: str, seed: int, *, steps: int)
     """
     env, longest = source.make(), 0
     try:
-        player = _expert(env) if policy == "auto" else make_policy(policy)
+        player = expert_policy(env) if policy == "auto" else make_policy(policy)
         check_policy(player, env)
         for index in range(TRIES):
             episode = play(env, player, seed=seed, index=index, reward=source.reward, frame_size=source.size)
@@ -54,19 +53,12 @@ def play_long_enough(source: Environment, policy: str, seed: int, *, steps: int)
                       f"of policy {player.name}; change an earlier step (--at), or choose another policy (--played)")
 
 
-def _expert(env: gymnasium.Env) -> Policy:
-    """Return BabyAI's bot where it can play, else the default policy of the environment."""
-    try:
-        check_policy(bot := make_policy("bot"), env)
-    except ConfigError:
-        return default_policy(env)
-    return bot
-
-
 def named_policy(name: str, world: World) -> Policy:
-    """Return a policy that can act in an imagined env: random, or a planner by its method."""
+    """Return a policy that can act in an imagined env: random, a planner by its method, or a trained agent."""
     if name == "random":
         return RandomPolicy()
+    if name.startswith(TRAINED):
+        return make_policy(name)
     if name in METHODS:
         return Planner(world, Search(name))
-    raise ConfigError(f"policy: expected one of {', '.join(METHODS)}, found {name!r:.60}")
+    raise ConfigError(f"policy: expected one of {', '.join(METHODS)} or sb3:FOLDER, found {name!r:.60}")
