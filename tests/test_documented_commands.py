@@ -33,7 +33,8 @@ SMALL = {
     "rollout": {"--episodes": "1", "--steps": "4", "--actors": "0", "--gpus-per-actor": "0", "--max-steps": "3"},
     "score": {"--actors": "0"},
     "train-agent": {"--steps": "256", "--dream-steps": "512", "--envs": "8", "--seeds": "1", "--starts": "3",
-                    "--episodes": "1", "--chunk": "256", "--overtime": "1"},
+                    "--episodes": "1", "--chunk": "256", "--collected": "2", "--world-steps": "2",
+                    "--overtime": "1"},
 }
 ENDLESS = ("play",)  # verbs that serve until they are stopped: tests/play
 ORDER = ("data", "new", "collect", "rollout", "train", "calibrate", "train-agent")  # what other lines read

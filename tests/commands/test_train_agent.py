@@ -157,7 +157,8 @@ def test_the_report_has_intervals_over_seeds_and_counts_real_steps() -> None:
     assert "unknown (the world's data)" in agents_markdown(figures(data_steps={"steps": None, "exact": False}))
 
 
-@pytest.mark.parametrize("change", [{"steps": -1}, {"envs": 0}, {"dream_steps": -1}, {"seeds": 0}, {"overtime": 0}])
+@pytest.mark.parametrize("change", [{"steps": -1}, {"envs": 0}, {"dream_steps": -1}, {"seeds": 0}, {"overtime": 0},
+                                    {"rounds": -1}, {"collector": "you"}, {"rounds": 1, "overtime": 2}])
 def test_a_plan_that_cannot_be_meant_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=list(change)[-1]):
         TrainAgent(**change)

@@ -14,6 +14,8 @@ from starflow_world.agents.policy import Policy, RandomPolicy
 from starflow_world.agents.task import AgentTask, data_steps, make_task
 from starflow_world.commands.train_agent.learner import Curve, train_one
 from starflow_world.commands.train_agent.report import write_agent_report
+from starflow_world.commands.train_agent.rounds import online_loop
+from starflow_world.commands.train_agent.rounds_report import write_rounds_report
 from starflow_world.commands.train_agent.settings import AgentSettings
 from starflow_world.errors import ConfigError
 from starflow_world.io.files import claim, write_text
@@ -39,17 +41,20 @@ def train_agent(settings: AgentSettings) -> Path:
     settings = replace(settings, text=task.text)
     limits = {} if trust is None else trust.limits
     claim(out / "run.json", {"world_id": world.world_id, "environment": task.source.to_dict(), "trust": limits,
-                             **settings.fixed})  # a resumed run may add steps and seeds
+                             **settings.fixed})  # a resumed run may add steps, seeds and rounds
     figures: dict[str, Any] = {
         "world": settings.world, "world_id": world.world_id, "env": source.env, "limit": task.source.max_steps,
         "plan": settings.plan, "data_steps": known,
         "random": {where: task.judge(where, RandomPolicy(), progress=True).to_dict() for where in ("real", "dream")},
-        "curves": {where: [learned(task, where, settings, seed) for seed in range(settings.seeds)]
-                   for where in ("real", "dream")},
+        "curves": {"real": [learned(task, "real", settings, seed) for seed in range(settings.seeds)]},
     }
-    write_agent_video(task, out / "dream-0", out / "agent.mp4")
+    if settings.rounds:
+        figures["rounds"] = [online_loop(task, settings, seed, known) for seed in range(settings.seeds)]
+    else:
+        figures["curves"]["dream"] = [learned(task, "dream", settings, seed) for seed in range(settings.seeds)]
+        write_agent_video(task, out / "dream-0", out / "agent.mp4")
     write_text(out / "agents.json", json.dumps(figures, indent=1))
-    write_agent_report(figures, out)
+    (write_rounds_report if settings.rounds else write_agent_report)(figures, out)
     return out
 
 
