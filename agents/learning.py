@@ -27,7 +27,7 @@ from tqdm import tqdm
 from starflow_world.agents.algorithms import AgentPolicy, LearnerSettings, architecture, make_agent
 from starflow_world.agents.policy import Policy
 from starflow_world.errors import CheckpointError, ConfigError
-from starflow_world.io.files import read_tensors, write_tensors
+from starflow_world.io.files import is_file, read_tensors, write_tensors
 from starflow_world.model.actions import space_from_json, space_to_json
 
 AGENT = "agent.safetensors"
@@ -175,8 +175,12 @@ def _restore(agent: BaseAlgorithm, folder: Path, recipe: dict[str, Any]) -> list
 
 
 def load_agent(folder: Path | str, name: str | None = None) -> AgentPolicy:
-    """Load the agent that `learn` saved in a folder. `name`: of the policy; default: the folder's name."""
+    """Load the agent that `learn` saved in a folder. `name`: of the policy; default: the folder's name. Raises
+    CheckpointError."""
     path = Path(folder) / AGENT
+    if not is_file(path) and (agents := sorted(found.parent for found in Path(folder).glob(f"*/{AGENT}"))):
+        raise CheckpointError(f"{folder}: expected the folder of one agent, found {len(agents)}; name one, such as "
+                              f"{agents[0]}")
     tensors, facts = _read(path)
     settings = LearnerSettings(**{one.name: facts["recipe"][one.name] for one in fields(LearnerSettings)})
     pictures = spaces.Box(0, 255, tuple(facts["observation"]), np.uint8)

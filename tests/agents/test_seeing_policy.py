@@ -1,4 +1,4 @@
-"""Agents that train-agent saved play any env that renders: `--policy sb3:FOLDER`, with actors and without."""
+"""Agents that train-agent saved collect in any env that renders: `--policy sb3:FOLDER`, with actors and without."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,19 +9,22 @@ import pytest
 pytest.importorskip("minigrid")
 pytest.importorskip("stable_baselines3")
 
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
 from starflow_world.agents import pool
-from starflow_world.agents.collect import collect, play
+from starflow_world.agents.algorithms import LearnerSettings
+from starflow_world.agents.collect import collect
 from starflow_world.agents.environment import OWN_VIEW, Environment
-from starflow_world.agents.ppo import AGENT, PPOSettings, learn, load_policy
+from starflow_world.agents.learning import AGENT, learn
 from starflow_world.agents.registry import make_policy
 from starflow_world.agents.sb3 import SB3VecEnv
+from starflow_world.agents.task import PictureEnv
 from starflow_world.cli import main
-from starflow_world.commands.train_agent.task import RealEpisodes
 from starflow_world.data.dataset import EpisodeDataset
 from starflow_world.errors import CheckpointError, ConfigError
 from tests.fake_ray import FakeRay
 
-SMALL = PPOSettings(rollout=4, batch=8, epochs=1, pairs=2, frequencies=1, width=8)
+SMALL = LearnerSettings(rollout=4, batch=8, epochs=1, pairs=2, frequencies=1, width=8)
 ROOM = "MiniGrid-Empty-5x5-v0"
 VIEWS = {
     "render": {"frame_size": 40, "wrappers": [["gymnasium.wrappers.RepeatAction", {"num_repeats": 2}]]},
@@ -33,7 +36,8 @@ VIEWS = {
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An agent that learned a little in a room, from frames of 40 x 40 pixels and the first three actions."""
     folder = tmp_path_factory.mktemp("agents") / "real-0"
-    rooms = RealEpisodes(Environment(ROOM, frame_size=40, max_steps=8), "").many(2, range(4))
+    room = Environment(ROOM, frame_size=40, max_steps=8)
+    rooms = SyncVectorEnv([lambda: PictureEnv(room, range(4))] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
     learn(SB3VecEnv(rooms, actions=3), folder, SMALL, lambda policy: {}, steps=8, chunk=8)
     return folder
 
@@ -42,25 +46,6 @@ def collected(out: Path, agent: Path, actors: int = 0, **options: Any) -> list[b
     collect(ROOM, out, episodes=3, seed=5, max_steps=6, progress=False, actors=actors,
             policy=make_policy(f"sb3:{agent}"), **options)
     return [path.read_bytes() for path in sorted(out.glob("*.h5"))]
-
-
-def test_an_agent_plays_what_it_learned_from_frames_and_not_from_observations(agent: Path) -> None:
-    real = Environment(ROOM, frame_size=40, max_steps=8)
-    seeing, plain = make_policy(f"sb3:{agent}"), load_policy(agent)
-    frames = RealEpisodes(real, "").single()
-    env = real.make()
-    with pytest.raises(ConfigError, match=r"expected observations \(40, 40, 3\)"):
-        plain.check(env)
-    seeing.check(env)
-    shown, _ = frames.reset(seed=7)
-    observation, _ = env.reset(seed=7)
-    seeing.reset(1, env), plain.reset(1, frames)
-    for _ in range(5):
-        action = plain(shown)
-        assert seeing(observation) == action
-        shown, observation = frames.step(action)[0], env.step(action)[0]
-    episode = play(env, seeing, seed=0, index=0, frame_size=40)
-    assert episode.info["policy"] == "real-0"
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -87,9 +72,9 @@ def test_an_agent_collects_from_the_command_line_and_is_recorded_by_its_weights(
 
 def test_what_an_agent_cannot_play_is_one_error(agent: Path, tmp_path: Path) -> None:
     seeing = make_policy(f"sb3:{agent}")
-    with pytest.raises(ConfigError, match=r"policy real-0: expected at least the actions 0 to 2 .*Discrete\(2"):
+    with pytest.raises(ConfigError, match=r"policy real-0: expected actions Discrete\(3\), found Discrete\(2\)"):
         seeing.check(Environment("CartPole-v1").make())
-    with pytest.raises(CheckpointError, match="expected the folder of one agent, found real-0; name one, such as"):
+    with pytest.raises(CheckpointError, match=r"expected the folder of one agent, found 1; name one, such as .*real-0"):
         make_policy(f"sb3:{agent.parent}")
     with pytest.raises(CheckpointError, match=f"{AGENT}: expected a safetensors file, found none"):
         make_policy(f"sb3:{tmp_path}")
