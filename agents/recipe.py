@@ -162,7 +162,8 @@ def _shortest(seen: Survey) -> int:
 
 def _described(codec: Candidate) -> str:
     config = codec.codec
-    kept = "lossless" if config.kind == "patch" else f"{config.components} components"
+    kept = {"patch": "lossless", "pca": f"{config.components} components"}.get(
+        config.kind, f"learned, {config.components} numbers")
     return (f"patch {config.patch}, {kept}, merge {config.merge}: {codec.tokens} tokens, error {codec.error:.2f}, "
             f"largest {codec.worst:.0f}")
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from starflow_world.codec.conv import ConvCodec
 from starflow_world.codec.patch import PatchCodec
 from starflow_world.codec.stream import Streams
 from starflow_world.config.world import WorldConfig
@@ -79,7 +80,9 @@ def make_codec(config: WorldConfig) -> Codec:
     """Return the codec that a world's config names, before its weights are loaded or fitted."""
     if config.codec.kind == "wan":
         return UnloadedCodec()
-    return PatchCodec(config.codec, (config.height, config.width))
+    size = config.height, config.width
+    return ConvCodec(config.codec, size, config.noise_level) if config.codec.kind == "conv" else PatchCodec(
+        config.codec, size)
 
 
 def frame_codec(codec: Codec) -> Codec:
@@ -90,4 +93,4 @@ def frame_codec(codec: Codec) -> Codec:
     return codec
 
 
-__all__ = ["Codec", "PatchCodec", "Streams", "frame_codec", "make_codec"]
+__all__ = ["Codec", "ConvCodec", "PatchCodec", "Streams", "frame_codec", "make_codec"]

@@ -1,23 +1,26 @@
-"""Choice of a codec: for each patch size the fewest components that keep the pixels that change.
+"""Choice of a codec: for each patch size the fewest components that keep the pixels that change, or a learned codec.
 
 Components are counted by what they leave of pixels that differ from the frame before, since walls and floors would hide
 the loss of a ball of one pixel; and by the largest error of one such pixel, since frequent changes would hide it too.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from starflow_world.codec.conv import ConvCodec
 from starflow_world.codec.patch import PatchCodec
 from starflow_world.config.world import CodecConfig
 
 LARGEST_ERROR, LARGEST_PIXEL_ERROR = 0.5, 16.0
 """Root mean square and largest error, in grey levels, that a codec may leave on pixels that change."""
 MOST_COMPONENTS, MOST_TOKENS = 32, 100
+LEARNED_COMPONENTS, LEARNED_LEVEL = 16, 0.06
+"""Components of a learned codec, and the noise that it is fitted with."""
 MOST_FRAMES, MOST_CONTENTS = 512, 2048
 
 
@@ -44,7 +47,7 @@ class Candidate:
 
 
 def codec_candidates(episodes: Sequence[np.ndarray], patches: Iterable[int]) -> list[Candidate]:
-    """Return the codec of each patch size, up to the first good one, for frames (T, H, W, 3) u8 of several episodes."""
+    """Return codecs of each patch size, up to the first good one, for frames (T, H, W, 3) u8 of several episodes."""
     pairs = [(e[1:], (e[1:] != e[:-1]).any(-1)) for e in episodes if len(e) > 1]
     frames, changed = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
     moving = changed.flatten(1).any(1).nonzero()[:, 0] if changed.any() else torch.arange(1)
@@ -54,9 +57,10 @@ def codec_candidates(episodes: Sequence[np.ndarray], patches: Iterable[int]) -> 
     for patch in patches:
         if candidates and _tokens(every.shape[1:3], 2 * patch) > MOST_TOKENS:
             continue
-        candidates.append(_candidate(every, frames[moving], changed[moving], patch))
-        if candidates[-1].good:
-            break
+        for candidate in _of_patch(every, frames[moving], changed[moving], patch):
+            candidates.append(candidate)
+            if candidate.good:
+                return candidates
     return candidates
 
 
@@ -67,43 +71,49 @@ def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
     return good[0] if good else min(few, key=lambda candidate: candidate.error)
 
 
-def _candidate(every: Tensor, frames: Tensor, changed: Tensor, patch: int) -> Candidate:
-    """Return the codec of a patch size: fitted to `every` frame, judged by those that change."""
-    size, most = (int(frames.shape[1]), int(frames.shape[2])), min(MOST_COMPONENTS, 3 * patch**2)
-    config = CodecConfig("patch" if patch == 1 else "pca", patch, most)
-    config = replace(config, merge=2 if _tokens(size, 2 * patch) >= 4 else 1)
-    codec = PatchCodec(config, size)
+def _of_patch(every: Tensor, frames: Tensor, changed: Tensor, patch: int) -> Iterator[Candidate]:
+    """Yield the codecs of a patch size, fitted to `every` frame, judged by those that change: principal components, and
+    a learned codec."""
+    size = int(frames.shape[1]), int(frames.shape[2])
+    merge = 2 if _tokens(size, 2 * patch) >= 4 else 1
+    most = min(MOST_COMPONENTS, 3 * patch**2)
+    codec = PatchCodec(CodecConfig("patch" if patch == 1 else "pca", patch, most, merge), size)
     codec.fit(every)
-    latents = codec.encode(frames[None])[0].unflatten(-1, (config.merge**2, -1))
+    latents = codec.encode(frames[None])[0].unflatten(-1, (merge**2, -1))
 
     def left(count: int) -> tuple[float, float]:
         kept = latents * (torch.arange(latents.shape[-1]) < count)
-        wrong = (codec.decode(kept.flatten(-2))[0][0].float() - frames.float())[changed]
-        return (float(wrong.square().mean().sqrt()), float(wrong.abs().max())) if len(wrong) else (0.0, 0.0)
+        return error_on_changes(codec.decode(kept.flatten(-2))[0][0], frames, changed)
 
     few, many = 1, most
     while few < many:  # the error falls with the components
         middle = (few + many) // 2
         error, worst = left(middle)
         few, many = (few, middle) if error < LARGEST_ERROR and worst <= LARGEST_PIXEL_ERROR else (middle + 1, many)
-    if few == 3 * patch**2:
-        config = replace(config, kind="patch")
-    error, worst = (0.0, 0.0) if config.kind == "patch" else left(few)
-    config = replace(config, components=few)
-    contents, nearest = _contents(config, every, size)
-    return Candidate(config, error, worst, _tokens(size, patch * config.merge), contents, nearest)
+    lossless = few == 3 * patch**2
+    error, worst = (0.0, 0.0) if lossless else left(few)
+    codec = PatchCodec(CodecConfig("patch" if lossless else "pca", patch, few, merge), size)
+    codec.fit(every)
+    yield Candidate(codec.config, error, worst, _tokens(size, patch * merge), *_contents(codec, every))
+    if 3 * patch**2 > LEARNED_COMPONENTS:
+        learned = ConvCodec(CodecConfig("conv", patch, LEARNED_COMPONENTS, merge), size, LEARNED_LEVEL)
+        learned.fit(every)
+        error, worst = error_on_changes(learned.decode(learned.encode(frames[None])[0])[0][0], frames, changed)
+        yield Candidate(learned.config, error, worst, _tokens(size, patch * merge), *_contents(learned, every))
 
 
-def _contents(config: CodecConfig, frames: Tensor, size: tuple[int, int]) -> tuple[int, float]:
+def error_on_changes(made: Tensor, frames: Tensor, changed: Tensor) -> tuple[float, float]:
+    """Return the root mean square and the largest error, in grey levels, of frames (N, H, W, 3) on pixels that change,
+    changed (N, H, W)."""
+    wrong = (made.float() - frames.float())[changed]
+    return (float(wrong.square().mean().sqrt()), float(wrong.abs().max())) if len(wrong) else (0.0, 0.0)
+
+
+def _contents(codec: PatchCodec, frames: Tensor) -> tuple[int, float]:
     """Return the number of distinct sites of frames, and the smallest distance between two that look different."""
-    codec, side = PatchCodec(config, size), config.patch
-    codec.fit(frames)
     distinct = codec.distinct(frames)
     some = distinct[torch.linspace(0, len(distinct) - 1, min(MOST_CONTENTS, len(distinct))).long()]
-    alone = PatchCodec(replace(config, merge=1), (side, side))
-    alone.load_state_dict(codec.state_dict())
-    sites = alone.encode(some.view(1, -1, side, side, 3))[0].flatten(0, 2)
-    apart = torch.pdist(sites)[torch.pdist(some.float()) >= some.shape[1] ** 0.5]
+    apart = torch.pdist(codec.sites(some))[torch.pdist(some.float()) >= some.shape[1] ** 0.5]
     return len(distinct), float(apart.min()) if len(apart) else math.inf
 
 

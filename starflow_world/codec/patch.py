@@ -61,12 +61,8 @@ class PatchCodec(nn.Module):
 
     def encode(self, frames: Tensor, streams: Streams = (), *, keys: Tensor | None = None) -> tuple[Tensor, Streams]:
         """Encode frames (B, T, H, W, 3) u8 as latents (B, T, n, c) float; return the streams unchanged."""
-        patches = self.patches(frames)
-        if self.config.kind == "patch":
-            sites = patches.float() / 127.5 - 1
-        else:
-            with torch.autocast(frames.device.type, enabled=False):
-                sites = (patches.to(self.mean.dtype) - self.mean) @ self.analysis
+        with torch.autocast(frames.device.type, enabled=False):
+            sites = self.sites(self.patches(frames))
         (h, w), m = self.grid, self.config.merge
         sites = sites.unflatten(2, (h, m, w, m)).transpose(3, 4)
         return sites.reshape(*frames.shape[:2], h * w, -1), streams
@@ -75,16 +71,25 @@ class PatchCodec(nn.Module):
         """Decode latents (B, T, n, c) as frames (B, T, H, W, 3) u8; return the streams unchanged."""
         (h, w), m = self.grid, self.config.merge
         sites = latents.unflatten(3, (m, m, -1)).unflatten(2, (h, w)).transpose(3, 4).flatten(2, 5)
-        if self.config.kind == "patch":
-            patches = (sites + 1) * 127.5
-        else:
-            with torch.autocast(latents.device.type, enabled=False):
-                patches = sites.to(self.mean.dtype) @ self.synthesis + self.mean
+        with torch.autocast(latents.device.type, enabled=False):
+            patches = self.pixels(sites)
         patches = patches.round().clamp(0, 255).to(torch.uint8)
         p = self.config.patch
         pixels = patches.unflatten(3, (p, p, 3)).unflatten(2, (h * m, w * m)).transpose(3, 4)
         pixels = pixels.reshape(*latents.shape[:2], h * m * p, w * m * p, 3)
         return pixels[:, :, : self.size[0], : self.size[1]], streams
+
+    def sites(self, patches: Tensor) -> Tensor:
+        """Return the latents (..., k) of patches (..., 3 p^2) u8."""
+        if self.config.kind == "patch":
+            return patches.float() / 127.5 - 1
+        return (patches.to(self.mean.dtype) - self.mean) @ self.analysis
+
+    def pixels(self, sites: Tensor) -> Tensor:
+        """Return the patches (..., 3 p^2), grey levels as floats, of latents (..., k)."""
+        if self.config.kind == "patch":
+            return (sites + 1) * 127.5
+        return sites.to(self.mean.dtype) @ self.synthesis + self.mean
 
     def unpack(self, tensors: Mapping[str, Tensor], seen: Any, steps: Sequence[int]) -> Streams:
         """Return None for each batch element. Raises ValueError if a stream was stored."""
@@ -107,10 +112,13 @@ class PatchCodec(nn.Module):
         cells = frames.unflatten(3, (columns // p, p)).unflatten(2, (rows // p, p)).transpose(3, 4)
         return cells.flatten(4, 6).flatten(2, 3)
 
-    def distinct(self, frames: Tensor) -> Tensor:
-        """Return the distinct patches (N, 3 p^2) u8 of frames (N, H, W, 3) u8 in lexicographic order."""
+    def distinct(self, frames: Tensor, most: int | None = None) -> Tensor:
+        """Return the distinct patches (N, 3 p^2) u8 of frames (N, H, W, 3) u8 in lexicographic order; with `most`, at
+        most so many of them, evenly spaced."""
         patches, size = self.patches(frames[None]).cpu().numpy().tobytes(), 3 * self.config.patch**2
         found = sorted({patches[begin : begin + size] for begin in range(0, len(patches), size)})
+        if most is not None and len(found) > most:
+            found = [found[index] for index in torch.linspace(0, len(found) - 1, most).long().tolist()]
         return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.uint8).view(-1, size).to(frames.device)
 
     @torch.no_grad()
@@ -121,10 +129,7 @@ class PatchCodec(nn.Module):
         """
         if self.config.kind != "pca":
             return
-        distinct = self.distinct(frames)
-        if len(distinct) > most:
-            distinct = distinct[torch.linspace(0, len(distinct) - 1, most).long()]
-        patches = distinct.double()
+        patches = self.distinct(frames, most).double()
         mean, count = patches.mean(0), min(self.config.components, len(patches) - 1)
         self.mean.copy_(mean)
         self.analysis.zero_()

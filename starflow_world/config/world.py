@@ -85,8 +85,8 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Config of the codec `kind` (pca, patch, or wan, that of published video models): `patch` x `patch` pixels make
-    one site with `components` numbers."""
+    """Config of the codec `kind` (pca, patch, conv, or wan, that of published video models): `patch` x `patch` pixels
+    make one site with `components` numbers."""
 
     kind: str = "pca"
     patch: int = 8
@@ -95,9 +95,9 @@ class CodecConfig:
     """Sites of merge x merge form one token, so a token has components * merge**2 channels."""
 
     def __post_init__(self) -> None:
-        one_of(self, "kind", ("pca", "patch", "wan"))
+        one_of(self, "kind", ("pca", "patch", "conv", "wan"))
         between(self, 1, 1 << 10, "patch", "components", "merge")
-        if self.kind == "pca":
+        if self.kind in ("pca", "conv"):
             between(self, 1, 3 * self.patch**2, "components")
 
 

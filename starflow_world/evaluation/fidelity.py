@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from starflow_world.codec.candidates import error_on_changes
 from starflow_world.data.episodes import Episode, flat_actions
 from starflow_world.evaluation.intervals import Share
 from starflow_world.evaluation.tiles import RIGHT, tile_figures
 from starflow_world.noise import make_key, normals
 from starflow_world.world import World
+
+CODED = 1000
 
 MemoryRule = Callable[[Episode, int, int], np.ndarray]
 """Function of (episode, context, begin) that returns a mask (T - begin,) of the frames from `begin` on that depend on
@@ -34,6 +37,26 @@ frames more than `context` before them."""
 def memoryless(episode: Episode, context: int, begin: int = 0) -> np.ndarray:
     """Return an all-false mask (T - begin,): the memory rule of fully observed environments."""
     return np.zeros(len(episode) - begin, bool)
+
+
+def codec_figures(world: World, episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return what the codec leaves on pixels that change: root mean square and largest error in grey levels, of
+    `CODED` frames at most. {} for a codec with memory."""
+    codec = world.networks.codec
+    if codec.stateful:
+        return {}
+    room, pairs = CODED, list[tuple[np.ndarray, np.ndarray]]()
+    for episode in episodes:
+        frames = episode.frames[: room + 1]
+        pairs.append((frames[1:], (frames[1:] != frames[:-1]).any(-1)))
+        room -= len(pairs[-1][0])
+        if room <= 0:
+            break
+    real, changed = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
+    with torch.inference_mode():
+        made = codec.decode(codec.encode(real.to(world.dynamics.device)[None])[0])[0][0].cpu()
+    error, worst = error_on_changes(made, real, changed)
+    return {"codec_error": error, "codec_worst": worst}
 
 
 def cells_right(world: World, imagined: np.ndarray, real: np.ndarray) -> np.ndarray:

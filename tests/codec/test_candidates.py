@@ -1,12 +1,18 @@
 """The codec of a recipe keeps what changes: fewest components, and a ball of one pixel survives."""
 
 import numpy as np
+import pytest
 import torch
 
-from starflow_world.codec import PatchCodec
+from starflow_world.codec import PatchCodec, conv
 from starflow_world.codec.candidates import best_candidate, codec_candidates
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def no_learned_codec_is_good(monkeypatch):
+    monkeypatch.setattr(conv, "STEPS", 1)
 
 
 def wandering(frames: np.ndarray, colour: int = 255) -> np.ndarray:
@@ -55,5 +61,19 @@ def test_frames_that_never_change_have_a_codec() -> None:
 def test_where_no_codec_is_good_the_one_with_the_smallest_error_is_taken() -> None:
     noise = RNG.integers(0, 256, (60, 64, 64, 3)).astype(np.uint8)
     tried = codec_candidates([noise], (8, 4, 2, 1))
-    assert [candidate.codec.patch for candidate in tried] == [8, 4]  # smaller ones make more than 100 tokens
-    assert best_candidate(tried).codec.patch == 4
+    tried_codecs = [(candidate.codec.patch, candidate.codec.kind) for candidate in tried]
+    assert tried_codecs == [(8, "pca"), (8, "conv"), (4, "pca"), (4, "conv")]  # smaller ones make more than 100 tokens
+    assert best_candidate(tried).codec == tried[2].codec
+
+
+def test_a_learned_codec_is_taken_where_components_lose_what_changes(monkeypatch) -> None:
+    monkeypatch.setattr(conv, "STEPS", 700)
+    frames = np.full((256, 16, 16, 3), 40, np.uint8)
+    for t, frame in enumerate(frames):
+        frame[t * 7 % 16, t * 7 % 256 // 16] = 220
+    components, learned = codec_candidates([frames], (8,))
+    assert (components.codec.kind, learned.codec.kind) == ("pca", "conv")
+    assert not components.good
+    assert learned.error < 1 < components.error
+    assert learned.worst <= 16
+    assert learned.nearest > 8 * 0.03  # noise of the least level hides no difference

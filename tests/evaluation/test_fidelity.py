@@ -10,11 +10,12 @@ from gymnasium import spaces
 
 from starflow_world.agents.babyai.memory import needs_memory
 from starflow_world.commands.evaluate.measure import cost, json_figures
-from starflow_world.config.world import DecodeConfig
+from starflow_world.config.world import CodecConfig, DecodeConfig
 from starflow_world.data.episodes import Episode
 from starflow_world.evaluation.fidelity import (
     actions_of,
     cells_right,
+    codec_figures,
     excess_nats,
     one_step,
     open_loop,
@@ -46,6 +47,16 @@ def test_a_cell_is_right_within_four_grey_levels_and_wrong_beyond() -> None:
     assert cells_right(world, near, real).all()
     assert (~cells_right(world, far, real)).sum() == 1
     assert not cells_right(world, far, real)[1, 0]
+
+
+def test_the_error_of_a_codec_is_that_of_pixels_that_change() -> None:
+    exact, moving = tiny_world(), episode()
+    assert codec_figures(exact, [moving]) == {"codec_error": 0.0, "codec_worst": 0.0}
+    lossy, still = tiny_world(codec=CodecConfig("pca", patch=2, components=3, merge=2)), episode(still=True)
+    lossy.networks.codec.fit(torch.from_numpy(still.frames))
+    found = codec_figures(lossy, [moving])
+    assert 10 < found["codec_error"] < found["codec_worst"] <= 255
+    assert codec_figures(lossy, [still])["codec_error"] == 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

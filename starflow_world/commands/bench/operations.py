@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gymnasium import spaces
 
+from starflow_world.codec.conv import LAYERS, WIDTH
 from starflow_world.config.world import WorldConfig
 from starflow_world.model.actions import space_from_json
 
@@ -105,6 +106,9 @@ class Operations:
         """Return the operations of decoding a frame; encoding takes as many."""
         codec = self.config.codec
         patches = self.tokens * codec.merge**2
+        if codec.kind == "conv":
+            ends = WIDTH * (codec.components + 3 * codec.patch**2)
+            return 2.0 * patches * (ends + 4 * LAYERS * WIDTH**2)
         return 2.0 * patches * codec.components * 3 * codec.patch**2 if codec.kind == "pca" else 0.0
 
     @property

@@ -24,6 +24,7 @@ from starflow_world.evaluation.ablations import collapsed
 from starflow_world.evaluation.chance import ChanceSizes, chance_figures, draws, spots
 from starflow_world.evaluation.fidelity import (
     actions_of,
+    codec_figures,
     excess_nats,
     memoryless,
     one_step,
@@ -51,7 +52,7 @@ def measure_world(
 
     Writes rollouts beside the real frames, and first frames from texts, as pictures to `out`.
     """
-    figures: dict[str, Any] = {"episodes": len(episodes)}
+    figures: dict[str, Any] = {"episodes": len(episodes), **codec_figures(world, episodes)}
     env, whole = str(world.card.get("env")).rpartition(":")[2], world.card.get("view") != "observation"
     rule = needs_memory if whole and "carrying" in episodes[0].info else memoryless
     figures |= excess_nats(world, episodes, needs_memory=rule)
