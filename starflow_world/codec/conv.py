@@ -77,10 +77,10 @@ class ConvCodec(PatchCodec):
         self.mean.copy_(patches.mean(0))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            fresh = [_network(network[0].in_features, network[-1].out_features) for network in
-                     (self.encoder, self.decoder)]
-        weights = {f"{name}.{key}": value.to(patches).requires_grad_() for name, network in
-                   zip(("encoder", "decoder"), fresh, strict=True) for key, value in network.state_dict().items()}
+            fresh = {"encoder": _network(patches.shape[1], self.config.components),
+                     "decoder": _network(self.config.components, patches.shape[1])}
+        weights = {f"{name}.{key}": value.to(patches).requires_grad_() for name, network in fresh.items()
+                   for key, value in network.state_dict().items()}
         optimizer = torch.optim.AdamW(weights.values(), betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
         generator = torch.Generator().manual_seed(0)
         for step in tqdm(range(STEPS), desc="codec", unit="step", leave=False):
