@@ -51,11 +51,11 @@ def test_jacobi_at_the_default_tolerance_is_close_to_sequential_decoding(request
     assert int(truth.sweeps.min()) == int(truth.sweeps.max()) == 16, "sequential decoding is one sweep per token"
 
 
-def test_a_fresh_block_is_solved_in_two_sweeps_of_which_one_verifies(init):
+def test_a_fresh_block_is_guessed_right_and_one_sweep_verifies_it(init):
+    """The first guess is the noise, later ones are the last frame with noise of their own: the noise again."""
     jacobi = sample_deep(init.flow, init.noise, init.text, init.tables)
-    assert torch.equal(jacobi.u, init.noise)
-    assert jacobi.sweeps[:, 0].tolist() == [1, 1], "the first guess is the noise, and right"
-    assert jacobi.sweeps[:, 1:].unique().tolist() == [2]
+    torch.testing.assert_close(jacobi.u, init.noise, rtol=0, atol=1e-12)
+    assert jacobi.sweeps.unique().tolist() == [1]
 
 
 def test_the_number_of_sweeps_never_exceeds_the_tokens_plus_one(wild):
