@@ -92,7 +92,7 @@ def test_a_wheel_in_an_empty_environment_passes_its_own_examination(programs: Pa
         assert run(programs / "python", "-c", looked, cwd=tmp_path) == "True\n", extra
     for world in ("babyai-gotolocal", "cartpole-pixels"):
         assert "figures" in run(programs / "starflow-world", "info", world, cwd=tmp_path)
-    assert ", 0 failed, 0 not applicable, " in run(programs / "starflow-world", "check", cwd=tmp_path)
+    assert ", 0 failed, 1 not applicable, " in run(programs / "starflow-world", "check", cwd=tmp_path)
 
 
 def test_a_wheel_holds_all_that_the_tree_does(programs: Path) -> None:

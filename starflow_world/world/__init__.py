@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from starflow_world.flow.compiled import compile_networks
 from starflow_world.flow.windows import spans
 from starflow_world.io.files import is_file
 from starflow_world.model.actions import flatten_actions, space_from_json
-from starflow_world.model.checkpoint import CARD, PROMPTS, load_networks, load_starts, read_json
+from starflow_world.model.checkpoint import CARD, CONFIG, PROMPTS, load_networks, load_starts, read_json
 from starflow_world.model.devices import read_device
 from starflow_world.model.networks import Networks
 from starflow_world.noise import make_key
@@ -287,14 +288,13 @@ class Starts:
 
 
 def find_world(path_or_name: str | Path) -> Path:
-    """Return the folder of a world, given that folder or the name of a shipped world."""
-    try:
-        if Path(path_or_name).is_dir():
-            return Path(path_or_name)
-    except (OSError, ValueError):  # no folder can have this name
-        pass
+    """Return the folder of a world, given that folder or the name of a shipped world, of which a folder with other
+    things, such as rollouts, may have the name."""
     folders = sorted(SHIPPED.iterdir()) if SHIPPED.is_dir() else []
     shipped = {folder.name: folder for folder in folders if folder.is_dir()}
+    with suppress(OSError, ValueError):  # no folder can have this name
+        if Path(path_or_name).is_dir() and (str(path_or_name) not in shipped or Path(path_or_name, CONFIG).exists()):
+            return Path(path_or_name)
     if str(path_or_name) in shipped:
         return shipped[str(path_or_name)]
     near = difflib.get_close_matches(str(path_or_name)[:80], shipped, 1)

@@ -37,7 +37,7 @@ from starflow_world.model.checkpoint import (
 )
 from starflow_world.model.networks import Networks
 from starflow_world.training.optimizers import world_optimizers
-from starflow_world.world import World, find_world
+from starflow_world.world import SHIPPED, World, find_world
 from tests.worlds import TINY, randomise
 
 FLOW = {"shallow_blocks": 1, "denoiser_layers": 0, "deep_layers": 1}
@@ -131,6 +131,14 @@ def test_a_world_is_found_by_its_folder_or_its_name(tmp_path):
                 find_world(wrong)
     with pytest.raises(ConfigError, match="device: expected one of this machine"):
         World.load(_saved(tmp_path), device="quantum")
+
+
+def test_a_folder_of_rollouts_does_not_hide_the_world_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cartpole-pixels").mkdir()
+    assert find_world("cartpole-pixels") == SHIPPED / "cartpole-pixels"
+    (tmp_path / "cartpole-pixels" / CONFIG).touch()
+    assert find_world("cartpole-pixels") == Path("cartpole-pixels")
 
 
 def _saved(folder: Path) -> Path:
