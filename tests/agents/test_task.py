@@ -61,6 +61,16 @@ def test_reality_shows_an_agent_what_was_recorded_for_the_world(name: str) -> No
         assert np.allclose(rewards, recorded.rewards)
 
 
+@pytest.mark.parametrize(("kind", "seen"), [("event", [1.0, 0.0, 0.0]), ("raw", [0.25, -2.0, 0.0])])
+def test_rewards_in_reality_are_of_the_kind_that_was_recorded(
+    kind: str, seen: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, gains = PictureEnv(replace(SOURCES[DISCRETE], reward=kind)), iter([0.25, -2.0, 0.0])
+    env.reset(seed=0)
+    monkeypatch.setattr(env.env, "step", lambda action: (None, next(gains), False, False, {}))
+    assert [env.step(0)[1] for _ in range(3)] == seen
+
+
 @pytest.mark.parametrize("name", [DISCRETE, BOX])
 def test_dreams_and_reality_begin_alike_with_the_same_spaces_and_limit(name: str, tmp_path: Path) -> None:
     world = world_of(SOURCES[name], tmp_path)

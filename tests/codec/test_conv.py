@@ -55,6 +55,13 @@ def test_a_ball_of_one_pixel_that_as_many_components_lose_stays_one_pixel(fitted
         assert torch.equal((back(fitted, frames, level) > 130), frames > 130)
 
 
+def test_noise_in_training_keeps_pictures_under_the_noise_of_the_world(fitted, at_most):
+    frames, silent = balls(), ConvCodec(CODEC, (16, 16), 0.0)
+    silent.fit(frames)
+    errors = [float((back(codec, frames, LEVEL).float() - frames).square().mean().sqrt()) for codec in (fitted, silent)]
+    at_most("error, of that without noise in training", errors[0] / errors[1], 0.8)
+
+
 def test_latents_are_bounded_and_those_of_a_site_depend_on_its_own_pixels_alone(fitted):
     frames = balls()
     latents = fitted.encode(frames[None])[0]

@@ -109,8 +109,18 @@ def test_an_interrupted_round_goes_on_to_the_same_world_and_agent(
     assert len(EpisodeDataset(other / "episodes")) == 3
 
 
-def test_random_episodes_can_be_collected_for_comparison(home: Path, tmp_path: Path) -> None:
-    out = train_agent(plan(home, tmp_path / "out", collector="random", data=None))
+def test_a_world_learns_on_from_that_of_the_round_before_and_from_random_episodes_for_comparison(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+
+    def learned(*args: Any, **kwargs: Any) -> Path:
+        begun.append(kwargs["init"])
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr("starflow_world.training.train", learned)
+    out = train_agent(plan(home, tmp_path / "out", collector="random", data=None, rounds=2, steps=512))
+    assert begun == [home / "world", out / "loop-0" / "round-1" / "world"]
     episodes = out / "loop-0" / "round-1" / "episodes"
     assert json.loads((episodes / "collection.json").read_text())["recipe"]["policy"]["type"] == "RandomPolicy"
     assert json.loads((out / "loop-0" / "round-1" / "world" / "card.json").read_text())["episodes"] == 3

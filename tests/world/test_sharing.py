@@ -178,6 +178,15 @@ def test_a_published_video_model_is_not_shared_as_a_world(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
+def test_a_repository_of_a_published_video_model_is_not_read_as_a_world(
+    shared: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = SimpleNamespace(codec=SimpleNamespace(kind="wan"))
+    monkeypatch.setattr("starflow_world.world.sharing.load_config", lambda folder: (video, ""))
+    with pytest.raises(CheckpointError, match="somebody/rooms: expected a world that holds all its parts"):
+        World.from_pretrained(NAME)
+
+
 @pytest.mark.parametrize("calls", [0, 1])
 def test_a_save_that_stops_leaves_no_mix_of_two_worlds(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
