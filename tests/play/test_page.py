@@ -216,6 +216,14 @@ def test_nothing_moves_when_the_picture_changes_and_nothing_is_cut_at_any_width(
         page.wait_for_function(  # pixels are squares of whole size, and the frame fills its room
             "() => { const box = document.getElementById('imagined').getBoundingClientRect(), room = "
             "document.getElementById('panes').clientHeight; return box.width % 8 === 0 && box.width > room - 80 }")
+    press(page, "ArrowLeft")
+    page.keyboard.press("t")
+    page.wait_for_selector("#branch")
+    for width in (320, 360):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.wait_for_function(  # words stay below their picture
+            "() => [...document.querySelectorAll('figcaption')].every(words => words.scrollWidth <= words.clientWidth"
+            " && words.scrollHeight <= words.clientHeight)")
 
 
 def test_the_page_weighs_at_most_200_kilobytes_and_names_no_other_place():

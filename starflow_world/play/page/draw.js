@@ -70,7 +70,8 @@ export class Stage {
     if (!this.size) return;
     const figures = Object.values(this.figures), space = this.box.getBoundingClientRect();
     const gap = 16 * (figures.length + 1);
-    const room = {width: (space.width - gap) / figures.length, height: space.height - 64};
+    const words = figures[0].words.parentElement.offsetHeight;
+    const room = {width: (space.width - gap) / figures.length, height: space.height - words - 12};
     const [width, height] = fitted(this.size.width, this.size.height, room);
     for (const {canvas, heat} of figures) for (const each of [canvas, heat]) {
       each.style.width = `${width}px`; each.style.height = `${height}px`;
